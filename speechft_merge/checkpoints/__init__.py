@@ -1,0 +1,7 @@
+"""What the bytes are: container formats to one index of byte ranges. Hostile files are read safely, nothing is renamed."""
+
+from speechft_merge.checkpoints.dtypes import DType
+from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
+from speechft_merge.checkpoints.opening import open_checkpoint
+
+__all__ = ["Checkpoint", "DType", "TensorSpan", "open_checkpoint"]

@@ -1,0 +1,142 @@
+"""From what the user named to an index: find the weights, tell the container by its bytes, read the index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechft_merge.checkpoints import torch_legacy, torch_zip
+from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
+from speechft_merge.checkpoints.safetensors import read_safetensors
+from speechft_merge.checkpoints.shards import join_shards, read_weight_map, require_shards
+from speechft_merge.checkpoints.state_dict import find_state_dict
+from speechft_merge.checkpoints.torch_legacy import read_torch_legacy
+from speechft_merge.checkpoints.torch_tensors import span_of
+from speechft_merge.checkpoints.torch_zip import read_torch_zip
+from speechft_merge.errors import CheckpointError, NotFoundError
+from speechft_merge.sources import LocalFolder
+
+if TYPE_CHECKING:
+    from speechft_merge.sources import ByteSource, Folder
+
+USUAL_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Where transformers looks for weights, in its order."""
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+NOT_WEIGHTS = ("training_args.bin", "optimizer.", "scheduler.", "scaler.", "rng_state", "random_states")
+"""What training code leaves beside the weights under the same suffixes."""
+
+
+def open_checkpoint(reference: str) -> Checkpoint:
+    """Index the model that `reference` names: a model directory, a weights file, or an index of shards.
+
+    Raises:
+        NotFoundError: nothing there, nothing that looks like weights, or several candidates.
+        CheckpointError: the file is damaged, hostile, or of a kind that cannot be read.
+    """
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        folder = LocalFolder(path)
+        return _open_in(folder, choose_weights(folder), reference)
+    if not path.exists():
+        raise NotFoundError(f"{reference}: no such file or directory")
+    return _open_in(LocalFolder(path.parent), path.name, reference)
+
+
+def choose_weights(folder: Folder) -> str:
+    """The name of the one file in a model directory that holds, or indexes, its weights.
+
+    Raises:
+        NotFoundError: there is none, or more than one that is not under a usual name.
+    """
+    names = folder.names()
+    for usual in USUAL_NAMES:
+        if usual in names:
+            return usual
+    if "adapter_model.safetensors" in names or "adapter_model.bin" in names:
+        raise NotFoundError(
+            f"{folder.name} holds an adapter (PEFT), not a whole model; fold it into its base first "
+            "(merge_and_unload) and save the result"
+        )
+    indexes = [name for name in names if name.endswith((".safetensors.index.json", ".bin.index.json"))]
+    loose = [name for name in names if name.endswith(WEIGHT_SUFFIXES) and not name.startswith(NOT_WEIGHTS)]
+    candidates = indexes or loose
+    if not candidates:
+        listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
+        raise NotFoundError(
+            f"{folder.name} holds no weights (expected {', '.join(USUAL_NAMES)}, or one "
+            f"{', '.join('*' + suffix for suffix in WEIGHT_SUFFIXES)}); it holds {listed}"
+        )
+    if len(candidates) > 1:
+        raise NotFoundError(
+            f"{folder.name} holds {len(candidates)} candidates for the weights: {', '.join(candidates[:8])}; "
+            "name one of them"
+        )
+    return candidates[0]
+
+
+def _open_in(folder: Folder, name: str, reference: str) -> Checkpoint:
+    if name.endswith(".index.json"):
+        checkpoint = _open_shards(folder, name, reference)
+    else:
+        checkpoint = _open_file(folder.open(name), reference)
+    if not checkpoint.tensors:
+        odd = (
+            f" (only ones that cannot be read, such as {next(iter(checkpoint.unreadable))!r})"
+            if checkpoint.unreadable
+            else ""
+        )
+        raise CheckpointError(f"{reference} holds no tensors{odd}")
+    checkpoint.folder = folder
+    return checkpoint
+
+
+def _open_shards(folder: Folder, index_name: str, reference: str) -> Checkpoint:
+    index = folder.open(index_name)
+    weight_map = read_weight_map(index)
+    files = require_shards(index.name, weight_map, folder.names())
+    return join_shards(index.name, weight_map, {file: _open_file(folder.open(file), reference) for file in files})
+
+
+def _open_file(source: ByteSource, reference: str) -> Checkpoint:
+    """Index one file; what it is, its first bytes say, not its name."""
+    start = source.read(0, min(source.size, 512))
+    if start.startswith(torch_zip.MAGIC):
+        return _from_pickle(read_torch_zip(source), "torch zip", reference)
+    if start[:1] == b"\x80" and start[2:].startswith(torch_legacy.MAGIC):
+        return _from_pickle(read_torch_legacy(source), "torch legacy", reference)
+    if start[8:9] == b"{":
+        tensors, metadata = read_safetensors(source)
+        return Checkpoint(reference, "safetensors", tensors, [source], metadata)
+    raise CheckpointError(f"{source.name} {_what_it_is(start)}; expected safetensors or what torch.save writes")
+
+
+def _from_pickle(opened: torch_zip.TorchZip | torch_legacy.TorchLegacy, container: str, reference: str) -> Checkpoint:
+    state = find_state_dict(opened.root, opened.source.name)
+    tensors: dict[str, TensorSpan] = {}
+    for name, view in state.tensors.items():
+        start, held = opened.locate(view.storage)
+        tensors[name] = span_of(view, name, opened.source, start, held)
+    unreadable = {name: odd.reason for name, odd in state.odd.items()}
+    return Checkpoint(reference, container, tensors, [opened.source], {}, unreadable, state.path, state.others)
+
+
+def _what_it_is(start: bytes) -> str:
+    """A guess at a file that is no checkpoint we read, from its first bytes."""
+    kinds = (
+        (not start, "is empty"),
+        (start.startswith(b"version https://git-lfs"), "is a Git LFS pointer, not the file it stands for (run git lfs pull)"),
+        (start.startswith(b"\x89HDF"), "is an HDF5 file (TensorFlow weights?)"),
+        (start.startswith(b"GGUF"), "is a GGUF file"),
+        (start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")), "is compressed; unpack it first"),
+        (start[257:262] == b"ustar", "is a tar archive (torch before 0.4?): load it with torch and save it again"),
+        (start[:1] == b"\x80", "is a pickle, but not one that torch.save wrote; pickles are never executed here"),
+        (start.lstrip()[:1] in (b"{", b"["), "looks like JSON"),
+        (start.startswith((b"<", b"\xef\xbb\xbf<")), "looks like a web page (a failed download?)"),
+    )  # fmt: skip
+    return next((text for matches, text in kinds if matches), f"is not a checkpoint (it begins with {start[:8]!r})")

@@ -1,0 +1,126 @@
+"""The safetensors container: 8 bytes of header length, a JSON header, the tensors without gaps.
+
+Format: https://huggingface.co/docs/safetensors. Parsed here, since the safetensors library tells no offsets; it is the
+oracle of the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.checkpoints.dtypes import DType
+from speechft_merge.checkpoints.index import TensorSpan
+from speechft_merge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from speechft_merge.sources import ByteSource
+
+MAX_HEADER = 100_000_000
+"""Bytes; the safetensors library's own bound."""
+
+MAX_RANK = 64
+"""Dimensions of a tensor: numpy's bound. Without one a hostile shape makes a product of any length."""
+
+
+def read_safetensors(source: ByteSource) -> tuple[dict[str, TensorSpan], dict[str, str]]:
+    """Index one file.
+
+    Returns:
+        The tensors in the order of their bytes, and the file's `__metadata__`.
+
+    Raises:
+        CheckpointError: the header lies about the file in any way.
+    """
+    header, start = _read_header(source)
+    metadata = header.pop("__metadata__", {})
+    if not _is_string_table(metadata):
+        raise CheckpointError(f"{source.name}: __metadata__ of a safetensors file must map strings to strings")
+    ranges = [_parse_entry(source, name, entry) for name, entry in header.items()]
+    ranges.sort(key=lambda r: (r[1], r[2]))
+    tensors: dict[str, TensorSpan] = {}
+    end = 0
+    for name, begin, stop, dtype, shape in ranges:
+        if begin != end:
+            kind = "overlaps the tensor before it" if begin < end else "leaves a gap before it"
+            raise CheckpointError(
+                f"{source.name}: {name!r} {kind} (bytes {begin} to {stop}, expected to start at {end})"
+            )
+        tensors[name] = TensorSpan(source, start + begin, dtype, shape)
+        end = stop
+    if start + end != source.size:
+        raise CheckpointError(
+            f"{source.name} is {source.size} bytes long but its header describes {start + end}: "
+            f"{'cut short, copy or download it again' if source.size < start + end else 'bytes after the last tensor'}"
+        )
+    return tensors, metadata
+
+
+def _read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
+    """The parsed header and the offset at which the tensors start."""
+    if source.size < 8:
+        raise CheckpointError(f"{source.name} has {source.size} bytes: too short for a safetensors file")
+    (length,) = struct.unpack("<Q", source.read(0, 8))
+    if length > min(source.size - 8, MAX_HEADER):
+        raise CheckpointError(
+            f"{source.name}: a header of {length} bytes in a file of {source.size} (at most {MAX_HEADER} are allowed): "
+            "not a safetensors file, or cut short"
+        )
+    try:
+        header = json.loads(
+            source.read(8, length).decode(), object_pairs_hook=_unique_names, parse_constant=_refuse_constant
+        )
+    except RecursionError:
+        raise CheckpointError(f"{source.name}: the safetensors header is nested too deeply") from None
+    except ValueError as error:
+        raise CheckpointError(f"{source.name}: the safetensors header is not valid JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{source.name}: the safetensors header is a {type(header).__name__}, expected an object")
+    return header, 8 + length
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in table:
+            raise ValueError(f"the name {name!r} occurs twice")
+        table[name] = value
+    return table
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _is_string_table(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _parse_entry(source: ByteSource, name: str, entry: Any) -> tuple[str, int, int, DType, tuple[int, ...]]:
+    """Name, begin, end, dtype and shape of one header entry; begin and end count from the first tensor byte."""
+    where = f"{source.name}: tensor {name!r}"
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise CheckpointError(f"{where} has no dtype, shape and data_offsets")
+    if entry["dtype"] not in DType.__members__:
+        raise CheckpointError(
+            f"{where} has the unknown dtype {entry['dtype']!r}; known: {', '.join(DType.__members__)}"
+        )
+    dtype = DType[entry["dtype"]]
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_size, shape)):
+        raise CheckpointError(f"{where} has the shape {shape!r}, expected a list of sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise CheckpointError(f"{where} has the data_offsets {offsets!r}, expected [begin, end]")
+    begin, end = offsets
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise CheckpointError(
+            f"{where}: {dtype.name} of shape {shape} takes {math.prod(shape) * dtype.itemsize} bytes, "
+            f"its data_offsets {offsets} give {end - begin}"
+        )
+    return name, begin, end, dtype, tuple(shape)

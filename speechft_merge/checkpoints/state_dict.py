@@ -1,0 +1,112 @@
+"""Which of a pickled file's dictionaries is the model, and what the others are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from speechft_merge.checkpoints.pickle_data import Inert
+from speechft_merge.checkpoints.torch_tensors import OddTensor, TensorView
+from speechft_merge.errors import CheckpointError
+
+MAX_DEPTH = 6
+"""How deep a state dict may lie; Lightning and fairseq put it at depth 1."""
+
+_PREFERRED = ("state_dict", "model_state_dict", "model", "model_weight", "Upstream", "module", "net")
+"""Keys under which training code keeps the model, the usual ones first; they decide where sizes do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateDict:
+    """The tensors of a model as the pickle has them."""
+
+    path: str
+    tensors: dict[str, TensorView]
+    odd: dict[str, OddTensor]
+    others: dict[str, str]
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all its tensors."""
+        return sum(_elements(view) for view in self.tensors.values())
+
+
+def find_state_dict(root: Any, name: str) -> StateDict:
+    """The dictionary with the most parameters; among equals the one under the more usual key.
+
+    Raises:
+        CheckpointError: there is none, or the file is a whole pickled module.
+    """
+    found: list[StateDict] = []
+    seen: set[int] = set()
+    todo: list[tuple[tuple[str, ...], Any]] = [((), root)]
+    while todo:
+        path, value = todo.pop()
+        if not isinstance(value, dict) or id(value) in seen or len(path) > MAX_DEPTH:
+            continue
+        seen.add(id(value))
+        tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, TensorView)}
+        odd = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, OddTensor)}
+        if tensors:
+            found.append(StateDict(".".join(path), tensors, odd, {}))
+        todo += [((*path, key), item) for key, item in value.items() if isinstance(key, str) and isinstance(item, dict)]
+    if not found:
+        raise CheckpointError(f"{name} holds no state dict: {_explain(root)}")
+    best = max(found, key=lambda candidate: (candidate.parameters, -_rank(candidate.path), -len(candidate.path)))
+    return StateDict(best.path, best.tensors, best.odd, _describe_others(root, best.path))
+
+
+def _elements(view: TensorView) -> int:
+    elements = 1
+    for size in view.shape:
+        elements *= size
+    return elements
+
+
+def _rank(path: str) -> int:
+    last = path.rpartition(".")[2]
+    return _PREFERRED.index(last) if last in _PREFERRED else len(_PREFERRED)
+
+
+def _explain(root: Any) -> str:
+    if isinstance(root, Inert):
+        return (
+            f"it is a pickled {root} object, which cannot be rebuilt without running its code; "
+            "load it where it was made and save its state_dict()"
+        )
+    if isinstance(root, dict):
+        return f"its entries are {', '.join(f'{key!r}: {describe(item)}' for key, item in list(root.items())[:8])}"
+    return f"it is {describe(root)}"
+
+
+def _describe_others(root: Any, chosen: str) -> dict[str, str]:
+    """What lies beside the state dict, along its path, each entry in a few words."""
+    others: dict[str, str] = {}
+    prefix, value = "", root
+    for step in chosen.split(".") if chosen else []:
+        others |= {f"{prefix}{key}": describe(item) for key, item in value.items() if key != step}
+        prefix, value = f"{prefix}{step}.", value.get(step)
+        if not isinstance(value, dict):  # a key with a dot in it
+            break
+    return others
+
+
+def describe(value: Any) -> str:
+    """A few words about a value of a pickle, never its text at length."""
+    match value:
+        case TensorView():
+            return f"tensor {list(value.shape)}"
+        case OddTensor():
+            return f"tensor ({value.reason})"
+        case Inert():
+            return f"{value} (not rebuilt)"
+        case dict():
+            tensors = sum(isinstance(item, TensorView) for item in value.values())
+            return f"{tensors} tensors" if tensors else f"dict of {len(value)}"
+        case list() | tuple():
+            return f"{type(value).__name__} of {len(value)}"
+        case bool() | int() | float() | None:
+            return str(value)[:40]
+        case str():
+            return f"text of {len(value)} characters" if len(value) > 40 else repr(value)
+    return type(value).__name__

@@ -1,0 +1,122 @@
+"""The container that torch.save writes since torch 1.6: a zip of a pickle and one stored record per storage."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.checkpoints.pickle_data import read_pickle
+from speechft_merge.checkpoints.torch_tensors import CONSTRUCTORS, Storage, storage_of
+from speechft_merge.errors import CheckpointError
+from speechft_merge.sources import SourceReader
+
+if TYPE_CHECKING:
+    from speechft_merge.sources import ByteSource
+
+MAGIC = b"PK\x03\x04"
+MAX_PICKLE = 64 << 20
+"""Bytes of data.pkl; that of HuBERT Base has 30 KB."""
+
+_LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # APPNOTE.TXT 4.3.7
+
+
+@dataclass(frozen=True, slots=True)
+class TorchZip:
+    """The object a zip checkpoint holds, and where its storages lie."""
+
+    source: ByteSource
+    root: Any
+    records: dict[str, tuple[int, int]]
+    """Storage key -> (offset in the file, bytes held)."""
+
+    def locate(self, storage: Storage) -> tuple[int, int]:
+        """Offset and bytes held of a storage.
+
+        Raises:
+            CheckpointError: the file has no such record.
+        """
+        if storage.key not in self.records:
+            raise CheckpointError(f"{self.source.name}: the record data/{storage.key[:80]} is missing")
+        return self.records[storage.key]
+
+
+def read_torch_zip(source: ByteSource) -> TorchZip:
+    """Read the pickle and the list of records; no storage is read.
+
+    Raises:
+        CheckpointError: not such a zip, big-endian, or records that are compressed or overlap.
+    """
+    try:
+        archive = zipfile.ZipFile(io.BufferedReader(SourceReader(source), 1 << 16))
+        entries = archive.infolist()
+        central_directory = archive.start_dir
+    except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, OverflowError, EOFError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{source.name} is a damaged zip file ({error}); copy or download it again") from error
+    records = _place_records(source, entries, central_directory)
+    _require_checkpoint(source, records)
+    if "byteorder" in records and source.read(*_checked(source, records, "byteorder", 16)) != b"little":
+        raise CheckpointError(f"{source.name} was written on a big-endian machine; load and save it with torch")
+    pickled = source.read(*_checked(source, records, "data.pkl", MAX_PICKLE))
+    if zlib.crc32(pickled) != next(e.CRC for e in entries if e.filename.endswith("/data.pkl")):
+        raise CheckpointError(f"{source.name}: the checksum of its data.pkl is wrong; copy or download it again")
+    root = read_pickle(io.BytesIO(pickled), source.name, CONSTRUCTORS, storage_of)
+    return TorchZip(source, root, {n.removeprefix("data/"): r for n, r in records.items() if n.startswith("data/")})
+
+
+def _place_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int) -> dict[str, tuple[int, int]]:
+    """Name without the archive's folder -> (offset, bytes), each checked against its local header and its neighbours."""
+    records: dict[str, tuple[int, int]] = {}
+    previous_name, previous_end = "", 0
+    for entry in sorted(entries, key=lambda e: e.header_offset):
+        name = entry.filename.partition("/")[2]
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise CheckpointError(
+                f"{source.name}: record {entry.filename!r} is compressed, which torch never does; unpack it and "
+                "pack it again without compression (zip -0)"
+            )
+        if entry.flag_bits & 1:
+            raise CheckpointError(f"{source.name}: record {entry.filename!r} is encrypted")
+        if entry.header_offset < previous_end:
+            raise CheckpointError(
+                f"{source.name}: the records {previous_name!r} and {entry.filename!r} overlap: damaged or forged"
+            )
+        offset = _data_offset(source, entry)
+        previous_name, previous_end = entry.filename, offset + entry.file_size
+        if previous_end > end:
+            raise CheckpointError(
+                f"{source.name}: record {entry.filename!r} reaches past the end of the archive's data"
+            )
+        if name in records:
+            raise CheckpointError(f"{source.name}: two records are called {name!r}")
+        records[name] = offset, entry.file_size
+    return records
+
+
+def _data_offset(source: ByteSource, entry: zipfile.ZipInfo) -> int:
+    if not 0 <= entry.header_offset <= source.size - _LOCAL_HEADER.size:
+        raise CheckpointError(f"{source.name}: record {entry.filename!r} lies outside the file")
+    magic, *_, name_length, extra_length = _LOCAL_HEADER.unpack(source.read(entry.header_offset, _LOCAL_HEADER.size))
+    if magic != MAGIC:
+        raise CheckpointError(f"{source.name}: no record begins where {entry.filename!r} should")
+    return int(entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length)
+
+
+def _require_checkpoint(source: ByteSource, records: dict[str, tuple[int, int]]) -> None:
+    if any(name.startswith("code/") for name in records) or "constants.pkl" in records:
+        raise CheckpointError(f"{source.name} is a TorchScript program; save the model's state_dict() instead")
+    if "data.pkl" not in records:
+        kind = "a numpy archive (.npz)" if any(n.endswith(".npy") for n in records) else "a zip file"
+        raise CheckpointError(f"{source.name} is {kind}, not a checkpoint that torch.save wrote (no data.pkl in it)")
+
+
+def _checked(source: ByteSource, records: dict[str, tuple[int, int]], name: str, limit: int) -> tuple[int, int]:
+    offset, size = records[name]
+    if size > limit:
+        raise CheckpointError(f"{source.name}: its {name} has {size} bytes, at most {limit} are allowed")
+    return offset, size

@@ -1,0 +1,104 @@
+"""Whether two models of equal shapes have anything to do with each other: measured on a sample of their weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.plan import Action
+
+if TYPE_CHECKING:
+    from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
+    from speechft_merge.plan import Plan, PlannedTensor
+
+LEAST_COSINE = 0.1
+"""Median over the sampled matrices. Independent weights give 0 +- 0.02 at this sample size; a fine-tune that moved each
+weight by as much as its own size still gives 0.7."""
+SAMPLED_TENSORS = 24
+SAMPLED_ELEMENTS = 4096
+LEAST_ELEMENTS = 512
+"""Matrices smaller than this say too little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """Cosine between base and fine-tune, per sampled tensor."""
+
+    cosines: dict[str, float]
+
+    @property
+    def median(self) -> float | None:
+        """Over the tensors; None if there was nothing to sample."""
+        return median(self.cosines.values()) if self.cosines else None
+
+    @property
+    def unrelated(self) -> bool:
+        """Whether the weights have plainly nothing in common."""
+        return self.median is not None and self.median < LEAST_COSINE
+
+
+def measure_relation(plan: Plan, which: int = 0) -> Relation:
+    """Cosines of the centred weights of one fine-tune with the base, on matrices spread over the model.
+
+    Matrices and kernels only: norms are near 1 and biases near 0 in any model.
+    """
+    candidates = [
+        tensor
+        for tensor in plan.tensors
+        if tensor.action is Action.INTERPOLATED and len(tensor.finetuned) > which and _is_matrix(tensor)
+    ]
+    step = max(1, len(candidates) // SAMPLED_TENSORS)
+    cosines = {}
+    for tensor in candidates[::step][:SAMPLED_TENSORS]:
+        assert tensor.base is not None
+        count = min(SAMPLED_ELEMENTS, tensor.base.elements)
+        start = (tensor.base.elements - count) // 2
+        cosine = _cosine(_sample(tensor.base, start, count), _sample(tensor.finetuned[which], start, count))
+        if cosine is not None:
+            cosines[tensor.name] = cosine
+    return Relation(cosines)
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """sha256 over every tensor's name, type and shape and over a little of its data.
+
+    It tells checkpoints apart that any training separates, at the cost of some small reads. It is no checksum of the
+    whole file: that would cost more than the merge.
+    """
+    digest = hashlib.sha256()
+    for name, span in sorted(checkpoint.tensors.items()):
+        digest.update(f"{name}\0{span.dtype.name}\0{list(span.shape)}\0".encode())
+        count = min(256, span.nbytes)
+        for offset in (0, (span.nbytes - count) // 2, span.nbytes - count):
+            digest.update(span.source.read(span.offset + offset, count))
+    return digest.hexdigest()
+
+
+def _is_matrix(tensor: PlannedTensor) -> bool:
+    return sum(size > 1 for size in tensor.shape) >= 2 and math.prod(tensor.shape) >= LEAST_ELEMENTS
+
+
+def _sample(span: TensorSpan, start: int, count: int) -> Any:
+    import numpy as np
+
+    from speechft_merge.interpolate import widen
+
+    raw = np.frombuffer(
+        span.source.read(span.offset + start * span.dtype.itemsize, count * span.dtype.itemsize), np.uint8
+    )
+    values = np.empty(count, np.float64)
+    widen(raw, span.dtype, values)
+    return values
+
+
+def _cosine(a: Any, b: Any) -> float | None:
+    """Of the centred samples; None where either is constant or not finite."""
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        a, b = a - a.mean(), b - b.mean()
+        cosine = float(a @ b / math.sqrt(float(a @ a) * float(b @ b) or math.nan))
+    return cosine if math.isfinite(cosine) else None

@@ -1,0 +1,86 @@
+"""`speechft_merge.json` beside the weights: what was merged, how to make it again, and the proof that it was this."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge import __version__
+from speechft_merge.evidence import fingerprint
+from speechft_merge.report import summarise_layers
+from speechft_merge.staging import matches
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from speechft_merge.checkpoints.index import Checkpoint
+    from speechft_merge.outline import Outline
+    from speechft_merge.plan import Plan
+    from speechft_merge.stream import Drift
+
+NAME = "speechft_merge.json"
+FORMAT = 1
+"""Of the manifest, and of the arithmetic: raised when the same recipe would give other bytes."""
+
+
+def describe_input(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What identifies an input, and what it was called."""
+    return {
+        "reference": checkpoint.reference,
+        "container": checkpoint.container,
+        "files": [{"file": source.name.rpartition("/")[2], "size": source.size} for source in checkpoint.sources],
+        "tensors": len(checkpoint.tensors),
+        "parameters": checkpoint.parameters,
+        "fingerprint": fingerprint(checkpoint),
+    }
+
+
+def identify(plan: Plan, outline: Outline, inputs: Sequence[dict[str, Any]], companions: dict[str, bytes]) -> str:
+    """A digest that two merges share if, and only if, they are the same: same weights in, recipe and files out."""
+    content = {
+        "format": FORMAT,
+        "recipe": plan.recipe.to_json(),
+        "inputs": [entry["fingerprint"] for entry in inputs],
+        "outline": outline.digest,
+        "companions": {name: hashlib.sha256(text).hexdigest() for name, text in sorted(companions.items())},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def make_manifest(
+    plan: Plan, merge_id: str, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, object]],
+    drifts: dict[str, Drift], command: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """The manifest as a JSON document; its `recipe` can be given to `--recipe` as it stands."""
+    identical = sorted(name for name, drift in drifts.items() if not drift.changed)
+    return {
+        "format": FORMAT,
+        "speechft_merge": __version__,
+        "merge_id": merge_id,
+        "command": list(command),
+        "recipe": plan.recipe.to_json(),
+        "base": inputs[0],
+        "finetuned": list(inputs[1:]),
+        "counts": plan.counts | {"identical": len(identical)},
+        "coverage": plan.coverage,
+        "layers": [row.to_json() for row in summarise_layers(plan, drifts)],
+        "identical": identical,
+        "not_interpolated": {t.name: f"{t.action}: {t.reason}" for t in (*plan.tensors, *plan.left_out) if t.reason},
+        "outputs": list(outputs),
+    }
+
+
+def proves(folder: Path, merge_id: str) -> bool:
+    """Whether `folder` holds the finished output of this very merge, every weight file whole."""
+    try:
+        manifest = json.loads((folder / NAME).read_text())
+        return manifest["merge_id"] == merge_id and all(matches(folder, entry) for entry in manifest["outputs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def encode(manifest: dict[str, Any]) -> bytes:
+    """The file's content."""
+    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()

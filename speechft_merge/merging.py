@@ -1,0 +1,234 @@
+"""The merge from end to end: open, decide, check, write, commit. The library's main verbs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge import card, manifest
+from speechft_merge.checkpoints import open_checkpoint
+from speechft_merge.companions import CONFIG, companions_of
+from speechft_merge.errors import MismatchError, OutputError, UsageError
+from speechft_merge.evidence import Relation, measure_relation
+from speechft_merge.outline import INDEX, make_outline
+from speechft_merge.plan import LEAST_COVERAGE, make_plan
+from speechft_merge.recipe import Recipe
+from speechft_merge.staging import Staging, require_place, require_space
+from speechft_merge.stream import Placed, choose_workers, execute
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.outline import Outline
+    from speechft_merge.plan import Plan
+    from speechft_merge.stream import Drift, Progress, Workers
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Everything decided and checked, nothing written."""
+
+    base: Checkpoint
+    finetuned: list[Checkpoint]
+    plan: Plan
+    outline: Outline
+    companions: dict[str, bytes]
+    relations: list[Relation]
+    """Of each fine-tune to the base."""
+    workers: Workers
+    warnings: list[str] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close the inputs."""
+        for checkpoint in (self.base, *self.finetuned):
+            checkpoint.close()
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge left behind."""
+
+    output: Path
+    manifest: dict[str, Any]
+    plan: Plan
+    drifts: dict[str, Drift]
+    """By output name, of every interpolated tensor that was written by this call."""
+    already_done: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def prepare(
+    base: str, finetuned: Sequence[str], recipe: Recipe | None = None, *, max_shard_size: int | None = None,
+    force: bool = False, workers: int | None = None,
+) -> Prepared:  # fmt: skip
+    """Open the models, decide on every tensor, and check that the models belong together.
+
+    Args:
+        base: the pre-trained model: a directory or a file.
+        finetuned: one or more fine-tunes of it.
+        recipe: alphas and the like; the default is Speech-FT's alpha of 0.25 for everything.
+        max_shard_size: bytes of a weights file; None for a single one.
+        force: merge even if the evidence says that the models are not related, or if the fine-tune covers little.
+        workers: threads; None to choose.
+
+    Raises:
+        NotFoundError, CheckpointError, MismatchError, UsageError: see `checkpoints.open_checkpoint` and `plan.make_plan`.
+    """
+    if not finetuned:
+        raise UsageError("a fine-tuned model is missing; give the base first, then one or more fine-tunes of it")
+    opened = [open_checkpoint(reference) for reference in (base, *finetuned)]
+    plan = make_plan(opened[0], opened[1:], recipe or Recipe())
+    outline = make_outline(plan.tensors, max_shard_size)
+    warnings: list[str] = []
+    relations = [measure_relation(plan, which) for which in range(len(finetuned))]
+    for checkpoint, relation in zip(opened[1:], relations, strict=True):
+        _require_related(opened[0], checkpoint, plan, relation, force, warnings)
+    return Prepared(
+        opened[0], opened[1:], plan, outline, companions_of(plan, opened[0], opened[1:]), relations,
+        choose_workers(outline.size, workers), warnings,
+    )  # fmt: skip
+
+
+def merge(
+    base: str, finetuned: str | Sequence[str], output: str | Path, recipe: Recipe | None = None, *,
+    alpha: float | None = None, max_shard_size: int | None = None, force: bool = False, workers: int | None = None,
+    durable: bool = True, progress: Progress | None = None, command: Sequence[str] = (),
+) -> MergeResult:  # fmt: skip
+    """Merge models on disk into a model directory; see `prepare` for the arguments not told here.
+
+    Args:
+        base: the pre-trained model.
+        finetuned: a fine-tune of it, or several.
+        output: the directory to make.
+        recipe: alphas and the like.
+        alpha: short for a recipe that has nothing but this.
+        max_shard_size: bytes of a weights file.
+        force: also replace an output that is there.
+        workers: threads.
+        durable: wait until the output is on the disk (fsync).
+        progress: called now and then with bytes done and bytes in all.
+        command: the command line, for the manifest.
+
+    Raises:
+        OutputError, WriteError: the output is there already, or cannot be written.
+    """
+    if alpha is not None:
+        if recipe is not None:
+            raise UsageError("give alpha or a recipe, not both")
+        recipe = Recipe(alpha=alpha)
+    finetuned = [finetuned] if isinstance(finetuned, str) else list(finetuned)
+    output = Path(output).expanduser()
+    require_place(output, [Path(reference).expanduser() for reference in (base, *finetuned)])
+    prepared = prepare(base, finetuned, recipe, max_shard_size=max_shard_size, force=force, workers=workers)
+    try:
+        return write(prepared, output, force=force, durable=durable, progress=progress, command=command)
+    finally:
+        prepared.close()
+
+
+def write(
+    prepared: Prepared, output: Path, *, force: bool = False, durable: bool = True, progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> MergeResult:  # fmt: skip
+    """Carry out what was prepared; see `merge`."""
+    plan, outline = prepared.plan, prepared.outline
+    inputs = [manifest.describe_input(checkpoint) for checkpoint in (prepared.base, *prepared.finetuned)]
+    merge_id = manifest.identify(plan, outline, inputs, prepared.companions)
+    if manifest.proves(output, merge_id):
+        return _already_done(prepared, output)
+    if output.exists() and not (force or _is_empty_folder(output)):
+        raise OutputError(
+            f"{output} exists and is not the output of this merge; say --force to replace it, or choose another -o"
+        )
+    staging = Staging(output, merge_id, durable)
+    try:
+        require_space(output, outline.size)
+        entries, drifts = _write_weights(prepared, staging, progress)
+        document = manifest.make_manifest(plan, merge_id, inputs, entries, drifts, command)
+        _write_company(prepared, staging, drifts, command)
+        staging.put(manifest.NAME, manifest.encode(document))
+        staging.commit(replace=output.exists())
+    except BaseException as error:
+        if manifest.proves(output, merge_id):  # another run of the same merge was faster
+            return _already_done(prepared, output)
+        if staging.abandon() and isinstance(error, Exception):
+            error.add_note("finished shards are kept; the same command goes on from there")
+        raise
+    if drifts and not any(drift.changed for drift in drifts.values()):
+        prepared.warnings.append(
+            "the fine-tune does not differ from the base anywhere: was its encoder frozen? The merge is the base"
+        )
+    return MergeResult(output, document, plan, drifts, False, tuple(prepared.warnings))
+
+
+def _write_weights(
+    prepared: Prepared, staging: Staging, progress: Progress | None
+) -> tuple[list[dict[str, object]], dict[str, Drift]]:
+    """Every weight file that is not there from an earlier run; their manifest entries, and what was measured."""
+    entries: list[dict[str, object]] = []
+    drifts: dict[str, Drift] = {}
+    done = 0
+    for planned in prepared.outline.files:
+        if staging.is_finished(planned):
+            entries.append(staging.finished[planned.name])
+            done += planned.size
+            continue
+        writer = staging.open(planned)
+        try:
+            placed = [Placed(tensor, writer, offset) for tensor, offset in planned.tensors]
+            drifts |= execute(placed, prepared.workers.count, _shifted(progress, done, prepared.outline.size))
+            entries.append(writer.finish())
+        finally:
+            writer.abandon()
+        if prepared.outline.index is not None:
+            staging.record(entries[-1])
+        done += planned.size
+    return entries, drifts
+
+
+def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:
+    """Progress of one file as progress of all."""
+    return (lambda now, _: progress(done + now, total)) if progress is not None else None
+
+
+def _write_company(prepared: Prepared, staging: Staging, drifts: dict[str, Drift], command: Sequence[str]) -> None:
+    for name, content in prepared.companions.items():
+        staging.put(name, content)
+    if prepared.outline.index is not None:
+        staging.put(INDEX, prepared.outline.index)
+    names = [checkpoint.reference for checkpoint in prepared.finetuned]
+    loads = CONFIG in prepared.companions
+    staging.put(card.NAME, card.make_card(prepared.plan, prepared.base.reference, names, drifts, command, loads))
+
+
+def _require_related(
+    base: Checkpoint, finetuned: Checkpoint, plan: Plan, relation: Relation, force: bool, warnings: list[str]
+) -> None:
+    problems = []
+    if plan.coverage < LEAST_COVERAGE:
+        problems.append(
+            f"{finetuned.reference} has only {plan.coverage:.0%} of the parameters of {base.reference}, by name and shape"
+        )
+    if relation.unrelated:
+        problems.append(
+            f"{finetuned.reference} is not a fine-tune of {base.reference}: the cosine between their weights is "
+            f"{relation.median:.3f} (median of {len(relation.cosines)} sampled tensors; a fine-tune has 0.7 or more)"
+        )
+    if problems and not force:
+        raise MismatchError(
+            "; ".join(problems) + ". Check that the base is the one that was fine-tuned; --force merges all the same"
+        )
+    warnings += [f"{problem}; merged all the same (--force)" for problem in problems]
+
+
+def _already_done(prepared: Prepared, output: Path) -> MergeResult:
+    import json
+
+    document = json.loads((output / manifest.NAME).read_text())
+    return MergeResult(output, document, prepared.plan, {}, True, tuple(prepared.warnings))
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())

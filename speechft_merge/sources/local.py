@@ -1,0 +1,95 @@
+"""Files and folders on a local or network file system."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from speechft_merge.errors import CheckpointError, NotFoundError
+
+
+class LocalFile:
+    """A regular file, read with `preadv`.
+
+    Not mapped: a page that vanishes from a mapping (a file cut short on a network file system) kills the process with
+    SIGBUS, mapped pages count as memory used, and mapping is slow on Lustre and NFS (safetensors issue 562).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+        try:
+            # O_NONBLOCK: opening a FIFO must fail the test below rather than wait for a writer
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self.status = os.fstat(self._fd)
+        except OSError as error:
+            raise NotFoundError(f"cannot read {path}: {error.strerror}") from error
+        if not stat.S_ISREG(self.status.st_mode):
+            self.close()
+            raise NotFoundError(f"{path} is not a regular file")
+
+    @property
+    def name(self) -> str:
+        """The path as it was given."""
+        return str(self.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file when it was opened."""
+        return self.status.st_size
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes that start at `offset`."""
+        while buffer:
+            try:
+                count = os.preadv(self._fd, [buffer], offset)
+            except OSError as error:
+                raise CheckpointError(f"reading {self.path} failed at byte {offset}: {error.strerror}") from error
+            if not count:
+                raise CheckpointError(
+                    f"{self.path} ended at byte {offset}; it had {self.size} bytes when it was opened"
+                )
+            buffer, offset = buffer[count:], offset + count
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes that start at `offset`; the length is checked against the file before memory is taken."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise CheckpointError(
+                f"{self.path}: bytes {offset} to {offset + length} lie outside the file ({self.size} bytes)"
+            )
+        buffer = bytearray(length)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def close(self) -> None:
+        """Close the file descriptor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class LocalFolder:
+    """A directory on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """The path as it was given."""
+        return str(self.path)
+
+    def names(self) -> list[str]:
+        """Names of the regular files in it (links to such files too, as a Hub cache has them), sorted."""
+        try:
+            return sorted(entry.name for entry in self.path.iterdir() if entry.is_file())
+        except OSError as error:
+            raise NotFoundError(f"cannot list {self.path}: {error.strerror}") from error
+
+    def open(self, name: str) -> LocalFile:
+        """One of its files."""
+        return LocalFile(self.path / name)

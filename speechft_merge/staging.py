@@ -1,0 +1,258 @@
+"""All or nothing: the output grows in a hidden folder beside its place and appears by one rename.
+
+The folder's name comes from the digest of the plan, so that a later run of the same merge finds the shards that an
+earlier one finished. Nothing relies on locks, which cannot be trusted on network file systems: files in the making have
+names of their own (host, process, random part), finished ones are renamed into place, and two runs of one merge write
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechft_merge.errors import OutputError, UsageError, WriteError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from speechft_merge.outline import OutputFile
+
+JOURNAL = "finished.json"
+"""In the hidden folder: size and sha256 of each finished weight file."""
+
+
+class OutputWriter:
+    """One file in the making. `write` may be called from several threads, `digest` by one at a time in order."""
+
+    def __init__(self, folder: Path, planned: OutputFile, durable: bool) -> None:
+        self.planned = planned
+        self._final = folder / planned.name
+        self._path = _temporary(folder, planned.name)
+        self._durable = durable
+        self._sha256 = hashlib.sha256(planned.header)
+        with _explained(self._path):
+            # created with 0666 less the umask, unlike tempfile's and safetensors' 0600 (safetensors issue 782)
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with _explained(self._path):
+                self._reserve()
+            self.write(0, memoryview(planned.header))
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _reserve(self) -> None:
+        """Take the space at once: a full disk fails now, and later writes cost less."""
+        try:
+            os.posix_fallocate(self._fd, 0, self.planned.size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+            os.ftruncate(self._fd, self.planned.size)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Put `data` at `offset`."""
+        with _explained(self._path):
+            while data:
+                count = os.pwrite(self._fd, data, offset)
+                data, offset = data[count:], offset + count
+
+    def digest(self, data: memoryview) -> None:
+        """Add `data` to the checksum."""
+        self._sha256.update(data)
+
+    def finish(self) -> dict[str, object]:
+        """Make the file durable and give it its name; returns its entry in the manifest."""
+        with _explained(self._path):
+            if self._durable:
+                os.fsync(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            self._path.replace(self._final)
+        return {"file": self.planned.name, "size": self.planned.size, "sha256": self._sha256.hexdigest()}
+
+    def abandon(self) -> None:
+        """Remove what there is; after `finish` this does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._path.unlink(missing_ok=True)
+
+
+class Staging:
+    """The hidden folder of one merge."""
+
+    def __init__(self, output: Path, digest: str, durable: bool = True) -> None:
+        self.output = output
+        self.path = output.parent / f".{output.name}.{digest[:16]}.partial"
+        self._durable = durable
+        with _explained(self.path):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(exist_ok=True)
+        self._remove_stale()
+        self.finished = self._read_journal()
+
+    def open(self, planned: OutputFile) -> OutputWriter:
+        """Begin one weight file."""
+        return OutputWriter(self.path, planned, self._durable)
+
+    def is_finished(self, planned: OutputFile) -> bool:
+        """Whether an earlier run of the same merge finished this file, by size and checksum."""
+        entry = self.finished.get(planned.name)
+        return entry is not None and entry.get("size") == planned.size and matches(self.path, entry)
+
+    def record(self, entry: dict[str, object]) -> None:
+        """Note a finished file, so that a later run need not make it again."""
+        self.finished[str(entry["file"])] = entry
+        self.put(JOURNAL, json.dumps(list(self.finished.values())).encode())
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a small file whole."""
+        temporary = _temporary(self.path, name)
+        with _explained(self.path / name):
+            try:
+                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                with os.fdopen(fd, "wb") as file:
+                    file.write(content)
+                    if self._durable:
+                        file.flush()
+                        os.fsync(file.fileno())
+                temporary.replace(self.path / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def commit(self, replace: bool) -> None:
+        """Let the output appear. An earlier one is moved aside first and removed afterwards.
+
+        Raises:
+            OutputError: something stands there by now, and `replace` is not set.
+        """
+        (self.path / JOURNAL).unlink(missing_ok=True)
+        with _explained(self.output):
+            if self._durable:
+                _sync_folder(self.path)
+            aside = None
+            if replace and self.output.exists():
+                aside = self.output.with_name(f".{self.output.name}.{secrets.token_hex(4)}.replaced")
+                self.output.rename(aside)
+            try:
+                self.path.rename(self.output)
+            except OSError:
+                if aside is not None:
+                    aside.rename(self.output)
+                raise
+            if self._durable:
+                _sync_folder(self.output.parent)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def abandon(self) -> bool:
+        """Remove the folder, unless it holds finished shards that a later run can use; tells whether it was kept."""
+        if self.finished and self.path.is_dir():
+            return True
+        shutil.rmtree(self.path, ignore_errors=True)
+        return False
+
+    def _read_journal(self) -> dict[str, dict[str, object]]:
+        try:
+            entries = json.loads((self.path / JOURNAL).read_text())
+            return {str(entry["file"]): entry for entry in entries}
+        except (OSError, ValueError, TypeError, KeyError):
+            return {}
+
+    def _remove_stale(self) -> None:
+        """Temporary files of processes of this host that are gone (killed with SIGKILL)."""
+        for path in self.path.glob(".*.tmp"):
+            owner, pid, _ = path.name.removesuffix(".tmp").rsplit(".", 2)
+            if owner.endswith(f".{socket.gethostname()}") and pid.isdigit() and not _is_alive(int(pid)):
+                path.unlink(missing_ok=True)
+
+
+def require_place(output: Path, inputs: list[Path]) -> None:
+    """Refuse an output that is, holds or lies in an input.
+
+    Raises:
+        UsageError: it would destroy or mix with what is read.
+    """
+    if output.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
+        raise UsageError(f"the output {output} must be a directory: it gets the weights, the config and a manifest")
+    target = output.resolve()
+    for path in inputs:
+        source = path.resolve()
+        if target == source or target in source.parents or (source.is_dir() and source in target.parents):
+            raise UsageError(f"the output {output} and the input {path} overlap; choose another output directory")
+
+
+def require_space(output: Path, needed: int) -> None:
+    """Refuse a merge that cannot fit.
+
+    Raises:
+        WriteError: the file system has less room than the output needs.
+    """
+    parent = next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
+    try:
+        free = shutil.disk_usage(parent).free
+    except OSError:
+        return
+    if free < needed:
+        raise WriteError(
+            f"the output needs {needed:,} bytes, {parent} has {free:,} free; make room or choose another place (-o)"
+        )
+
+
+def matches(folder: Path, entry: dict[str, object]) -> bool:
+    """Whether a file has the size and the sha256 of its entry in a manifest."""
+    path = folder / str(entry.get("file"))
+    try:
+        if path.parent != folder or path.stat().st_size != entry.get("size"):
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == entry.get("sha256")
+    except OSError:
+        return False
+
+
+def _temporary(folder: Path, name: str) -> Path:
+    """A name that no other process on any host uses, and that tells whose it is."""
+    return folder / f".{name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn an OSError into one of ours that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "make room or choose another place (-o)" if full else "check that the folder exists and may be written"
+        kind = WriteError if full or error.errno == errno.EIO else OutputError
+        raise kind(f"cannot write {path}: {error.strerror}; {advice}") from error

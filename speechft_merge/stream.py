@@ -1,0 +1,253 @@
+"""The executor: moves chunks through a few workers, in file order, and keeps the books. It decides nothing.
+
+Each worker reads a chunk of every input, makes the output chunk, writes it where the plan has it, and then, when its turn
+comes, adds it to the file's checksum. Memory is the workers' buffers, whatever the size of the model or of a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from speechft_merge.errors import MismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from speechft_merge.checkpoints.index import TensorSpan
+    from speechft_merge.interpolate import Sums
+    from speechft_merge.lane import Lane
+    from speechft_merge.plan import PlannedTensor
+
+MAX_WORKERS = 4
+"""More gain nothing: the work is the kernel's copying. Four hide the waits of a cold disk even on two cores."""
+BYTES_PER_WORKER = 64 << 20
+"""Output below which a further worker costs more to start than it saves."""
+
+Progress = Callable[[int, int], None]
+"""Called in the caller's thread with bytes written so far and in all."""
+
+
+class Target(Protocol):
+    """Where output bytes go."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Put `data` at `offset`; called by several threads at once."""
+
+    def digest(self, data: memoryview) -> None:
+        """Add `data` to the checksum; called in order of offsets, by one thread at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A tensor and where in which target it goes."""
+
+    tensor: PlannedTensor
+    target: Target
+    offset: int
+
+
+@dataclass(slots=True)
+class Drift:
+    """How far fine-tuning moved some elements: sums of squares of the base, and of the mean difference from it."""
+
+    base: list[float] = field(default_factory=list)
+    delta: list[float] = field(default_factory=list)
+    changed: bool = False
+
+    @property
+    def relative(self) -> float | None:
+        """||finetuned - base|| / ||base||; None where the base is zero or was not read."""
+        base = math.fsum(self.base)  # exact, so the order in which chunks were done leaves no trace
+        return math.sqrt(math.fsum(self.delta) / base) if base else None
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many threads, and why."""
+
+    count: int
+    reason: str
+
+
+def choose_workers(nbytes: int, asked: int | None = None) -> Workers:
+    """The number of workers for an output of so many bytes, on the cores this process may use."""
+    if asked is not None:
+        return Workers(asked, "as asked")
+    cores, reason = len(os.sched_getaffinity(0)), "cores available"
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if slurm.isdigit() and 0 < int(slurm) < cores:
+        cores, reason = int(slurm), "SLURM_CPUS_PER_TASK"
+    useful = 1 + nbytes // BYTES_PER_WORKER
+    if useful < min(cores, MAX_WORKERS):
+        return Workers(useful, "enough for so little data")
+    return Workers(min(cores, MAX_WORKERS), reason if cores <= MAX_WORKERS else "more would not help")
+
+
+def execute(placed: Sequence[Placed], workers: int, progress: Progress | None = None) -> dict[str, Drift]:
+    """Write every tensor; returns the drift of each interpolated one, by its name.
+
+    Raises:
+        MismatchError: an input holds a number that is not finite, or a result does not fit its type.
+        CheckpointError: an input could not be read.
+        WriteError: the output could not be written.
+    """
+    from speechft_merge.lane import Lane
+
+    run = _Run(placed, progress)
+    most_inputs = max((len(item.tensor.inputs) for item in placed), default=1)
+    threads = [
+        threading.Thread(target=run.work, args=(Lane(max(2, most_inputs)),), daemon=True) for _ in range(workers)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        while any(thread.is_alive() for thread in threads):
+            threads[0].join(0.1) if threads[0].is_alive() else run.wait(0.1)
+            run.report()
+    finally:  # a signal raises SystemExit here, in the main thread
+        run.stop()
+        for thread in threads:
+            thread.join()
+    if run.error is not None:
+        raise run.error
+    run.report()
+    return run.drifts
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    turn: int
+    placed: Placed
+    start: int
+    count: int
+
+
+class _Run:
+    """What the workers of one execution share."""
+
+    def __init__(self, placed: Sequence[Placed], progress: Progress | None) -> None:
+        self.error: BaseException | None = None
+        self.drifts = {p.tensor.name: Drift() for p in placed if p.tensor.single is None}
+        self._progress = progress
+        self._total = sum(item.tensor.nbytes for item in placed)
+        self._done = 0
+        self._todo = _chunks(placed)
+        self._condition = threading.Condition()
+        self._turn = 0
+        self._stopped = False
+
+    def work(self, lane: Lane) -> None:
+        """One worker's life."""
+        try:
+            while (chunk := self._next()) is not None:
+                self._do(chunk, lane)
+        except BaseException as error:
+            with self._condition:
+                self.error = self.error or error
+            self.stop()
+
+    def stop(self) -> None:
+        """Let the workers end after the chunk in hand."""
+        with self._condition:
+            self._stopped = True
+            self._condition.notify_all()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until something happens."""
+        with self._condition:
+            self._condition.wait(seconds)
+
+    def report(self) -> None:
+        """Tell the progress."""
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def _next(self) -> _Chunk | None:
+        with self._condition:
+            return None if self._stopped else next(self._todo, None)
+
+    def _do(self, chunk: _Chunk, lane: Lane) -> None:
+        tensor, target = chunk.placed.tensor, chunk.placed.target
+        for span, buffer in zip(tensor.inputs, lane.buffers, strict=False):
+            _read(span, chunk, buffer)
+        out, sums = lane.run(tensor, chunk.count)
+        if not math.isfinite(sums.base + sums.delta):
+            sums = _examine(chunk, out)
+        target.write(chunk.placed.offset + chunk.start * tensor.dtype.itemsize, out)
+        self._await_turn(chunk.turn)
+        if not self._stopped:
+            target.digest(out)
+            self._finish(tensor, len(out), sums)
+
+    def _await_turn(self, turn: int) -> None:
+        with self._condition:
+            while self._turn != turn and not self._stopped:
+                self._condition.wait()
+
+    def _finish(self, tensor: PlannedTensor, nbytes: int, sums: Sums) -> None:
+        with self._condition:
+            self._turn += 1
+            self._done += nbytes
+            drift = self.drifts.get(tensor.name)
+            if drift is not None:
+                drift.base.append(sums.base)
+                drift.delta.append(sums.delta)
+                drift.changed |= sums.changed
+            self._condition.notify_all()
+
+
+def _chunks(placed: Sequence[Placed]) -> Iterator[_Chunk]:
+    from speechft_merge.lane import CHUNK
+
+    turn = 0
+    for item in placed:
+        widest = max(item.tensor.dtype.itemsize, *(span.dtype.itemsize for span in item.tensor.inputs))
+        step, elements = CHUNK // widest, item.tensor.nbytes // item.tensor.dtype.itemsize
+        for start in range(0, elements, step):
+            yield _Chunk(turn, item, start, min(step, elements - start))
+            turn += 1
+
+
+def _read(span: TensorSpan, chunk: _Chunk, buffer: memoryview) -> memoryview:
+    itemsize = span.dtype.itemsize
+    part = buffer[: chunk.count * itemsize]
+    span.source.read_into(span.offset + chunk.start * itemsize, part)
+    return part
+
+
+def _examine(chunk: _Chunk, out: memoryview) -> Sums:
+    """Look closer at a chunk whose sums of squares are not finite: an error, or numbers that are merely large."""
+    import numpy as np
+
+    from speechft_merge.interpolate import Sums, all_finite, widen
+
+    tensor, name = chunk.placed.tensor, chunk.placed.tensor.name
+    numbers = []
+    for span in tensor.inputs:
+        raw = np.empty(chunk.count * span.dtype.itemsize, np.uint8)
+        _read(span, chunk, memoryview(raw.data))
+        values = np.empty(chunk.count, np.float64)
+        widen(raw, span.dtype, values)
+        if not all_finite(raw, span.dtype):
+            where = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise MismatchError(
+                f"{span.source.name}: tensor {name!r} holds {values[where]} (element {chunk.start + where}); a model with such "
+                "weights is broken (a training run that diverged, a damaged file) and would break the merge"
+            )
+        numbers.append(values)
+    if tensor.dtype.interpolated and not all_finite(np.frombuffer(out, np.uint8), tensor.dtype):
+        raise MismatchError(
+            f"tensor {name!r}: the result does not fit {tensor.dtype.torch_name} (largest input: "
+            f"{max(float(np.abs(values).max()) for values in numbers):.3g}); choose a wider --dtype"
+        )
+    if tensor.single is not None:
+        return Sums(0.0, 0.0, False)
+    base, *finetuned = numbers
+    delta = sum(weight * (values - base) for weight, values in zip(tensor.weights, finetuned, strict=True))
+    with np.errstate(over="ignore"):
+        return Sums(float(np.dot(base, base)), float(np.dot(delta, delta)), bool(np.any(delta)))
