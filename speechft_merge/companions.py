@@ -52,11 +52,14 @@ def companions_of(plan: Plan, base: Checkpoint, finetuned: list[Checkpoint]) -> 
     return found
 
 
-def model_type(companions: dict[str, bytes]) -> str | None:
-    """transformers' name of the architecture, when there is a config."""
-    config = json.loads(companions[CONFIG]) if CONFIG in companions else {}
-    value = config.get("model_type")
-    return value if isinstance(value, str) else None
+def read_companion_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """A JSON object from beside the weights; empty if there is no such file.
+
+    Raises:
+        CheckpointError: it is not JSON, or not an object.
+    """
+    content = _read(checkpoint, (name,)).get(name)
+    return {} if content is None else _parse(content, checkpoint.reference, name)
 
 
 def _read(checkpoint: Checkpoint, wanted: tuple[str, ...]) -> dict[str, bytes]:
@@ -76,18 +79,23 @@ def _read(checkpoint: Checkpoint, wanted: tuple[str, ...]) -> dict[str, bytes]:
 
 def _with_dtype(content: bytes, plan: Plan, reference: str) -> bytes:
     """The config with the output's element type under the key that it uses (`dtype` from transformers 5 on)."""
-    try:
-        config: Any = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{reference}: its {CONFIG} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{reference}: its {CONFIG} holds a {type(config).__name__}, expected an object")
+    config = _parse(content, reference, CONFIG)
     key = "dtype" if "dtype" in config else "torch_dtype"
     actual = main_dtype(plan)
     if config.get(key, "float32" if actual is DType.F32 else None) == actual.torch_name:
         return content
     config[key] = actual.torch_name
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _parse(content: bytes, reference: str, name: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{reference}: its {name} is not valid JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{reference}: its {name} holds a {type(parsed).__name__}, expected an object")
+    return parsed
 
 
 def main_dtype(plan: Plan) -> DType:

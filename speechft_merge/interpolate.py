@@ -39,9 +39,9 @@ class Sums(NamedTuple):
 def interpolate(base: Floats, finetuned: Sequence[Floats], weights: Sequence[float], alpha: float) -> Sums:
     """base + alpha * sum of weights * (finetuned - base), into `finetuned[0]`. All inputs are overwritten.
 
-    Two-sided for a single fine-tune: from alpha = 0.5 on, finetuned - (1 - alpha) * (finetuned - base), which is exact at
-    both ends and the most accurate in between. The difference is taken the other way round and its weight negated: the
-    same rounding, and where both sides are equal the term is -0, which leaves every number as it is, -0 included.
+    Two-sided for a single fine-tune: from alpha = 0.5 on, finetuned - (1 - alpha) * (finetuned - base), which is exact
+    at both ends and the most accurate in between. The difference is taken the other way round and its weight negated:
+    the same rounding, and where both sides are equal the term is -0, which leaves every number as it is, -0 included.
 
     Args:
         base: shape `(n,)`, float32 or float64.

@@ -84,8 +84,9 @@ class Lane:
         """Elements of input `i` as numbers: the buffer itself if it holds that type, else a work array."""
         raw = self._raw[i][start * dtype.itemsize : stop * dtype.itemsize]
         if dtype is (DType.F32 if real is np.float32 else DType.F64):
-            return raw.view(real)
-        values = self._work[i].view(real)[: stop - start]
+            numbers: NDArray[Any] = raw.view(real)
+            return numbers
+        values: NDArray[Any] = self._work[i].view(real)[: stop - start]
         widen(raw, dtype, values)
         return values
 

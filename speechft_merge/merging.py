@@ -74,7 +74,8 @@ def prepare(
         workers: threads; None to choose.
 
     Raises:
-        NotFoundError, CheckpointError, MismatchError, UsageError: see `checkpoints.open_checkpoint` and `plan.make_plan`.
+        NotFoundError, CheckpointError: see `checkpoints.open_checkpoint`.
+        MismatchError, UsageError: see `plan.make_plan`; or the models are not related.
     """
     if not finetuned:
         raise UsageError("a fine-tuned model is missing; give the base first, then one or more fine-tunes of it")
@@ -208,9 +209,7 @@ def _require_related(
 ) -> None:
     problems = []
     if plan.coverage < LEAST_COVERAGE:
-        problems.append(
-            f"{finetuned.reference} has only {plan.coverage:.0%} of the parameters of {base.reference}, by name and shape"
-        )
+        problems.append(f"{finetuned.reference} has only {plan.coverage:.0%} of the parameters of {base.reference}")
     if relation.unrelated:
         problems.append(
             f"{finetuned.reference} is not a fine-tune of {base.reference}: the cosine between their weights is "

@@ -138,19 +138,20 @@ def _require_match(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment
     if alignment.mismatched:
         name, other = next(iter(alignment.mismatched.items()))
         raise MismatchError(
-            f"{len(alignment.mismatched)} tensors have other shapes in {finetuned.reference} than in {base.reference}, first "
-            f"{name}: {list(base.tensors[name].shape)} in the base, {list(finetuned.tensors[other].shape)} in the fine-tune. "
+            f"{len(alignment.mismatched)} tensors have other shapes in {finetuned.reference} than in {base.reference}, "
+            f"first {name}: {list(base.tensors[name].shape)}, in the fine-tune {list(finetuned.tensors[other].shape)}. "
             "These are models of different sizes or kinds; a fine-tune of this base is needed"
         )
     if not alignment.pairs:
         raise MismatchError(
-            f"{base.reference} and {finetuned.reference} have no tensor in common, by name and shape, under any prefix; the base "
-            f"has names such as {next(iter(base.tensors))}, the fine-tune such as {next(iter(finetuned.tensors))}"
+            f"{base.reference} and {finetuned.reference} have no tensor in common, by name and shape, under "
+            f"any prefix; the base has names such as {next(iter(base.tensors))}, "
+            f"the fine-tune such as {next(iter(finetuned.tensors))}"
         )
-    lost = [name for name in base.unreadable if name not in alignment.pairs]
-    if lost:
+    if base.unreadable:
+        lost, why = next(iter(base.unreadable.items()))
         raise MismatchError(
-            f"{base.reference}: tensor {lost[0]!r} cannot be read: {base.unreadable[lost[0]]}; "
+            f"{base.reference}: tensor {lost!r} cannot be read: {why}; "
             "load the file with torch, make it a plain dense tensor and save it again"
         )
 

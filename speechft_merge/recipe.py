@@ -113,7 +113,7 @@ def _parse(content: dict[str, Any], path: Path) -> Recipe:
 
 
 def override(recipe: Recipe, **given: Any) -> Recipe:
-    """The recipe with what was given on top of it; None and empty values were not given, rules are added after its own."""
+    """The recipe with what was given on top; None and empty values were not given, rules come after its own."""
     changes = {key: value for key, value in given.items() if value not in (None, (), False)}
     assert changes.keys() <= {field.name for field in fields(recipe)}
     if "rules" in changes:

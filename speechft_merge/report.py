@@ -47,7 +47,7 @@ def summarise_layers(plan: Plan, drifts: dict[str, Drift] | None = None) -> list
 
 def total_drift(drifts: dict[str, Drift]) -> float | None:
     """||finetuned - base|| / ||base|| over all interpolated tensors."""
-    return _drift([drift for drift in drifts.values()])
+    return _drift(list(drifts.values()))
 
 
 def _position(tensor: PlannedTensor) -> tuple[int, str, int, str]:

@@ -1,4 +1,4 @@
-"""Rules that give some tensors an alpha of their own: `0-5=0.1`, `cnn=0`, `0-11=0.1:0.5`, `encoder.layers.*.fc1.*=0.3`."""
+"""Rules that give some tensors an alpha of their own: `0-5=0.1`, `cnn=0`, `0-11=0.1:0.5`, `**.fc1.*=0.3`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RANGE = re.compile(r"(?:(encoder|decoder)\.)?(\d+)(?:-(\d+))?")
 
 @dataclass(frozen=True, slots=True)
 class AlphaRule:
-    """One rule as it was written, with its parsed values: alpha goes from `start` to `stop` over the layers it selects."""
+    """One rule: alpha goes from `start` to `stop` over the layers that it selects."""
 
     selector: str
     start: float
@@ -141,8 +141,8 @@ def _require_match(rule: AlphaRule, chosen: list[Subject], depths: list[int], su
             {subject.place.part for subject in subjects} | {s.place.stack for s in subjects if s.place.stack}
         )
         raise UsageError(
-            f"rule {rule} matches nothing that takes part; parts of this model: {', '.join(parts)}; a pattern must match a "
-            f"whole name, such as {subjects[0].relative if subjects else 'encoder.layers.0.**'}"
+            f"rule {rule} matches nothing that takes part; parts of this model: {', '.join(parts)}; a pattern must "
+            f"match a whole name, such as {subjects[0].relative if subjects else 'encoder.layers.0.**'}"
         )
 
 

@@ -1,7 +1,7 @@
 """The executor: moves chunks through a few workers, in file order, and keeps the books. It decides nothing.
 
-Each worker reads a chunk of every input, makes the output chunk, writes it where the plan has it, and then, when its turn
-comes, adds it to the file's checksum. Memory is the workers' buffers, whatever the size of the model or of a tensor.
+Each worker reads a chunk of every input, makes the output chunk, writes it where the plan has it, and then, when its
+turn comes, adds it to the file's checksum. Memory is the workers' buffers, whatever the model's size.
 """
 
 from __future__ import annotations
@@ -236,8 +236,8 @@ def _examine(chunk: _Chunk, out: memoryview) -> Sums:
         if not all_finite(raw, span.dtype):
             where = int(np.flatnonzero(~np.isfinite(values))[0])
             raise MismatchError(
-                f"{span.source.name}: tensor {name!r} holds {values[where]} (element {chunk.start + where}); a model with such "
-                "weights is broken (a training run that diverged, a damaged file) and would break the merge"
+                f"{span.source.name}: tensor {name!r} holds {values[where]} (element {chunk.start + where}); a model "
+                "with such weights is broken (a training run that diverged, a damaged file) and would break the merge"
             )
         numbers.append(values)
     if tensor.dtype.interpolated and not all_finite(np.frombuffer(out, np.uint8), tensor.dtype):

@@ -1,4 +1,4 @@
-"""What the bytes are: container formats to one index of byte ranges. Hostile files are read safely, nothing is renamed."""
+"""What the bytes are: container formats to one index of byte ranges, hostile files read safely."""
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import Checkpoint, TensorSpan

@@ -130,7 +130,7 @@ def _what_it_is(start: bytes) -> str:
     """A guess at a file that is no checkpoint we read, from its first bytes."""
     kinds = (
         (not start, "is empty"),
-        (start.startswith(b"version https://git-lfs"), "is a Git LFS pointer, not the file it stands for (run git lfs pull)"),
+        (start.startswith(b"version https://git-lfs"), "is a Git LFS pointer, not the file itself (git lfs pull)"),
         (start.startswith(b"\x89HDF"), "is an HDF5 file (TensorFlow weights?)"),
         (start.startswith(b"GGUF"), "is a GGUF file"),
         (start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")), "is compressed; unpack it first"),

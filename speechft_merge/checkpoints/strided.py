@@ -30,8 +30,8 @@ class StridedTensor:
         self.name = f"{source.name}: {name}"
         if max(extent, self.size) > LIMIT:
             raise CheckpointError(
-                f"{source.name}: tensor {name!r} is not contiguous (shape {list(shape)}, strides {list(strides)}) and larger "
-                f"than {LIMIT >> 20} MiB; load it with torch, call .contiguous() on it and save the file again"
+                f"{source.name}: tensor {name!r} is not contiguous (shape {list(shape)}, strides {list(strides)}) and "
+                f"larger than {LIMIT >> 20} MiB; load it with torch, call .contiguous() on it and save the file again"
             )
         self._source, self._offset, self._extent = source, offset, extent
         self._dtype, self._shape, self._strides = dtype, shape, strides

@@ -70,7 +70,7 @@ def read_torch_zip(source: ByteSource) -> TorchZip:
 
 
 def _place_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int) -> dict[str, tuple[int, int]]:
-    """Name without the archive's folder -> (offset, bytes), each checked against its local header and its neighbours."""
+    """Name without the archive's folder -> (offset, bytes), checked against local headers and neighbours."""
     records: dict[str, tuple[int, int]] = {}
     previous_name, previous_end = "", 0
     for entry in sorted(entries, key=lambda e: e.header_offset):

@@ -1,1 +1,1 @@
-"""Whose names the tensors bear: rules between naming schemes. Pure functions of names and shapes; no bytes are touched."""
+"""Whose names the tensors bear: rules between naming schemes, pure functions of names and shapes."""

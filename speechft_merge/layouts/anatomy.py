@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 PARTS = ("cnn", "projection", "pos_conv", "layers", "final_norm", "other", "head")
 """From the waveform up: the convolutional feature extractor, the projection to the model's width, the positional
-convolution, the transformer layers, the norm after them, whatever is none of these, and a task's or pre-training's head."""
+convolution, the transformer layers, the norm after them, whatever is none of these, and heads (of a task, or of
+pre-training)."""
 
 STACKS = ("encoder", "decoder")
 

@@ -1,0 +1,19 @@
+"""`speechft-merge` and `python -m speechft_merge`."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    if sys.argv[1:] == ["--version"]:  # answered before anything is imported
+        from speechft_merge import __version__
+
+        print(f"speechft-merge {__version__}")
+        return
+    from speechft_merge.cli.running import run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""`speechft-merge inspect REF` and `inspect BASE FINETUNED`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from speechft_merge.cli import options
+from speechft_merge.cli.merge import show_layers
+from speechft_merge.cli.output import Output, megabytes
+
+if TYPE_CHECKING:
+    from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.plan import Plan
+
+References = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL [FINETUNED...]", help="A model, or a base and fine-tunes to be matched with it."),
+]
+
+
+def inspect(
+    models: References,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    json: options.Json = False,
+) -> None:
+    """Show what is in a checkpoint, or how two would be matched; no weights are read. -v lists every tensor."""
+    from speechft_merge.checkpoints import open_checkpoint
+    from speechft_merge.plan import make_plan
+    from speechft_merge.recipe import Recipe
+
+    shown = Output(json, quiet, verbose)
+    opened = [open_checkpoint(reference) for reference in models]
+    if len(opened) == 1:
+        shown.document(describe_checkpoint(opened[0]))
+        show_checkpoint(shown, opened[0])
+        return
+    plan = make_plan(opened[0], opened[1:], Recipe())
+    shown.document(describe_mapping(plan, models))
+    show_mapping(shown, plan)
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The index as a JSON document."""
+    return {
+        "reference": checkpoint.reference,
+        "container": checkpoint.container,
+        "model_type": _model_type(checkpoint),
+        "files": [{"file": source.name, "size": source.size} for source in checkpoint.sources],
+        "state_dict": checkpoint.state_path or None,
+        "parameters": checkpoint.parameters,
+        "dtypes": dict(Counter(span.dtype.torch_name for span in checkpoint.tensors.values())),
+        "tensors": {
+            name: {
+                "dtype": span.dtype.torch_name,
+                "shape": list(span.shape),
+                "file": span.source.name,
+                "offset": span.offset,
+            }
+            for name, span in checkpoint.tensors.items()
+        },
+        "unreadable": checkpoint.unreadable,
+        "others": checkpoint.others,
+        "metadata": checkpoint.metadata,
+    }
+
+
+def show_checkpoint(shown: Output, checkpoint: Checkpoint) -> None:
+    """The same for people."""
+    from speechft_merge.layouts.alignment import backbone_prefix
+    from speechft_merge.layouts.anatomy import canonical, is_head, place_of
+
+    shapes = {name: span.shape for name, span in checkpoint.tensors.items()}
+    prefix = backbone_prefix(shapes)
+    dtypes = Counter(span.dtype.torch_name for span in checkpoint.tensors.values())
+    size = sum(source.size for source in checkpoint.sources)
+    architecture = _model_type(checkpoint)
+    facts = [
+        (
+            "container",
+            checkpoint.container + (f", state dict at {checkpoint.state_path!r}" if checkpoint.state_path else ""),
+        ),
+        ("size", f"{megabytes(size)} in {len(checkpoint.sources)} file(s)"),
+        (
+            "architecture",
+            f"{architecture or 'unknown (no config.json)'}" + (f", under the prefix {prefix!r}" if prefix else ""),
+        ),
+        ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.tensors)} tensors"),
+        ("element types", ", ".join(f"{name} ({count})" for name, count in dtypes.items())),
+        *((f"cannot be read: {name}", why) for name, why in checkpoint.unreadable.items()),
+        *((f"also holds {key}", what) for key, what in checkpoint.others.items()),
+        *((f"metadata {key}", value) for key, value in checkpoint.metadata.items()),
+    ]
+    shown.table(["", checkpoint.reference], facts)
+    if not shown.verbose:
+        return
+    rows = []
+    for name, span in checkpoint.tensors.items():
+        relative = canonical(name.removeprefix(prefix))
+        part = "head" if not name.startswith(prefix) or is_head(relative) else place_of(relative).part
+        rows.append([name, span.dtype.torch_name, " x ".join(map(str, span.shape)) or "()", part])
+    shown.table(["tensor", "type", "shape", "part"], rows)
+
+
+def describe_mapping(plan: Plan, models: list[str]) -> dict[str, Any]:
+    """The match of a base and fine-tunes as a JSON document."""
+    from speechft_merge.report import summarise_layers
+
+    return {
+        "base": models[0],
+        "finetuned": models[1:],
+        "prefixes": [{"base": a.base_prefix, "finetuned": a.finetuned_prefix} for a in plan.alignments],
+        "counts": plan.counts,
+        "coverage": plan.coverage,
+        "layers": [row.to_json() for row in summarise_layers(plan)],
+        "tensors": {
+            tensor.name: {
+                "action": tensor.action.value,
+                "reason": tensor.reason,
+                "part": tensor.place.part,
+                "layer": tensor.place.layer,
+                "finetuned": _partner_names(plan, tensor.name),
+            }
+            for tensor in plan.tensors
+        },
+        "left_out": {tensor.name: tensor.reason for tensor in plan.left_out},
+    }
+
+
+def show_mapping(shown: Output, plan: Plan) -> None:
+    """The same for people."""
+    from speechft_merge.report import summarise_layers
+
+    show_layers(shown, summarise_layers(plan))
+    for alignment in plan.alignments:
+        shown.say(f"names: base {alignment.base_prefix + '*'!r} is fine-tuned {alignment.finetuned_prefix + '*'!r}")
+    counts = ", ".join(f"{count} {what}" for what, count in plan.counts.items() if count)
+    shown.say(f"{counts}; the fine-tune has {plan.coverage:.1%} of the base's parameters")
+    if shown.verbose:
+        rows = [[t.name, t.action.value, ", ".join(_partner_names(plan, t.name)), t.reason] for t in plan.tensors]
+        rows += [[t.name, t.action.value, "", t.reason] for t in plan.left_out]
+        shown.table(["tensor", "becomes", "in the fine-tune", "why"], rows)
+
+
+def _partner_names(plan: Plan, name: str) -> list[str]:
+    return [alignment.pairs[name] for alignment in plan.alignments if name in alignment.pairs]
+
+
+def _model_type(checkpoint: Checkpoint) -> str | None:
+    from speechft_merge.companions import CONFIG, read_companion_json
+
+    config = read_companion_json(checkpoint, CONFIG)
+    value = config.get("model_type")
+    return value if isinstance(value, str) else None

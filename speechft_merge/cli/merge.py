@@ -1,0 +1,183 @@
+"""`speechft-merge [merge] BASE FINETUNED...`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.cli import options
+from speechft_merge.cli.output import Output, ProgressLine, megabytes
+from speechft_merge.recipe import Recipe, override, read_recipe
+from speechft_merge.selectors import parse_rule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from speechft_merge.merging import MergeResult, Prepared
+    from speechft_merge.report import LayerRow
+
+
+def merge(
+    base: options.Base,
+    finetuned: options.Finetuned,
+    output: options.OutputDir = None,
+    alpha: options.Alpha = None,
+    layer_alpha: options.LayerAlpha = None,
+    weight: options.Weight = None,
+    recipe: options.RecipeFile = None,
+    keep_head: options.KeepHead = False,
+    dtype: options.DTypeName = None,
+    extrapolate: options.Extrapolate = False,
+    max_shard_size: options.MaxShardSize = None,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    threads: options.Threads = None,
+    fsync: options.Fsync = True,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    json: options.Json = False,
+) -> None:
+    """Merge: base + alpha * (finetuned - base), written as a model directory (the default command)."""
+    from speechft_merge import merging
+    from speechft_merge.outline import parse_size
+    from speechft_merge.staging import require_place
+
+    shown = Output(json, quiet, verbose)
+    whole = override(
+        read_recipe(recipe) if recipe else Recipe(),
+        alpha=alpha,
+        rules=tuple(parse_rule(text) for text in layer_alpha or ()),
+        weights=tuple(weight or ()),
+        dtype=dtype,
+        keep_head=keep_head,
+        extrapolate=extrapolate,
+    )
+    place = (output or Path(default_name(finetuned[0], whole))).expanduser()
+    require_place(place, [Path(reference).expanduser() for reference in (base, *finetuned)])
+    prepared = merging.prepare(
+        base, finetuned, whole, max_shard_size=parse_size(max_shard_size) if max_shard_size else None, force=force,
+        workers=threads,
+    )  # fmt: skip
+    if dry_run:
+        show_plan(shown, prepared, place)
+        return
+    show_details(shown, prepared)
+    progress = ProgressLine(shown)
+    try:
+        result = merging.write(prepared, place, force=force, durable=fsync, progress=progress, command=sys.argv[1:])
+    finally:
+        progress.stop()
+        prepared.close()
+    show_result(shown, result)
+
+
+def default_name(finetuned: str, recipe: Recipe) -> str:
+    """A directory name that tells what is in it."""
+    path = Path(finetuned.rstrip("/"))
+    stem = path.stem if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt") else path.name
+    return f"{stem or 'model'}-merged-{'layerwise' if recipe.rules else format(recipe.alpha, 'g')}"
+
+
+def show_result(shown: Output, result: MergeResult) -> None:
+    """What was merged, layer by layer, and where it is."""
+    from speechft_merge.report import summarise_layers, total_drift
+
+    for warning in result.warnings:
+        shown.warn(warning)
+    if shown.json:
+        extra = {"output": str(result.output), "already_done": result.already_done, "warnings": list(result.warnings)}
+        shown.document(extra | result.manifest)
+        return
+    if result.already_done:
+        shown.say("already done: the output is there, with the same inputs and recipe, and whole")
+    else:
+        show_layers(shown, summarise_layers(result.plan, result.drifts))
+        counts = ", ".join(f"{count} {what}" for what, count in result.manifest["counts"].items() if count)
+        drift = total_drift(result.drifts)
+        moved = "" if drift is None else f"; the fine-tune lies {drift:.2%} from the base"
+        shown.say(f"{counts}{moved}")
+    shown.result(str(result.output))
+
+
+def show_layers(shown: Output, rows: Sequence[LayerRow]) -> None:
+    """The table of layers, without columns that say nothing, and under it why tensors were not interpolated."""
+    columns: dict[str, list[str]] = {
+        "layer": [row.layer for row in rows],
+        "alpha": [row.alpha or "-" for row in rows],
+        "drift": ["-" if row.drift is None else f"{row.drift:.4f}" for row in rows],
+        "interpolated": [str(row.interpolated) for row in rows],
+        "identical": [str(row.identical or 0) for row in rows],
+        "copied": [str(row.copied) for row in rows],
+        "left out": [str(row.left_out) for row in rows],
+        "parameters": [f"{row.parameters:,}" for row in rows],
+    }
+    told = {title: cells for title, cells in columns.items() if any(cell not in ("-", "0") for cell in cells)}
+    shown.table(list(told), list(zip(*told.values(), strict=True)))
+    for row in rows:
+        for reason in row.reasons:
+            shown.say(f"{row.layer}: {reason}")
+
+
+def show_plan(shown: Output, prepared: Prepared, place: Path) -> None:
+    """What `--dry-run` prints."""
+    from speechft_merge.report import summarise_layers
+
+    document = describe_plan(prepared, place)
+    for warning in prepared.warnings:
+        shown.warn(warning)
+    shown.document(document)
+    show_layers(shown, summarise_layers(prepared.plan))
+    files = ", ".join(f"{file['file']} ({megabytes(file['size'])})" for file in document["files"])
+    shown.say(f"would write {files} and {', '.join(document['companions']) or 'no config'}")
+    free, workers = megabytes(document["free_bytes"]), f"{document['workers']} workers ({document['workers_reason']})"
+    needed = megabytes(document["needed_bytes"])
+    shown.say(f"reads {megabytes(document['read_bytes'])}, needs {needed} of disk ({free} free), {workers}")
+    for entry in document["finetuned"]:
+        shown.say(f"{entry['reference']}: {_relation(entry['cosine'])}")
+    shown.result(str(place))
+
+
+def show_details(shown: Output, prepared: Prepared) -> None:
+    """What `-v` adds: how the models were found to belong together, and with `-vv` every tensor."""
+    for checkpoint, relation in zip(prepared.finetuned, prepared.relations, strict=True):
+        shown.detail(f"{checkpoint.reference}: {checkpoint.container}, {_relation(relation.median)}")
+    shown.detail(f"{prepared.workers.count} workers ({prepared.workers.reason})")
+    if shown.verbose > 1:
+        for tensor in (*prepared.plan.tensors, *prepared.plan.left_out):
+            alpha = f" alpha {tensor.alpha:g}" if tensor.alpha is not None else ""
+            shown.detail(f"{tensor.name}: {tensor.action}{alpha} {tensor.reason}".rstrip())
+
+
+def describe_plan(prepared: Prepared, place: Path) -> dict[str, Any]:
+    """The plan as `--dry-run --json` prints it."""
+    from speechft_merge.report import summarise_layers
+
+    plan, outline = prepared.plan, prepared.outline
+    parent = next(path for path in (place.absolute(), *place.absolute().parents) if path.is_dir())
+    return {
+        "output": str(place),
+        "recipe": plan.recipe.to_json(),
+        "counts": plan.counts,
+        "coverage": plan.coverage,
+        "files": [{"file": file.name, "size": file.size} for file in outline.files],
+        "companions": sorted(prepared.companions),
+        "read_bytes": plan.read_bytes,
+        "needed_bytes": outline.size,
+        "free_bytes": shutil.disk_usage(parent).free,
+        "workers": prepared.workers.count,
+        "workers_reason": prepared.workers.reason,
+        "finetuned": [
+            {"reference": checkpoint.reference, "cosine": relation.median}
+            for checkpoint, relation in zip(prepared.finetuned, prepared.relations, strict=True)
+        ],
+        "layers": [row.to_json() for row in summarise_layers(plan)],
+        "warnings": prepared.warnings,
+    }
+
+
+def _relation(cosine: float | None) -> str:
+    return (
+        "too small to tell whether it is related to the base" if cosine is None else f"cosine to the base {cosine:.4f}"
+    )

@@ -1,0 +1,62 @@
+"""Options that several commands share, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Base = Annotated[str, typer.Argument(metavar="BASE", help="The pre-trained model: a directory or a weights file.")]
+Finetuned = Annotated[list[str], typer.Argument(metavar="FINETUNED...", help="One or more fine-tunes of it, likewise.")]
+OutputDir = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Directory to make; default: named after the fine-tune, here."),
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option("--alpha", help="Weight of the fine-tune: 0 gives the base, 1 the fine-tune. Default: 0.25."),
+]
+LayerAlpha = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer-alpha",
+        metavar="SELECTOR=ALPHA",
+        help="An alpha for some tensors; may be repeated, later ones win. SELECTOR: layers (3 or 0-5, decoder.0-3), a "
+        "part (cnn, projection, pos_conv, layers, final_norm, other, head, encoder, decoder), or a pattern on whole "
+        "names (encoder.layers.*.attention.**). Over layers ALPHA may be a ramp, 0.1:0.5.",
+    ),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", help="YAML file with all of this, or the manifest of a merge."),
+]
+Weight = Annotated[
+    list[float] | None,
+    typer.Option("--weight", help="Weight of each fine-tune in their mean, in their order; default: equal."),
+]
+DTypeName = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="TYPE", help="keep (the base's; default), float32, float16 or bfloat16."),
+]
+KeepHead = Annotated[
+    bool,
+    typer.Option("--keep-head", help="Write the fine-tuned class: its names, config and head; the encoder is merged."),
+]
+Extrapolate = Annotated[bool, typer.Option("--extrapolate", help="Allow alphas below 0 and above 1.")]
+MaxShardSize = Annotated[
+    str | None,
+    typer.Option("--max-shard-size", metavar="SIZE", help="Cut the weights into files of at most this (500MB)."),
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace an existing output, and merge models that seem unrelated or share little."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: as many as help.")]
+Fsync = Annotated[
+    bool, typer.Option("--fsync/--no-fsync", help="Wait until the output is on the disk; off for throw-away merges.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result; errors still go to stderr.")]
+Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
