@@ -1,3 +1,48 @@
-"""Interpolate a pre-trained and a fine-tuned speech encoder, tensor by tensor (Speech-FT, Lin et al., TASLP 2026)."""
+"""Interpolate a pre-trained and a fine-tuned speech encoder, tensor by tensor (Speech-FT, Lin et al., TASLP 2026).
+
+    from speechft_merge import Recipe, merge
+    result = merge("hubert-base-ls960", "hubert-asr", "merged", alpha=0.25)
+    result.manifest["layers"]
+
+Names are imported when they are first used: `speechft-merge --version` must not wait for numpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from speechft_merge.checkpoints import Checkpoint as Checkpoint
+    from speechft_merge.checkpoints import open_checkpoint as open_checkpoint
+    from speechft_merge.errors import SpeechFTMergeError as SpeechFTMergeError
+    from speechft_merge.merging import MergeResult as MergeResult
+    from speechft_merge.merging import Prepared as Prepared
+    from speechft_merge.merging import merge as merge
+    from speechft_merge.merging import prepare as prepare
+    from speechft_merge.plan import Plan as Plan
+    from speechft_merge.recipe import Recipe as Recipe
+    from speechft_merge.recipe import read_recipe as read_recipe
+
+_HOMES = {
+    "Checkpoint": "checkpoints",
+    "MergeResult": "merging",
+    "Plan": "plan",
+    "Prepared": "merging",
+    "Recipe": "recipe",
+    "SpeechFTMergeError": "errors",
+    "merge": "merging",
+    "open_checkpoint": "checkpoints",
+    "prepare": "merging",
+    "read_recipe": "recipe",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -6,13 +6,15 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge import __version__
+from speechft_merge import __version__, card
+from speechft_merge.errors import OutputError
 from speechft_merge.evidence import fingerprint
+from speechft_merge.outline import INDEX
 from speechft_merge.report import summarise_layers
 from speechft_merge.staging import matches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from speechft_merge.checkpoints.index import Checkpoint
@@ -50,8 +52,8 @@ def identify(plan: Plan, outline: Outline, inputs: Sequence[dict[str, Any]], com
 
 
 def make_manifest(
-    plan: Plan, merge_id: str, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, object]],
-    drifts: dict[str, Drift], command: Sequence[str],
+    plan: Plan, merge_id: str, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]],
+    drifts: dict[str, Drift], companions: Iterable[str], command: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
     """The manifest as a JSON document; its `recipe` can be given to `--recipe` as it stands."""
     identical = sorted(name for name, drift in drifts.items() if not drift.changed)
@@ -69,6 +71,7 @@ def make_manifest(
         "identical": identical,
         "not_interpolated": {t.name: f"{t.action}: {t.reason}" for t in (*plan.tensors, *plan.left_out) if t.reason},
         "outputs": list(outputs),
+        "companions": sorted([*companions, card.NAME]),
     }
 
 
@@ -79,6 +82,36 @@ def proves(folder: Path, merge_id: str) -> bool:
         return manifest["merge_id"] == merge_id and all(matches(folder, entry) for entry in manifest["outputs"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def require_replaceable(output: Path, force: bool) -> None:
+    """Refuse an output that is there, unless it is empty, or was made by a merge and may be replaced.
+
+    Raises:
+        OutputError: it may not be replaced, or it holds files that no merge wrote, which would be lost.
+    """
+    if not output.exists() and not output.is_symlink():
+        return
+    if not output.is_dir():
+        raise OutputError(f"{output} is there and is not a directory; choose another output (-o)")
+    names = {path.name for path in output.iterdir()}
+    foreign = sorted(names - _written(output)) if names else []
+    if foreign:
+        listed = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        raise OutputError(
+            f"{output} is there and holds files that no merge wrote ({listed}); move them, or choose another -o"
+        )
+    if names and not force:
+        raise OutputError(f"{output} holds another merge; say --force to replace it, or choose another output (-o)")
+
+
+def _written(folder: Path) -> set[str]:
+    """Names of the files that a merge wrote into a folder, by its manifest."""
+    try:
+        manifest = json.loads((folder / NAME).read_text())
+        return {NAME, INDEX, *manifest["companions"], *(entry["file"] for entry in manifest["outputs"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def encode(manifest: dict[str, Any]) -> bytes:

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge import card, manifest
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.companions import CONFIG, companions_of
-from speechft_merge.errors import MismatchError, OutputError, UsageError
+from speechft_merge.errors import MismatchError, UsageError
 from speechft_merge.evidence import Relation, measure_relation
 from speechft_merge.outline import INDEX, make_outline
 from speechft_merge.plan import LEAST_COVERAGE, make_plan
 from speechft_merge.recipe import Recipe
 from speechft_merge.staging import Staging, require_place, require_space
-from speechft_merge.stream import Placed, choose_workers, execute
+from speechft_merge.stream import Drift, Placed, choose_workers, execute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from speechft_merge.checkpoints import Checkpoint
-    from speechft_merge.outline import Outline
+    from speechft_merge.outline import Outline, OutputFile
     from speechft_merge.plan import Plan
-    from speechft_merge.stream import Drift, Progress, Workers
+    from speechft_merge.stream import Progress, Workers
 
 
 @dataclass(slots=True)
@@ -139,22 +139,20 @@ def write(
     merge_id = manifest.identify(plan, outline, inputs, prepared.companions)
     if manifest.proves(output, merge_id):
         return _already_done(prepared, output)
-    if output.exists() and not (force or _is_empty_folder(output)):
-        raise OutputError(
-            f"{output} exists and is not the output of this merge; say --force to replace it, or choose another -o"
-        )
+    manifest.require_replaceable(output, force)
+    require_space(output, outline.size)
     staging = Staging(output, merge_id, durable)
     try:
-        require_space(output, outline.size)
         entries, drifts = _write_weights(prepared, staging, progress)
-        document = manifest.make_manifest(plan, merge_id, inputs, entries, drifts, command)
+        document = manifest.make_manifest(plan, merge_id, inputs, entries, drifts, prepared.companions, command)
         _write_company(prepared, staging, drifts, command)
         staging.put(manifest.NAME, manifest.encode(document))
-        staging.commit(replace=output.exists())
+        staging.commit()
     except BaseException as error:
-        if manifest.proves(output, merge_id):  # another run of the same merge was faster
+        if manifest.proves(output, merge_id):
+            staging.yield_to()
             return _already_done(prepared, output)
-        if staging.abandon() and isinstance(error, Exception):
+        if staging.abandon():
             error.add_note("finished shards are kept; the same command goes on from there")
         raise
     if drifts and not any(drift.changed for drift in drifts.values()):
@@ -166,27 +164,32 @@ def write(
 
 def _write_weights(
     prepared: Prepared, staging: Staging, progress: Progress | None
-) -> tuple[list[dict[str, object]], dict[str, Drift]]:
+) -> tuple[list[dict[str, Any]], dict[str, Drift]]:
     """Every weight file that is not there from an earlier run; their manifest entries, and what was measured."""
-    entries: list[dict[str, object]] = []
+    entries: list[dict[str, Any]] = []
     drifts: dict[str, Drift] = {}
     done = 0
     for planned in prepared.outline.files:
-        if staging.is_finished(planned):
-            entries.append(staging.finished[planned.name])
-            done += planned.size
-            continue
-        writer = staging.open(planned)
-        try:
-            placed = [Placed(tensor, writer, offset) for tensor, offset in planned.tensors]
-            drifts |= execute(placed, prepared.workers.count, _shifted(progress, done, prepared.outline.size))
-            entries.append(writer.finish())
-        finally:
-            writer.abandon()
-        if prepared.outline.index is not None:
-            staging.record(entries[-1])
+        entry = staging.finished[planned.name] if staging.is_finished(planned) else None
+        if entry is None:
+            entry = _write_file(planned, prepared, staging, _shifted(progress, done, prepared.outline.size))
+            if prepared.outline.index is not None:
+                staging.record(entry)
+        drifts |= {name: Drift(*sums) for name, sums in entry["drifts"].items()}
+        entries.append({key: entry[key] for key in ("file", "size", "sha256")})
         done += planned.size
     return entries, drifts
+
+
+def _write_file(planned: OutputFile, prepared: Prepared, staging: Staging, progress: Progress | None) -> dict[str, Any]:
+    """One weight file; its entry in the journal."""
+    writer = staging.open(planned)
+    try:
+        placed = [Placed(tensor, writer, offset) for tensor, offset in planned.tensors]
+        drifts = execute(placed, prepared.workers.count, progress)
+        return writer.finish() | {"drifts": {name: (d.base, d.delta, d.changed) for name, d in drifts.items()}}
+    finally:
+        writer.abandon()
 
 
 def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:
@@ -227,7 +230,3 @@ def _already_done(prepared: Prepared, output: Path) -> MergeResult:
 
     document = json.loads((output / manifest.NAME).read_text())
     return MergeResult(output, document, prepared.plan, {}, True, tuple(prepared.warnings))
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.layouts.anatomy import PARTS
 from speechft_merge.plan import Action
+from speechft_merge.stream import Drift
 
 if TYPE_CHECKING:
     from speechft_merge.plan import Plan, PlannedTensor
-    from speechft_merge.stream import Drift
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,6 @@ def summarise_layers(plan: Plan, drifts: dict[str, Drift] | None = None) -> list
     return [_summarise(key[3], groups[key], drifts) for key in sorted(groups)]
 
 
-def total_drift(drifts: dict[str, Drift]) -> float | None:
-    """||finetuned - base|| / ||base|| over all interpolated tensors."""
-    return _drift(list(drifts.values()))
-
-
 def _position(tensor: PlannedTensor) -> tuple[int, str, int, str]:
     """Sort key and label: parts before the layers, encoder, decoder, parts after."""
     place = tensor.place
@@ -68,7 +63,7 @@ def _summarise(label: str, tensors: list[PlannedTensor], drifts: dict[str, Drift
     return LayerRow(
         layer=label,
         alpha=f"{alphas[0]:.4g}" + (f" to {alphas[-1]:.4g}" if len(alphas) > 1 else "") if alphas else "",
-        drift=_drift(measured),
+        drift=Drift.relative(measured),
         interpolated=len(mixed),
         identical=None if drifts is None else sum(not drift.changed for drift in measured),
         copied=sum(tensor.action in (Action.COPIED, Action.TAKEN) for tensor in tensors),
@@ -80,8 +75,3 @@ def _summarise(label: str, tensors: list[PlannedTensor], drifts: dict[str, Drift
 
 def _reason(tensor: PlannedTensor) -> str:
     return tensor.reason if tensor.action is Action.INTERPOLATED else f"{tensor.action}: {tensor.reason}"
-
-
-def _drift(drifts: list[Drift]) -> float | None:
-    base = math.fsum(value for drift in drifts for value in drift.base)
-    return math.sqrt(math.fsum(value for drift in drifts for value in drift.delta) / base) if base else None

@@ -17,7 +17,7 @@ import secrets
 import shutil
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import OutputError, UsageError, WriteError
 
@@ -33,18 +33,13 @@ JOURNAL = "finished.json"
 class OutputWriter:
     """One file in the making. `write` may be called from several threads, `digest` by one at a time in order."""
 
-    def __init__(self, folder: Path, planned: OutputFile, durable: bool) -> None:
+    def __init__(self, folder: _Folder, planned: OutputFile) -> None:
         self.planned = planned
-        self._final = folder / planned.name
-        self._path = _temporary(folder, planned.name)
-        self._durable = durable
+        self._folder = folder
         self._sha256 = hashlib.sha256(planned.header)
-        with _explained(self._path):
-            # created with 0666 less the umask, unlike tempfile's and safetensors' 0600 (safetensors issue 782)
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._temporary, self._fd = folder.create(planned.name)
         try:
-            with _explained(self._path):
-                self._reserve()
+            self._reserve()
             self.write(0, memoryview(planned.header))
         except BaseException:
             self.abandon()
@@ -52,16 +47,17 @@ class OutputWriter:
 
     def _reserve(self) -> None:
         """Take the space at once: a full disk fails now, and later writes cost less."""
-        try:
-            os.posix_fallocate(self._fd, 0, self.planned.size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-            os.ftruncate(self._fd, self.planned.size)
+        with explained(self._folder.path / self.planned.name):
+            try:
+                os.posix_fallocate(self._fd, 0, self.planned.size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
+                os.ftruncate(self._fd, self.planned.size)
 
     def write(self, offset: int, data: memoryview) -> None:
         """Put `data` at `offset`."""
-        with _explained(self._path):
+        with explained(self._folder.path / self.planned.name):
             while data:
                 count = os.pwrite(self._fd, data, offset)
                 data, offset = data[count:], offset + count
@@ -70,14 +66,10 @@ class OutputWriter:
         """Add `data` to the checksum."""
         self._sha256.update(data)
 
-    def finish(self) -> dict[str, object]:
+    def finish(self) -> dict[str, Any]:
         """Make the file durable and give it its name; returns its entry in the manifest."""
-        with _explained(self._path):
-            if self._durable:
-                os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-            self._path.replace(self._final)
+        fd, self._fd = self._fd, -1
+        self._folder.settle(self._temporary, fd, self.planned.name)
         return {"file": self.planned.name, "size": self.planned.size, "sha256": self._sha256.hexdigest()}
 
     def abandon(self) -> None:
@@ -85,7 +77,54 @@ class OutputWriter:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._path.unlink(missing_ok=True)
+            self._folder.remove(self._temporary)
+
+
+class _Folder:
+    """A folder held open: what is done in it stays right if another run of the same merge renames it meanwhile."""
+
+    def __init__(self, path: Path, durable: bool) -> None:
+        self.path = path
+        self._durable = durable
+        with explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def create(self, name: str) -> tuple[str, int]:
+        """A new file under a name that no other process on any host uses; that name, and its descriptor.
+
+        Created with 0666 less the umask, unlike tempfile's and safetensors' 0600 (safetensors issue 782).
+        """
+        temporary = f".{name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+        with explained(self.path / name):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            return temporary, os.open(temporary, flags, 0o666, dir_fd=self._fd)
+
+    def settle(self, temporary: str, fd: int, name: str) -> None:
+        """Make a file durable, close it and give it its name."""
+        with explained(self.path / name):
+            try:
+                if self._durable:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._fd)
+
+    def sync(self) -> None:
+        """Make the names in the folder durable."""
+        if self._durable:
+            os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class Staging:
@@ -94,54 +133,45 @@ class Staging:
     def __init__(self, output: Path, digest: str, durable: bool = True) -> None:
         self.output = output
         self.path = output.parent / f".{output.name}.{digest[:16]}.partial"
+        self._folder = _Folder(self.path, durable)
         self._durable = durable
-        with _explained(self.path):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            self.path.mkdir(exist_ok=True)
         self._remove_stale()
         self.finished = self._read_journal()
 
     def open(self, planned: OutputFile) -> OutputWriter:
         """Begin one weight file."""
-        return OutputWriter(self.path, planned, self._durable)
+        return OutputWriter(self._folder, planned)
 
     def is_finished(self, planned: OutputFile) -> bool:
         """Whether an earlier run of the same merge finished this file, by size and checksum."""
         entry = self.finished.get(planned.name)
-        return entry is not None and entry.get("size") == planned.size and matches(self.path, entry)
+        if entry is None or entry.get("size") != planned.size or not isinstance(entry.get("drifts"), dict):
+            return False
+        return matches(self.path, entry)
 
-    def record(self, entry: dict[str, object]) -> None:
+    def record(self, entry: dict[str, Any]) -> None:
         """Note a finished file, so that a later run need not make it again."""
-        self.finished[str(entry["file"])] = entry
+        self.finished[entry["file"]] = entry
         self.put(JOURNAL, json.dumps(list(self.finished.values())).encode())
 
     def put(self, name: str, content: bytes) -> None:
         """Write a small file whole."""
-        temporary = _temporary(self.path, name)
-        with _explained(self.path / name):
-            try:
-                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-                with os.fdopen(fd, "wb") as file:
-                    file.write(content)
-                    if self._durable:
-                        file.flush()
-                        os.fsync(file.fileno())
-                temporary.replace(self.path / name)
-            finally:
-                temporary.unlink(missing_ok=True)
+        temporary, fd = self._folder.create(name)
+        try:
+            with explained(self.path / name), os.fdopen(os.dup(fd), "wb") as file:
+                file.write(content)
+            self._folder.settle(temporary, fd, name)
+        except BaseException:
+            self._folder.remove(temporary)
+            raise
 
-    def commit(self, replace: bool) -> None:
-        """Let the output appear. An earlier one is moved aside first and removed afterwards.
-
-        Raises:
-            OutputError: something stands there by now, and `replace` is not set.
-        """
-        (self.path / JOURNAL).unlink(missing_ok=True)
-        with _explained(self.output):
-            if self._durable:
-                _sync_folder(self.path)
-            aside = None
-            if replace and self.output.exists():
+    def commit(self) -> None:
+        """Let the output appear. An earlier one is moved aside first and removed afterwards."""
+        self._folder.remove(JOURNAL)
+        self._folder.sync()
+        aside = None
+        with explained(self.output):
+            if self.output.exists():
                 aside = self.output.with_name(f".{self.output.name}.{secrets.token_hex(4)}.replaced")
                 self.output.rename(aside)
             try:
@@ -150,19 +180,28 @@ class Staging:
                 if aside is not None:
                     aside.rename(self.output)
                 raise
-            if self._durable:
-                _sync_folder(self.output.parent)
+        if self._durable:
+            parent = _Folder(self.output.parent, durable=True)
+            parent.sync()
+            parent.close()
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
+        self._folder.close()
+
+    def yield_to(self) -> None:
+        """Another run of the same merge was faster, and the folder is the output now: leave nothing of ours in it."""
+        self._folder.remove(JOURNAL)
+        self._folder.close()
 
     def abandon(self) -> bool:
         """Remove the folder, unless it holds finished shards that a later run can use; tells whether it was kept."""
+        self._folder.close()
         if self.finished and self.path.is_dir():
             return True
         shutil.rmtree(self.path, ignore_errors=True)
         return False
 
-    def _read_journal(self) -> dict[str, dict[str, object]]:
+    def _read_journal(self) -> dict[str, dict[str, Any]]:
         try:
             entries = json.loads((self.path / JOURNAL).read_text())
             return {str(entry["file"]): entry for entry in entries}
@@ -209,7 +248,7 @@ def require_space(output: Path, needed: int) -> None:
         )
 
 
-def matches(folder: Path, entry: dict[str, object]) -> bool:
+def matches(folder: Path, entry: dict[str, Any]) -> bool:
     """Whether a file has the size and the sha256 of its entry in a manifest."""
     path = folder / str(entry.get("file"))
     try:
@@ -219,11 +258,6 @@ def matches(folder: Path, entry: dict[str, object]) -> bool:
             return hashlib.file_digest(file, "sha256").hexdigest() == entry.get("sha256")
     except OSError:
         return False
-
-
-def _temporary(folder: Path, name: str) -> Path:
-    """A name that no other process on any host uses, and that tells whose it is."""
-    return folder / f".{name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
 def _is_alive(pid: int) -> bool:
@@ -236,16 +270,8 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn an OSError into one of ours that says what to do."""
     try:
         yield

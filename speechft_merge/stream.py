@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from speechft_merge.errors import MismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from speechft_merge.checkpoints.index import TensorSpan
     from speechft_merge.interpolate import Sums
@@ -51,19 +51,30 @@ class Placed:
     offset: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Drift:
-    """How far fine-tuning moved some elements: sums of squares of the base, and of the mean difference from it."""
+    """How far fine-tuning moved a tensor: sums of squares of the base, and of the mean difference from it."""
+
+    base: float
+    delta: float
+    changed: bool
+    """Whether any element differs."""
+
+    @staticmethod
+    def relative(drifts: Iterable[Drift]) -> float | None:
+        """||finetuned - base|| / ||base|| over some tensors; None where the base is zero or was not read."""
+        drifts = list(drifts)
+        base = math.fsum(drift.base for drift in drifts)
+        return math.sqrt(math.fsum(drift.delta for drift in drifts) / base) if base else None
+
+
+@dataclass(slots=True)
+class _Sums:
+    """The same, chunk by chunk: summed exactly at the end, so that the order of the chunks leaves no trace."""
 
     base: list[float] = field(default_factory=list)
     delta: list[float] = field(default_factory=list)
     changed: bool = False
-
-    @property
-    def relative(self) -> float | None:
-        """||finetuned - base|| / ||base||; None where the base is zero or was not read."""
-        base = math.fsum(self.base)  # exact, so the order in which chunks were done leaves no trace
-        return math.sqrt(math.fsum(self.delta) / base) if base else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +127,7 @@ def execute(placed: Sequence[Placed], workers: int, progress: Progress | None = 
     if run.error is not None:
         raise run.error
     run.report()
-    return run.drifts
+    return {name: Drift(math.fsum(sums.base), math.fsum(sums.delta), sums.changed) for name, sums in run.sums.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +143,7 @@ class _Run:
 
     def __init__(self, placed: Sequence[Placed], progress: Progress | None) -> None:
         self.error: BaseException | None = None
-        self.drifts = {p.tensor.name: Drift() for p in placed if p.tensor.single is None}
+        self.sums = {p.tensor.name: _Sums() for p in placed if p.tensor.single is None}
         self._progress = progress
         self._total = sum(item.tensor.nbytes for item in placed)
         self._done = 0
@@ -193,11 +204,11 @@ class _Run:
         with self._condition:
             self._turn += 1
             self._done += nbytes
-            drift = self.drifts.get(tensor.name)
-            if drift is not None:
-                drift.base.append(sums.base)
-                drift.delta.append(sums.delta)
-                drift.changed |= sums.changed
+            kept = self.sums.get(tensor.name)
+            if kept is not None:
+                kept.base.append(sums.base)
+                kept.delta.append(sums.delta)
+                kept.changed |= sums.changed
             self._condition.notify_all()
 
 

@@ -82,7 +82,8 @@ def default_name(finetuned: str, recipe: Recipe) -> str:
 
 def show_result(shown: Output, result: MergeResult) -> None:
     """What was merged, layer by layer, and where it is."""
-    from speechft_merge.report import summarise_layers, total_drift
+    from speechft_merge.report import summarise_layers
+    from speechft_merge.stream import Drift
 
     for warning in result.warnings:
         shown.warn(warning)
@@ -95,7 +96,7 @@ def show_result(shown: Output, result: MergeResult) -> None:
     else:
         show_layers(shown, summarise_layers(result.plan, result.drifts))
         counts = ", ".join(f"{count} {what}" for what, count in result.manifest["counts"].items() if count)
-        drift = total_drift(result.drifts)
+        drift = Drift.relative(result.drifts.values())
         moved = "" if drift is None else f"; the fine-tune lies {drift:.2%} from the base"
         shown.say(f"{counts}{moved}")
     shown.result(str(result.output))

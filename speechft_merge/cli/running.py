@@ -29,6 +29,10 @@ def run() -> NoReturn:
         app(prog_name=_program_name())
     except SpeechFTMergeError as error:
         _fail(error, error.exit_code)
+    except SystemExit as stop:
+        for note in getattr(stop, "__notes__", ()):
+            print(f"speechft-merge: {note}", file=sys.stderr)
+        raise
     except BrokenPipeError:  # `| head` read enough; Python would complain once more when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
