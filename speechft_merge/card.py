@@ -71,7 +71,7 @@ def make_card(
         "",
         "drift: ||finetuned - base|| / ||base|| of the weights.",
         "",
-        "Made by [speechft-merge](https://pypi.org/project/speechft-merge/):",
+        "Made by speechft-merge:",
         "",
         "```shell",
         shlex.join(["speechft-merge", *map(_short, command)]),

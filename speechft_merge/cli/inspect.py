@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 References = Annotated[
     list[str],
-    typer.Argument(metavar="MODEL [FINETUNED...]", help="A model, or a base and fine-tunes to be matched with it."),
+    typer.Argument(help="A model, or a base and fine-tunes to be matched with it."),
 ]
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-Base = Annotated[str, typer.Argument(metavar="BASE", help="The pre-trained model: a directory or a weights file.")]
-Finetuned = Annotated[list[str], typer.Argument(metavar="FINETUNED...", help="One or more fine-tunes of it, likewise.")]
+Base = Annotated[str, typer.Argument(help="The pre-trained model: a directory or a weights file.")]
+Finetuned = Annotated[list[str], typer.Argument(help="One or more fine-tunes of it, likewise.")]
 OutputDir = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="DIR", help="Directory to make; default: named after the fine-tune, here."),
