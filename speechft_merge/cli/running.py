@@ -22,7 +22,8 @@ def run() -> NoReturn:
     # before numpy is imported: its BLAS would start a thread and take memory per core for sums of squares
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for number in _SIGNALS:
-        signal.signal(number, _stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a shell without job control ignores SIGINT for `command &`
+            signal.signal(number, _stop)
     try:
         from speechft_merge.cli.app import app
 
