@@ -39,3 +39,9 @@ class WriteError(OutputError):
     """Writing began and failed: disk full, quota, I/O error."""
 
     exit_code = 74
+
+
+class TemporaryError(SpeechFTMergeError):
+    """The network, the Hub or its limits stood in the way; the same call may work later."""
+
+    exit_code = 75

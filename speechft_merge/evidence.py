@@ -18,6 +18,8 @@ LEAST_COSINE = 0.1
 """Median over the sampled matrices. Independent weights give 0 +- 0.02 at this sample size; a fine-tune that moved each
 weight by as much as its own size still gives 0.7."""
 SAMPLED_TENSORS = 24
+SAMPLED_REMOTE = 1
+"""Over a network, where each costs a request a side."""
 SAMPLED_ELEMENTS = 4096
 LEAST_ELEMENTS = 512
 """Matrices smaller than this say too little."""
@@ -50,9 +52,11 @@ def measure_relation(plan: Plan, which: int = 0) -> Relation:
         for tensor in plan.tensors
         if tensor.action is Action.INTERPOLATED and len(tensor.finetuned) > which and _is_matrix(tensor)
     ]
-    step = max(1, len(candidates) // SAMPLED_TENSORS)
+    remote = any(not span.source.seeks_cheaply for tensor in candidates for span in tensor.inputs)
+    most = SAMPLED_REMOTE if remote else SAMPLED_TENSORS
+    step = max(1, len(candidates) // most)
     cosines = {}
-    for tensor in candidates[::step][:SAMPLED_TENSORS]:
+    for tensor in candidates[step // 2 :: step][:most]:
         assert tensor.base is not None
         count = min(SAMPLED_ELEMENTS, tensor.base.elements)
         start = (tensor.base.elements - count) // 2
@@ -66,8 +70,11 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     """sha256 over every tensor's name, type and shape and over a little of its data.
 
     It tells checkpoints apart that any training separates, at the cost of some small reads. It is no checksum of the
-    whole file: that would cost more than the merge.
+    whole file: that would cost more than the merge. Of files on the Hub, the checksums that the Hub has are taken.
     """
+    known = [source.identity for source in checkpoint.sources]
+    if all(known):
+        return hashlib.sha256("\n".join(map(str, known)).encode()).hexdigest()
     digest = hashlib.sha256()
     for name, span in sorted(checkpoint.tensors.items()):
         digest.update(f"{name}\0{span.dtype.name}\0{list(span.shape)}\0".encode())

@@ -31,6 +31,7 @@ def describe_input(checkpoint: Checkpoint) -> dict[str, Any]:
     """What identifies an input, and what it was called."""
     return {
         "reference": checkpoint.reference,
+        **({"hub": checkpoint.folder.origin} if checkpoint.folder and checkpoint.folder.origin else {}),
         "container": checkpoint.container,
         "files": [{"file": source.name.rpartition("/")[2], "size": source.size} for source in checkpoint.sources],
         "tensors": len(checkpoint.tensors),

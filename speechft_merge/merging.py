@@ -61,7 +61,7 @@ class MergeResult:
 
 def prepare(
     base: str, finetuned: Sequence[str], recipe: Recipe | None = None, *, max_shard_size: int | None = None,
-    force: bool = False, workers: int | None = None,
+    force: bool = False, workers: int | None = None, download: bool = False,
 ) -> Prepared:  # fmt: skip
     """Open the models, decide on every tensor, and check that the models belong together.
 
@@ -72,6 +72,7 @@ def prepare(
         max_shard_size: bytes of a weights file; None for a single one.
         force: merge even if the evidence says that the models are not related, or if the fine-tune covers little.
         workers: threads; None to choose.
+        download: fetch what lies on the Hub into huggingface_hub's cache first.
 
     Raises:
         NotFoundError, CheckpointError: see `checkpoints.open_checkpoint`.
@@ -79,7 +80,7 @@ def prepare(
     """
     if not finetuned:
         raise UsageError("a fine-tuned model is missing; give the base first, then one or more fine-tunes of it")
-    opened = [open_checkpoint(reference) for reference in (base, *finetuned)]
+    opened = [open_checkpoint(reference, download) for reference in (base, *finetuned)]
     plan = make_plan(opened[0], opened[1:], recipe or Recipe())
     outline = make_outline(plan.tensors, max_shard_size)
     warnings: list[str] = []
@@ -95,9 +96,9 @@ def prepare(
 def merge(
     base: str, finetuned: str | Sequence[str], output: str | Path, recipe: Recipe | None = None, *,
     alpha: float | None = None, max_shard_size: int | None = None, force: bool = False, workers: int | None = None,
-    durable: bool = True, progress: Progress | None = None, command: Sequence[str] = (),
+    download: bool = False, durable: bool = True, progress: Progress | None = None, command: Sequence[str] = (),
 ) -> MergeResult:  # fmt: skip
-    """Merge models on disk into a model directory; see `prepare` for the arguments not told here.
+    """Merge models into a model directory; see `prepare` for the arguments not told here.
 
     Args:
         base: the pre-trained model.
@@ -108,6 +109,7 @@ def merge(
         max_shard_size: bytes of a weights file.
         force: also replace an output that is there.
         workers: threads.
+        download: fetch first, merge then.
         durable: wait until the output is on the disk (fsync).
         progress: called now and then with bytes done and bytes in all.
         command: the command line, for the manifest.
@@ -121,8 +123,10 @@ def merge(
         recipe = Recipe(alpha=alpha)
     finetuned = [finetuned] if isinstance(finetuned, str) else list(finetuned)
     output = Path(output).expanduser()
-    require_place(output, [Path(reference).expanduser() for reference in (base, *finetuned)])
-    prepared = prepare(base, finetuned, recipe, max_shard_size=max_shard_size, force=force, workers=workers)
+    require_place(output, (base, *finetuned))
+    prepared = prepare(
+        base, finetuned, recipe, max_shard_size=max_shard_size, force=force, workers=workers, download=download
+    )
     try:
         return write(prepared, output, force=force, durable=durable, progress=progress, command=command)
     finally:

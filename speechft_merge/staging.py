@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge.errors import OutputError, UsageError, WriteError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from speechft_merge.outline import OutputFile
 
@@ -216,7 +216,7 @@ class Staging:
                 path.unlink(missing_ok=True)
 
 
-def require_place(output: Path, inputs: list[Path]) -> None:
+def require_place(output: Path, references: Iterable[str]) -> None:
     """Refuse an output that is, holds or lies in an input.
 
     Raises:
@@ -225,7 +225,7 @@ def require_place(output: Path, inputs: list[Path]) -> None:
     if output.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
         raise UsageError(f"the output {output} must be a directory: it gets the weights, the config and a manifest")
     target = output.resolve()
-    for path in inputs:
+    for path in filter(Path.exists, (Path(reference).expanduser() for reference in references)):
         source = path.resolve()
         if target == source or target in source.parents or (source.is_dir() and source in target.parents):
             raise UsageError(f"the output {output} and the input {path} overlap; choose another output directory")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from speechft_merge.errors import MismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from speechft_merge.checkpoints.index import TensorSpan
     from speechft_merge.interpolate import Sums
@@ -30,6 +30,13 @@ BYTES_PER_WORKER = 64 << 20
 
 Progress = Callable[[int, int], None]
 """Called in the caller's thread with bytes written so far and in all."""
+
+
+class Reader(Protocol):
+    """Where input bytes come from: a source, or what reads ahead of it."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes that start at `offset`."""
 
 
 class Target(Protocol):
@@ -107,9 +114,16 @@ def execute(placed: Sequence[Placed], workers: int, progress: Progress | None = 
         CheckpointError: an input could not be read.
         WriteError: the output could not be written.
     """
+    from speechft_merge.sources.readahead import read_ahead
+
+    wanted = [(span.source, span.offset, span.nbytes) for item in placed for span in item.tensor.inputs]
+    with read_ahead(wanted) as readers:
+        return _execute(_Run(placed, readers, progress), placed, workers)
+
+
+def _execute(run: _Run, placed: Sequence[Placed], workers: int) -> dict[str, Drift]:
     from speechft_merge.lane import Lane
 
-    run = _Run(placed, progress)
     most_inputs = max((len(item.tensor.inputs) for item in placed), default=1)
     threads = [
         threading.Thread(target=run.work, args=(Lane(max(2, most_inputs)),), daemon=True) for _ in range(workers)
@@ -141,7 +155,8 @@ class _Chunk:
 class _Run:
     """What the workers of one execution share."""
 
-    def __init__(self, placed: Sequence[Placed], progress: Progress | None) -> None:
+    def __init__(self, placed: Sequence[Placed], readers: Mapping[int, Reader], progress: Progress | None) -> None:
+        self._readers = readers
         self.error: BaseException | None = None
         self.sums = {p.tensor.name: _Sums() for p in placed if p.tensor.single is None}
         self._progress = progress
@@ -185,7 +200,7 @@ class _Run:
     def _do(self, chunk: _Chunk, lane: Lane) -> None:
         tensor, target = chunk.placed.tensor, chunk.placed.target
         for span, buffer in zip(tensor.inputs, lane.buffers, strict=False):
-            _read(span, chunk, buffer)
+            _read(span, chunk, buffer, self._readers.get(id(span.source), span.source))
         out, sums = lane.run(tensor, chunk.count)
         if not math.isfinite(sums.base + sums.delta):
             sums = _examine(chunk, out)
@@ -224,11 +239,9 @@ def _chunks(placed: Sequence[Placed]) -> Iterator[_Chunk]:
             turn += 1
 
 
-def _read(span: TensorSpan, chunk: _Chunk, buffer: memoryview) -> memoryview:
+def _read(span: TensorSpan, chunk: _Chunk, buffer: memoryview, reader: Reader) -> None:
     itemsize = span.dtype.itemsize
-    part = buffer[: chunk.count * itemsize]
-    span.source.read_into(span.offset + chunk.start * itemsize, part)
-    return part
+    reader.read_into(span.offset + chunk.start * itemsize, buffer[: chunk.count * itemsize])
 
 
 def _examine(chunk: _Chunk, out: memoryview) -> Sums:
@@ -241,7 +254,7 @@ def _examine(chunk: _Chunk, out: memoryview) -> Sums:
     numbers = []
     for span in tensor.inputs:
         raw = np.empty(chunk.count * span.dtype.itemsize, np.uint8)
-        _read(span, chunk, memoryview(raw.data))
+        _read(span, chunk, memoryview(raw.data), span.source)
         values = np.empty(chunk.count, np.float64)
         widen(raw, span.dtype, values)
         if not all_finite(raw, span.dtype):

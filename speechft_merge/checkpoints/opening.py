@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints import torch_legacy, torch_zip
@@ -15,6 +15,7 @@ from speechft_merge.checkpoints.torch_tensors import span_of
 from speechft_merge.checkpoints.torch_zip import read_torch_zip
 from speechft_merge.errors import CheckpointError, NotFoundError
 from speechft_merge.sources import LocalFolder
+from speechft_merge.sources.reference import HubReference, parse_reference
 
 if TYPE_CHECKING:
     from speechft_merge.sources import ByteSource, Folder
@@ -32,20 +33,29 @@ NOT_WEIGHTS = ("training_args.bin", "optimizer.", "scheduler.", "scaler.", "rng_
 """What training code leaves beside the weights under the same suffixes."""
 
 
-def open_checkpoint(reference: str) -> Checkpoint:
-    """Index the model that `reference` names: a model directory, a weights file, or an index of shards.
+def open_checkpoint(reference: str, download: bool = False) -> Checkpoint:
+    """Index the model that `reference` names: a directory, a weights file or an index of shards, on disk or on the Hub.
+
+    Args:
+        reference: a path, or `org/name[@revision][:path/in/repo]`.
+        download: fetch what lies on the Hub into huggingface_hub's cache first, rather than read it by ranges.
 
     Raises:
         NotFoundError: nothing there, nothing that looks like weights, or several candidates.
         CheckpointError: the file is damaged, hostile, or of a kind that cannot be read.
     """
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        folder = LocalFolder(path)
-        return _open_in(folder, choose_weights(folder), reference)
-    if not path.exists():
-        raise NotFoundError(f"{reference}: no such file or directory")
-    return _open_in(LocalFolder(path.parent), path.name, reference)
+    found = parse_reference(reference)
+    folder: Folder
+    file: str | None
+    if isinstance(found, HubReference):
+        from speechft_merge.sources.hub import open_hub_folder
+
+        folder, file = open_hub_folder(found, download)
+    elif found.is_dir():
+        folder, file = LocalFolder(found), None
+    else:
+        folder, file = LocalFolder(found.parent), found.name
+    return _open_in(folder, file or choose_weights(folder), reference)
 
 
 def choose_weights(folder: Folder) -> str:
@@ -81,7 +91,7 @@ def choose_weights(folder: Folder) -> str:
 
 
 def _open_in(folder: Folder, name: str, reference: str) -> Checkpoint:
-    if name.endswith(".index.json"):
+    if re.search(r"\.index\b[^/]*\.json$", name):  # whisper-large-v3 has model.safetensors.index.fp32.json
         checkpoint = _open_shards(folder, name, reference)
     else:
         checkpoint = _open_file(folder.open(name), reference)

@@ -22,6 +22,9 @@ class StridedTensor:
     The elements are gathered at the first read and let go when the last of them was read.
     """
 
+    identity = None
+    seeks_cheaply = True
+
     def __init__(
         self, source: ByteSource, name: str, offset: int, extent: int, dtype: DType, shape: tuple[int, ...],
         strides: tuple[int, ...],

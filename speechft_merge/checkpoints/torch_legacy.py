@@ -86,7 +86,8 @@ def _place_storages(source: ByteSource, offset: int, storages: list[Storage | No
             raise CheckpointError(
                 f"{source.name} is cut short (storage {storage.key} at byte {offset} of {source.size})"
             )
-        (count,) = struct.unpack("<q", source.read(offset, 8))
+        # over a network the counts would cost a request each; then the sizes must add up to the file's, see below
+        (count,) = struct.unpack("<q", source.read(offset, 8)) if source.seeks_cheaply else (storage.count,)
         if count != storage.count or offset + 8 + count * storage.itemsize > source.size:
             raise CheckpointError(
                 f"{source.name}: storage {storage.key} holds {count} elements by its own count, {storage.count} by "
@@ -94,4 +95,8 @@ def _place_storages(source: ByteSource, offset: int, storages: list[Storage | No
             )
         records[storage.key] = offset + 8, count * storage.itemsize
         offset += 8 + count * storage.itemsize
+    if not source.seeks_cheaply and offset != source.size:
+        raise CheckpointError(
+            f"{source.name} has {source.size} bytes, its pickle describes {offset}: damaged or cut short"
+        )
     return records

@@ -73,7 +73,8 @@ def _place_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int)
     """Name without the archive's folder -> (offset, bytes), checked against local headers and neighbours."""
     records: dict[str, tuple[int, int]] = {}
     previous_name, previous_end = "", 0
-    for entry in sorted(entries, key=lambda e: e.header_offset):
+    entries = sorted(entries, key=lambda e: e.header_offset)
+    for entry, following in zip(entries, [*(e.header_offset for e in entries[1:]), end], strict=True):
         name = entry.filename.partition("/")[2]
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise CheckpointError(
@@ -86,9 +87,12 @@ def _place_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int)
             raise CheckpointError(
                 f"{source.name}: the records {previous_name!r} and {entry.filename!r} overlap: damaged or forged"
             )
-        offset = _data_offset(source, entry)
+        if source.seeks_cheaply or name == "data.pkl":
+            offset = _data_offset(source, entry)
+        else:
+            offset = following - _descriptor_size(entry) - entry.file_size
         previous_name, previous_end = entry.filename, offset + entry.file_size
-        if previous_end > end:
+        if offset < entry.header_offset + _LOCAL_HEADER.size or previous_end > end:
             raise CheckpointError(
                 f"{source.name}: record {entry.filename!r} reaches past the end of the archive's data"
             )
@@ -96,6 +100,16 @@ def _place_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int)
             raise CheckpointError(f"{source.name}: two records are called {name!r}")
         records[name] = offset, entry.file_size
     return records
+
+
+def _descriptor_size(entry: zipfile.ZipInfo) -> int:
+    """Bytes between a record's data and the next record, as torch writes them: over a network, offsets are computed.
+
+    Reading each record's local header would cost a request for each tensor.
+    """
+    if not entry.flag_bits & 8 or not entry.file_size:
+        return 0
+    return 24 if max(entry.file_size, entry.header_offset) >= 0xFFFFFFFF else 16
 
 
 def _data_offset(source: ByteSource, entry: zipfile.ZipInfo) -> int:

@@ -11,6 +11,7 @@ from speechft_merge.cli import options
 from speechft_merge.cli.output import Output, ProgressLine, megabytes
 from speechft_merge.recipe import Recipe, override, read_recipe
 from speechft_merge.selectors import parse_rule
+from speechft_merge.sources.reference import parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,7 @@ def merge(
     force: options.Force = False,
     dry_run: options.DryRun = False,
     threads: options.Threads = None,
+    download: options.DownloadFirst = False,
     fsync: options.Fsync = True,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
@@ -55,10 +57,10 @@ def merge(
         extrapolate=extrapolate,
     )
     place = (output or Path(default_name(finetuned[0], whole))).expanduser()
-    require_place(place, [Path(reference).expanduser() for reference in (base, *finetuned)])
+    require_place(place, (base, *finetuned))
     prepared = merging.prepare(
         base, finetuned, whole, max_shard_size=parse_size(max_shard_size) if max_shard_size else None, force=force,
-        workers=threads,
+        workers=threads, download=download,
     )  # fmt: skip
     if dry_run:
         show_plan(shown, prepared, place)
@@ -75,8 +77,9 @@ def merge(
 
 def default_name(finetuned: str, recipe: Recipe) -> str:
     """A directory name that tells what is in it."""
-    path = Path(finetuned.rstrip("/"))
-    stem = path.stem if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt") else path.name
+    found = parse_reference(finetuned)
+    path = found if isinstance(found, Path) else Path(found.path or found.repo)
+    stem = path.stem if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt") else path.resolve().name
     return f"{stem or 'model'}-merged-{'layerwise' if recipe.rules else format(recipe.alpha, 'g')}"
 
 

@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-Base = Annotated[str, typer.Argument(help="The pre-trained model: a directory or a weights file.")]
+Base = Annotated[
+    str,
+    typer.Argument(
+        help="The pre-trained model: a directory, a weights file, or org/name[@revision][:file] on the Hub."
+    ),
+]
 Finetuned = Annotated[list[str], typer.Argument(help="One or more fine-tunes of it, likewise.")]
 OutputDir = Annotated[
     Path | None,
@@ -54,6 +59,9 @@ Force = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: as many as help.")]
+DownloadFirst = Annotated[
+    bool, typer.Option("--download", help="Fetch models from the Hub into its cache first, instead of reading ranges.")
+]
 Fsync = Annotated[
     bool, typer.Option("--fsync/--no-fsync", help="Wait until the output is on the disk; off for throw-away merges.")
 ]

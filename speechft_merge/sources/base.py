@@ -20,6 +20,14 @@ class ByteSource(Protocol):
     def size(self) -> int:
         """Bytes in the file."""
 
+    @property
+    def identity(self) -> str | None:
+        """What the place it lies in knows as its checksum; None where nothing is known without reading it."""
+
+    @property
+    def seeks_cheaply(self) -> bool:
+        """Whether many small reads cost next to nothing; over a network each is a request."""
+
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes that start at `offset`.
 
@@ -40,6 +48,10 @@ class Folder(Protocol):
     @property
     def name(self) -> str:
         """What to call it in messages."""
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """For the manifest: repository, revision and commit; empty for a local folder."""
 
     def names(self) -> list[str]:
         """Names of the regular files in it, sorted; sub-folders are not listed."""

@@ -16,8 +16,12 @@ class LocalFile:
     SIGBUS, mapped pages count as memory used, and mapping is slow on Lustre and NFS (safetensors issue 562).
     """
 
-    def __init__(self, path: Path) -> None:
+    seeks_cheaply = True
+
+    def __init__(self, path: Path, label: str | None = None, identity: str | None = None) -> None:
         self.path = path
+        self.name = label or str(path)
+        self.identity = identity
         self._fd = -1
         try:
             # O_NONBLOCK: opening a FIFO must fail the test below rather than wait for a writer
@@ -30,11 +34,6 @@ class LocalFile:
             raise NotFoundError(f"{path} is not a regular file")
 
     @property
-    def name(self) -> str:
-        """The path as it was given."""
-        return str(self.path)
-
-    @property
     def size(self) -> int:
         """Bytes in the file when it was opened."""
         return self.status.st_size
@@ -45,10 +44,10 @@ class LocalFile:
             try:
                 count = os.preadv(self._fd, [buffer], offset)
             except OSError as error:
-                raise CheckpointError(f"reading {self.path} failed at byte {offset}: {error.strerror}") from error
+                raise CheckpointError(f"reading {self.name} failed at byte {offset}: {error.strerror}") from error
             if not count:
                 raise CheckpointError(
-                    f"{self.path} ended at byte {offset}; it had {self.size} bytes when it was opened"
+                    f"{self.name} ended at byte {offset}; it had {self.size} bytes when it was opened"
                 )
             buffer, offset = buffer[count:], offset + count
 
@@ -56,7 +55,7 @@ class LocalFile:
         """`length` bytes that start at `offset`; the length is checked against the file before memory is taken."""
         if offset < 0 or length < 0 or offset + length > self.size:
             raise CheckpointError(
-                f"{self.path}: bytes {offset} to {offset + length} lie outside the file ({self.size} bytes)"
+                f"{self.name}: bytes {offset} to {offset + length} lie outside the file ({self.size} bytes)"
             )
         buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
@@ -77,6 +76,7 @@ class LocalFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.origin: dict[str, str] = {}
 
     @property
     def name(self) -> str:

@@ -1,0 +1,140 @@
+"""Ranges of one file over HTTP: resolved once, then read on the signed URL, resumed from the byte reached."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from speechft_merge.errors import CheckpointError, TemporaryError
+from speechft_merge.sources.hub_errors import RETRIED, HubError, hub_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TRIES = 6
+"""Failures in a row, without a byte between them, after which a range is given up."""
+MOST_FAILURES = 40
+"""Failures of one range in all: a connection that breaks every few bytes must end, too."""
+LONGEST_WAIT = 60.0
+"""Seconds that a server's Retry-After is heeded at the most."""
+
+
+class _Again(Exception):  # noqa: N818  (not an error: what to do next)
+    """The request failed in a way that may pass; wait so many seconds first."""
+
+    def __init__(self, reason: str, seconds: float | None = None, expired: bool = False) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+        self.expired = expired
+
+
+class Download:
+    """The way to a file's bytes. Threads may call `fetch` at once; one resolves, the others use its answer."""
+
+    def __init__(self, repo: str, path: str, commit: str, size: int, etag: str, small: bool = False) -> None:
+        from huggingface_hub import hf_hub_url
+
+        self._repo, self._size, self._etag = repo, size, etag
+        self._url = hf_hub_url(repo, path, revision=commit)
+        self._what = f"{repo}@{commit[:8]}/{path}"
+        self._lock = threading.Lock()
+        self._location = self._url if small else None  # the Hub serves small files itself: one request instead of two
+
+    def fetch(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes that start at `offset`.
+
+        Raises:
+            TemporaryError: the server or the network failed too often.
+            CheckpointError: the server answered something else than was asked.
+            HubError, NotFoundError: the Hub refuses.
+        """
+        done = tries = failures = 0
+        while done < len(buffer):
+            location = self._resolve(None)
+            before = done
+            try:
+                for data in self._stream(location, offset + done, offset + len(buffer)):
+                    if done + len(data) > len(buffer):
+                        raise CheckpointError(f"{self._what}: the server sent more bytes than it was asked for")
+                    buffer[done : done + len(data)] = data
+                    done += len(data)
+                if done < len(buffer):
+                    raise _Again("the answer ended early")
+            except _Again as again:
+                failures += 1
+                tries = 1 if done > before else tries + 1
+                if tries >= TRIES or failures >= MOST_FAILURES:
+                    raise TemporaryError(
+                        f"{self._what}: {again}; gave up after {failures} failures; try again later"
+                    ) from again
+                if again.expired:
+                    self._resolve(location)
+                self._pause(again, tries)
+
+    def _pause(self, again: _Again, tries: int) -> None:
+        if again.seconds is not None:
+            time.sleep(min(again.seconds, LONGEST_WAIT))
+        elif not (again.expired and tries == 1):
+            time.sleep(min(8.0, 0.5 * 2 ** (tries - 1)) * random.uniform(0.5, 1.0))
+
+    def _resolve(self, stale: str | None) -> str:
+        """The URL to read from; a new one if it is still the stale one."""
+        from huggingface_hub import get_hf_file_metadata
+
+        with self._lock:
+            if self._location is not None and self._location != stale:
+                return self._location
+            with hub_errors(self._repo):
+                metadata = get_hf_file_metadata(self._url, retry_on_errors=True)
+            if metadata.size != self._size or (metadata.etag or self._etag) != self._etag:
+                raise HubError(f"{self._what} is not the file that the Hub listed a moment ago; run again")
+            self._location = metadata.location
+            return self._location
+
+    def _stream(self, location: str, start: int, stop: int) -> Any:
+        """The bytes of one request, as they come."""
+        from huggingface_hub import constants, get_session
+        from huggingface_hub.utils import build_hf_headers, httpx  # type: ignore[attr-defined]
+
+        # the token is the Hub's business only: a signed URL on another host must not see it
+        headers = build_hf_headers() if _origin(location) == _origin(constants.ENDPOINT) else {}
+        headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        try:
+            with get_session().stream("GET", location, headers=headers, timeout=timeout) as response:
+                self._check(response.status_code, response.headers, start, stop)
+                yield from response.iter_raw()
+        except httpx.TransportError as error:
+            raise _Again(f"{type(error).__name__}: {error}") from error
+
+    def _check(self, status: int, headers: Mapping[str, str], start: int, stop: int) -> None:
+        if status in RETRIED:
+            raise _Again(f"HTTP {status}", _retry_after(headers))
+        if status in (400, 401, 403, 404, 410):
+            raise _Again(f"HTTP {status} (a signed URL that expired?)", expired=True)
+        expected = f"bytes {start}-{stop - 1}/{self._size}"
+        whole = status == 200 and start == 0 and stop == self._size and headers.get("Content-Range") is None
+        if not whole and (status != 206 or headers.get("Content-Range") != expected):
+            raise CheckpointError(
+                f"{self._what}: asked for {expected}, the server answered HTTP {status} "
+                f"{headers.get('Content-Range', 'without Content-Range')}"
+            )
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait by the Hub's RateLimit header (`"api";r=0;t=37`) or by Retry-After."""
+
+    limit = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
+    if limit and re.search(r"\br=0\b", headers.get("RateLimit", "")):
+        return float(limit[1]) + 1
+    after = headers.get("Retry-After", "")
+    return float(after) if after.isdigit() else None

@@ -1,0 +1,204 @@
+"""A repository on the Hub: one commit of it, listed once; its files read by ranges, or from the local cache."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechft_merge.errors import CheckpointError, NotFoundError
+from speechft_merge.sources.download import Download
+from speechft_merge.sources.hub_errors import hub_errors
+from speechft_merge.sources.local import LocalFile, LocalFolder
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+    from speechft_merge.sources.base import ByteSource, Folder
+    from speechft_merge.sources.reference import HubReference
+
+HEAD = 96 << 10
+"""Bytes fetched at the first look into a file: holds most safetensors headers, and the pickle of most zips."""
+TAIL = 128 << 10
+"""Bytes fetched at the first look at a file's end: holds the directory of a zip of a thousand records."""
+SMALL = 4 << 20
+"""Bytes up to which a file is fetched whole, with one request."""
+
+
+def open_hub_folder(reference: HubReference, download: bool = False) -> tuple[Folder, str | None]:
+    """The folder of a repository that a reference names, pinned to one commit; and the file, if it names one.
+
+    Args:
+        reference: the repository, and perhaps revision and path.
+        download: fetch weights through huggingface_hub into its cache, and read them there.
+
+    Raises:
+        NotFoundError, HubError, TemporaryError: see `hub_errors`.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    inner = reference.path or ""
+    with hub_errors(str(reference)):
+        if constants.HF_HUB_OFFLINE:
+            cached = huggingface_hub.snapshot_download(
+                reference.repo, revision=reference.revision, local_files_only=True
+            )
+            return _open_cached(Path(cached), reference)
+        info = huggingface_hub.HfApi().model_info(reference.repo, revision=reference.revision, files_metadata=True)
+    files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+    folder = inner if any(name.startswith(inner + "/") for name in files) else inner.rpartition("/")[0]
+    if inner and inner not in files and folder != inner:
+        raise NotFoundError(f"{reference}: the repository has no {inner!r}; it has {', '.join(sorted(files)[:12])}")
+    license_name = getattr(info.card_data, "license", None)
+    file = inner.rpartition("/")[2] if inner in files else None
+    return HubFolder(reference, str(info.sha), folder, files, download, license_name), file
+
+
+class HubFolder:
+    """A folder of a repository at one commit."""
+
+    def __init__(
+        self, reference: HubReference, commit: str, inner: str, files: dict[str, RepoSibling], download: bool,
+        license_name: object,
+    ) -> None:  # fmt: skip
+        self.reference = reference
+        self.commit = commit
+        self._inner = f"{inner}/" if inner else ""
+        self._files = files
+        self._download = download
+        self.origin = {"repo": reference.repo, "revision": reference.revision or "main", "commit": commit}
+        if isinstance(license_name, str):
+            self.origin["license"] = license_name
+
+    @property
+    def name(self) -> str:
+        """Repository and commit."""
+        return f"{self.reference.repo}@{self.commit[:8]}" + (f":{self._inner.rstrip('/')}" if self._inner else "")
+
+    def names(self) -> list[str]:
+        """Names of the files in the folder, sorted."""
+        inner = [name.removeprefix(self._inner) for name in self._files if name.startswith(self._inner)]
+        return sorted(name for name in inner if "/" not in name)
+
+    def open(self, name: str) -> ByteSource:
+        """One of its files: from the cache if it is there, else by ranges."""
+        path = self._inner + name
+        sibling = self._files.get(path)
+        if sibling is None or sibling.size is None:
+            raise NotFoundError(f"{self.name}: no file {name!r} in the repository")
+        etag = sibling.lfs.sha256 if sibling.lfs else str(sibling.blob_id)
+        label = f"{self.name}/{path}"
+        cached = self._cached(path, etag, sibling.size)
+        if cached is not None:
+            return LocalFile(cached, label, etag)
+        if self._download and sibling.size > SMALL:
+            return LocalFile(self._fetch_into_cache(path), label, etag)
+        return HubFile(self.reference.repo, path, self.commit, sibling.size, etag, label)
+
+    def _cached(self, path: str, etag: str, size: int) -> Path | None:
+        """The file in huggingface_hub's cache: under this commit, or the same content under another."""
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.reference.repo, path, revision=self.commit)
+        blob = Path(constants.HF_HUB_CACHE) / f"models--{self.reference.repo.replace('/', '--')}" / "blobs" / etag
+        for candidate in (Path(found) if isinstance(found, str) else blob, blob):
+            if candidate.is_file() and candidate.stat().st_size == size:
+                return candidate
+        return None
+
+    def _fetch_into_cache(self, path: str) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        with hub_errors(str(self.reference)):
+            return Path(hf_hub_download(self.reference.repo, path, revision=self.commit))
+
+
+def _open_cached(snapshot: Path, reference: HubReference) -> tuple[Folder, str | None]:
+    """The same when the Hub may not be asked."""
+    place = snapshot / (reference.path or "")
+    origin = {"repo": reference.repo, "revision": reference.revision or "main", "commit": snapshot.name}
+    if place.is_dir():
+        return _CachedFolder(place, origin), None
+    if not place.exists():
+        raise NotFoundError(
+            f"HF_HUB_OFFLINE is set and {reference} is not in the cache; fetch it where there is a network "
+            "(--download), or unset HF_HUB_OFFLINE"
+        )
+    return _CachedFolder(place.parent, origin), place.name
+
+
+class _CachedFolder(LocalFolder):
+    """What the cache has of a repository."""
+
+    def __init__(self, path: Path, origin: dict[str, str]) -> None:
+        super().__init__(path)
+        self.origin = origin
+
+    @property
+    def name(self) -> str:
+        """Repository and commit, and where the answer comes from."""
+        return f"{self.origin['repo']}@{self.origin['commit'][:8]} (HF_HUB_OFFLINE is set; the cache)"
+
+
+class HubFile:
+    """A file at one commit, read by ranges."""
+
+    seeks_cheaply = False
+
+    def __init__(self, repo: str, path: str, commit: str, size: int, etag: str, label: str) -> None:
+        self.name, self.size, self.identity = label, size, etag
+        self._download = Download(repo, path, commit, size, etag, small=size <= SMALL)
+        self._lock = threading.Lock()
+        self._pages: list[tuple[int, bytes]] = []
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`, from what a look at the file's ends has fetched if it is there."""
+        stop = offset + len(buffer)
+        if stop > self.size:
+            raise CheckpointError(f"{self.name} has {self.size} bytes, not the {stop} that are expected")
+        if not buffer:
+            return
+        page = self._page(offset, stop)
+        if page is None:
+            self._download.fetch(offset, buffer)
+        else:
+            start, data = page
+            buffer[:] = data[offset - start : stop - start]
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes that start at `offset`; the length is checked against the file before memory is taken."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise CheckpointError(
+                f"{self.name}: bytes {offset} to {offset + length} lie outside the file ({self.size} bytes)"
+            )
+        buffer = bytearray(length)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def fetch(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with one request; for a reader that plans its requests itself."""
+        self._download.fetch(offset, buffer)
+
+    def close(self) -> None:
+        """Forget what was fetched."""
+        self._pages.clear()
+
+    def _page(self, offset: int, stop: int) -> tuple[int, bytes] | None:
+        """The fetched stretch that holds these bytes; at the ends of the file it is fetched now."""
+        with self._lock:
+            for start, data in self._pages:
+                if start <= offset and stop <= start + len(data):
+                    return start, data
+            if self.size <= SMALL and self.size <= 2 * (HEAD + TAIL):
+                start, end = 0, self.size
+            elif offset < HEAD and stop <= HEAD:
+                start, end = 0, HEAD
+            elif offset >= self.size - TAIL:
+                start, end = self.size - TAIL, self.size
+            else:
+                return None
+            fetched = bytearray(end - start)
+            self._download.fetch(start, memoryview(fetched))
+            self._pages.append((start, bytes(fetched)))
+            return self._pages[-1]

@@ -1,0 +1,72 @@
+"""Which ranges of a remote file to fetch, and when: pure.
+
+Tensors are wanted in the order of the output, which need not be that of the file. Looking ahead a window of bytes at
+a time, neighbours in the file are joined into runs: few requests, and no more than about a window is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+WINDOW = 126 << 20
+"""Bytes wanted in a row that are fetched together: four runs less the gaps in them. Most that a file's runs take of
+memory, where its order is not that of the output; files as transformers writes them differ within a layer or two."""
+MAX_RUN = 32 << 20
+"""Bytes of one request: enough to make its latency small, few enough to lose little when it breaks."""
+MAX_GAP = 64 << 10
+"""Unwanted bytes between neighbours that are fetched along rather than paid for with a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Bytes `start` to `stop` of a file."""
+
+    start: int
+    stop: int
+    pieces: tuple[tuple[int, int], ...]
+    """(offset, length) of what will be read of it; the rest are gaps, which other runs may want."""
+    need: int
+    """The first of the wanted ranges that it serves, by its place in the list."""
+
+
+def plan_runs(wanted: Sequence[tuple[int, int]]) -> list[Run]:
+    """Runs in the order in which they are first needed.
+
+    Args:
+        wanted: (offset, length) of what will be read, in the order of reading.
+    """
+    return [run for window in _windows(wanted) for run in _join(window)]
+
+
+def _windows(wanted: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """Cut the wanted ranges into groups of `WINDOW` bytes: (offset, length, place in the list)."""
+    window: list[tuple[int, int, int]] = []
+    room = WINDOW
+    for need, (offset, length) in enumerate(wanted):
+        while length:
+            part = min(length, room)
+            window.append((offset, part, need))
+            offset, length, room = offset + part, length - part, room - part
+            if not room:
+                yield window
+                window, room = [], WINDOW
+    if window:
+        yield window
+
+
+def _join(window: list[tuple[int, int, int]]) -> list[Run]:
+    """Neighbours in the file as runs, in the order of need."""
+    runs: list[Run] = []
+    for offset, length, need in sorted(window):
+        while length:
+            last = runs[-1] if runs else None
+            if last is not None and offset <= last.stop + MAX_GAP and offset < last.start + MAX_RUN:
+                part = min(length, last.start + MAX_RUN - offset)
+                pieces = (*last.pieces, (offset, part))
+                runs[-1] = Run(last.start, offset + part, pieces, min(last.need, need))
+            else:
+                part = min(length, MAX_RUN)
+                runs.append(Run(offset, offset + part, ((offset, part),), need))
+            offset, length = offset + part, length - part
+    return sorted(runs, key=lambda run: run.need)
