@@ -57,7 +57,7 @@ class Lane:
             for start in range(0, count, BLOCK):
                 stop = min(start + BLOCK, count)
                 values = self._numbers(0, dtype, start, stop, _real((dtype,)))
-                sums = Sums(sums.base + self._narrow(values, tensor.dtype, start, stop), 0.0, False)
+                sums = Sums(sums.base + self._narrow(values, tensor.dtype, start, stop, risky=True), 0.0, False)
         return memoryview(out.data), sums
 
     def _mix(self, tensor: PlannedTensor, count: int) -> tuple[memoryview, Sums]:
@@ -66,6 +66,7 @@ class Lane:
         in_place = {*dtypes, tensor.dtype} == {DType.F32 if real is np.float32 else DType.F64}
         alpha = tensor.alpha
         assert alpha is not None
+        risky = not (0 <= alpha <= 1 and {*dtypes} == {tensor.dtype})  # else the result lies between the inputs
         base_squares = delta_squares = overflow = 0.0
         changed = False
         for start in range(0, count, BLOCK):
@@ -76,7 +77,7 @@ class Lane:
             delta_squares += sums.delta
             changed |= sums.changed
             if not in_place:
-                overflow += self._narrow(finetuned[0], tensor.dtype, start, stop)
+                overflow += self._narrow(finetuned[0], tensor.dtype, start, stop, risky)
         out = (self._raw[1] if in_place else self._out)[: count * tensor.dtype.itemsize]
         return memoryview(out.data), Sums(base_squares + overflow, delta_squares, changed)
 
@@ -90,10 +91,12 @@ class Lane:
         widen(raw, dtype, values)
         return values
 
-    def _narrow(self, values: NDArray[Any], dtype: DType, start: int, stop: int) -> float:
+    def _narrow(self, values: NDArray[Any], dtype: DType, start: int, stop: int, risky: bool) -> float:
         """Into the output buffer; nan if the numbers do not fit the type, else 0."""
         overflow = 0.0
-        if dtype in OVERFLOW and not squares(values) < OVERFLOW[DType.F16] ** 2:  # one cheap pass rules out most cases
+        if (
+            risky and dtype in OVERFLOW and not squares(values) < OVERFLOW[DType.F16] ** 2
+        ):  # one cheap pass rules out most cases
             overflow = 0.0 if float(np.abs(values).max(initial=0)) < OVERFLOW[dtype] else math.nan
         out = self._out[start * dtype.itemsize : stop * dtype.itemsize]
         narrow(values, dtype, out, self._work[-1].view(values.dtype)[: stop - start])

@@ -180,7 +180,7 @@ def _write_weights(
             if prepared.outline.index is not None:
                 staging.record(entry)
         drifts |= {name: Drift(*sums) for name, sums in entry["drifts"].items()}
-        entries.append({key: entry[key] for key in ("file", "size", "sha256")})
+        entries.append({key: entry[key] for key in ("file", "size", "checksum")})
         done += planned.size
     return entries, drifts
 

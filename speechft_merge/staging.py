@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import secrets
@@ -19,6 +18,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.checksums import Checksum, checksum_of
 from speechft_merge.errors import OutputError, UsageError, WriteError
 
 if TYPE_CHECKING:
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from speechft_merge.outline import OutputFile
 
 JOURNAL = "finished.json"
-"""In the hidden folder: size and sha256 of each finished weight file."""
+"""In the hidden folder: size and checksum of each finished weight file."""
 
 
 class OutputWriter:
-    """One file in the making. `write` may be called from several threads, `digest` by one at a time in order."""
+    """One file in the making; `write` may be called from several threads."""
 
     def __init__(self, folder: _Folder, planned: OutputFile) -> None:
         self.planned = planned
         self._folder = folder
-        self._sha256 = hashlib.sha256(planned.header)
+        self._checksum = Checksum(planned.header)
         self._temporary, self._fd = folder.create(planned.name)
         try:
             self._reserve()
-            self.write(0, memoryview(planned.header))
+            self._put(0, memoryview(planned.header))
         except BaseException:
             self.abandon()
             raise
@@ -56,21 +56,21 @@ class OutputWriter:
                 os.ftruncate(self._fd, self.planned.size)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Put `data` at `offset`."""
+        """Put a chunk of a tensor at `offset`."""
+        self._checksum.add(offset, data)
+        self._put(offset, data)
+
+    def _put(self, offset: int, data: memoryview) -> None:
         with explained(self._folder.path / self.planned.name):
             while data:
                 count = os.pwrite(self._fd, data, offset)
                 data, offset = data[count:], offset + count
 
-    def digest(self, data: memoryview) -> None:
-        """Add `data` to the checksum."""
-        self._sha256.update(data)
-
     def finish(self) -> dict[str, Any]:
         """Make the file durable and give it its name; returns its entry in the manifest."""
         fd, self._fd = self._fd, -1
         self._folder.settle(self._temporary, fd, self.planned.name)
-        return {"file": self.planned.name, "size": self.planned.size, "sha256": self._sha256.hexdigest()}
+        return {"file": self.planned.name, "size": self.planned.size, "checksum": self._checksum.hexdigest()}
 
     def abandon(self) -> None:
         """Remove what there is; after `finish` this does nothing."""
@@ -249,13 +249,12 @@ def require_space(output: Path, needed: int) -> None:
 
 
 def matches(folder: Path, entry: dict[str, Any]) -> bool:
-    """Whether a file has the size and the sha256 of its entry in a manifest."""
+    """Whether a file has the size and the checksum of its entry in a manifest."""
     path = folder / str(entry.get("file"))
     try:
         if path.parent != folder or path.stat().st_size != entry.get("size"):
             return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == entry.get("sha256")
+        return checksum_of(path) == str(entry.get("checksum"))
     except OSError:
         return False
 

@@ -1,7 +1,7 @@
 """The executor: moves chunks through a few workers, in file order, and keeps the books. It decides nothing.
 
-Each worker reads a chunk of every input, makes the output chunk, writes it where the plan has it, and then, when its
-turn comes, adds it to the file's checksum. Memory is the workers' buffers, whatever the model's size.
+Each worker reads a chunk of every input, makes the output chunk and writes it where the plan has it. Memory is the
+workers' buffers, whatever the size of the model or of a tensor.
 """
 
 from __future__ import annotations
@@ -44,9 +44,6 @@ class Target(Protocol):
 
     def write(self, offset: int, data: memoryview) -> None:
         """Put `data` at `offset`; called by several threads at once."""
-
-    def digest(self, data: memoryview) -> None:
-        """Add `data` to the checksum; called in order of offsets, by one thread at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +128,10 @@ def _execute(run: _Run, placed: Sequence[Placed], workers: int) -> dict[str, Dri
     for thread in threads:
         thread.start()
     try:
-        while any(thread.is_alive() for thread in threads):
-            threads[0].join(0.1) if threads[0].is_alive() else run.wait(0.1)
-            run.report()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.1)
+                run.report()
     finally:  # a signal raises SystemExit here, in the main thread
         run.stop()
         for thread in threads:
@@ -146,7 +144,6 @@ def _execute(run: _Run, placed: Sequence[Placed], workers: int) -> dict[str, Dri
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    turn: int
     placed: Placed
     start: int
     count: int
@@ -163,8 +160,7 @@ class _Run:
         self._total = sum(item.tensor.nbytes for item in placed)
         self._done = 0
         self._todo = _chunks(placed)
-        self._condition = threading.Condition()
-        self._turn = 0
+        self._lock = threading.Lock()
         self._stopped = False
 
     def work(self, lane: Lane) -> None:
@@ -173,20 +169,13 @@ class _Run:
             while (chunk := self._next()) is not None:
                 self._do(chunk, lane)
         except BaseException as error:
-            with self._condition:
+            with self._lock:
                 self.error = self.error or error
             self.stop()
 
     def stop(self) -> None:
         """Let the workers end after the chunk in hand."""
-        with self._condition:
-            self._stopped = True
-            self._condition.notify_all()
-
-    def wait(self, seconds: float) -> None:
-        """Sleep until something happens."""
-        with self._condition:
-            self._condition.wait(seconds)
+        self._stopped = True
 
     def report(self) -> None:
         """Tell the progress."""
@@ -194,7 +183,7 @@ class _Run:
             self._progress(self._done, self._total)
 
     def _next(self) -> _Chunk | None:
-        with self._condition:
+        with self._lock:
             return None if self._stopped else next(self._todo, None)
 
     def _do(self, chunk: _Chunk, lane: Lane) -> None:
@@ -205,38 +194,26 @@ class _Run:
         if not math.isfinite(sums.base + sums.delta):
             sums = _examine(chunk, out)
         target.write(chunk.placed.offset + chunk.start * tensor.dtype.itemsize, out)
-        self._await_turn(chunk.turn)
-        if not self._stopped:
-            target.digest(out)
-            self._finish(tensor, len(out), sums)
-
-    def _await_turn(self, turn: int) -> None:
-        with self._condition:
-            while self._turn != turn and not self._stopped:
-                self._condition.wait()
+        self._finish(tensor, len(out), sums)
 
     def _finish(self, tensor: PlannedTensor, nbytes: int, sums: Sums) -> None:
-        with self._condition:
-            self._turn += 1
+        with self._lock:
             self._done += nbytes
             kept = self.sums.get(tensor.name)
             if kept is not None:
                 kept.base.append(sums.base)
                 kept.delta.append(sums.delta)
                 kept.changed |= sums.changed
-            self._condition.notify_all()
 
 
 def _chunks(placed: Sequence[Placed]) -> Iterator[_Chunk]:
     from speechft_merge.lane import CHUNK
 
-    turn = 0
     for item in placed:
         widest = max(item.tensor.dtype.itemsize, *(span.dtype.itemsize for span in item.tensor.inputs))
         step, elements = CHUNK // widest, item.tensor.nbytes // item.tensor.dtype.itemsize
         for start in range(0, elements, step):
-            yield _Chunk(turn, item, start, min(step, elements - start))
-            turn += 1
+            yield _Chunk(item, start, min(step, elements - start))
 
 
 def _read(span: TensorSpan, chunk: _Chunk, buffer: memoryview, reader: Reader) -> None:
