@@ -82,7 +82,7 @@ def make_card(
         "```",
         "",
     ]
-    return "\n".join(lines).encode()
+    return "\n".join(lines).encode(errors="backslashreplace")
 
 
 def _sentence(plan: Plan) -> str:
@@ -99,4 +99,9 @@ def _sentence(plan: Plan) -> str:
 
 def _short(reference: str) -> str:
     """A Hub id as it is; of a local path the last part, since folders of one machine say nothing to others."""
+    option, equals, value = reference.partition("=")
+    if equals and option.startswith("--"):
+        return f"{option}={_short(value)}"
+    if reference[:2] == "-o" and reference[2:]:
+        return "-o" + _short(reference[2:])
     return reference.rstrip("/").rpartition("/")[2] if reference.startswith(("/", ".", "~")) else reference

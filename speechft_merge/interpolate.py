@@ -60,8 +60,13 @@ def interpolate(base: Floats, finetuned: Sequence[Floats], weights: Sequence[flo
         _mean_difference(base, finetuned, weights)
     delta_squares = squares(delta)
     changed = delta_squares > 0 or bool(delta.any())
-    np.multiply(delta, real(factor), out=delta)
-    np.add(start, delta, out=result)
+    if factor <= 0:
+        np.multiply(delta, real(factor), out=delta)
+        np.add(start, delta, out=result)
+    else:  # beyond the ends; the same with the difference turned round
+        np.subtract(real(0), delta, out=delta)
+        np.multiply(delta, real(factor), out=delta)
+        np.subtract(start, delta, out=result)
     return Sums(base_squares, delta_squares, changed)
 
 

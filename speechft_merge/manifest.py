@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge import __version__, card
 from speechft_merge.errors import OutputError
 from speechft_merge.evidence import fingerprint
-from speechft_merge.outline import INDEX
 from speechft_merge.report import summarise_layers
 from speechft_merge.staging import matches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from speechft_merge.checkpoints.index import Checkpoint
@@ -54,7 +53,7 @@ def identify(plan: Plan, outline: Outline, inputs: Sequence[dict[str, Any]], com
 
 def make_manifest(
     plan: Plan, merge_id: str, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]],
-    drifts: dict[str, Drift], companions: Iterable[str], command: Sequence[str],
+    drifts: dict[str, Drift], companions: dict[str, bytes], command: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
     """The manifest as a JSON document; its `recipe` can be given to `--recipe` as it stands."""
     identical = sorted(name for name, drift in drifts.items() if not drift.changed)
@@ -72,16 +71,41 @@ def make_manifest(
         "identical": identical,
         "not_interpolated": {t.name: f"{t.action}: {t.reason}" for t in (*plan.tensors, *plan.left_out) if t.reason},
         "outputs": list(outputs),
-        "companions": sorted([*companions, card.NAME]),
+        "companions": [
+            {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in sorted(companions.items())
+        ],
     }
 
 
 def proves(folder: Path, merge_id: str) -> bool:
-    """Whether `folder` holds the finished output of this very merge, every weight file whole."""
+    """Whether `folder` holds the finished output of this very merge, every file of it whole.
+
+    All but the card: its text is the user's to edit.
+    """
+    manifest = _read(folder)
+    return (
+        manifest.get("merge_id") == merge_id
+        and all(matches(folder, entry) for entry in manifest["outputs"])
+        and all(_has_digest(folder / entry["file"], entry["sha256"]) for entry in manifest["companions"])
+    )
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """A manifest that can be used; empty if there is none."""
     try:
         manifest = json.loads((folder / NAME).read_text())
-        return manifest["merge_id"] == merge_id and all(matches(folder, entry) for entry in manifest["outputs"])
-    except (OSError, ValueError, KeyError, TypeError):
+        entries = [*manifest["outputs"], *manifest["companions"]]
+        usable = all(isinstance(entry["file"], str) and "/" not in entry["file"] for entry in entries)
+        return manifest if usable and all("sha256" in entry for entry in manifest["companions"]) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    except OSError:
         return False
 
 
@@ -108,13 +132,11 @@ def require_replaceable(output: Path, force: bool) -> None:
 
 def _written(folder: Path) -> set[str]:
     """Names of the files that a merge wrote into a folder, by its manifest."""
-    try:
-        manifest = json.loads((folder / NAME).read_text())
-        return {NAME, INDEX, *manifest["companions"], *(entry["file"] for entry in manifest["outputs"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+    manifest = _read(folder)
+    entries = [*manifest["outputs"], *manifest["companions"]] if manifest else []
+    return {NAME, card.NAME, *(entry["file"] for entry in entries)} if manifest else set()
 
 
 def encode(manifest: dict[str, Any]) -> bytes:
     """The file's content."""
-    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(manifest, indent=2, ensure_ascii=True) + "\n").encode()

@@ -122,8 +122,7 @@ def merge(
             raise UsageError("give alpha or a recipe, not both")
         recipe = Recipe(alpha=alpha)
     finetuned = [finetuned] if isinstance(finetuned, str) else list(finetuned)
-    output = Path(output).expanduser()
-    require_place(output, (base, *finetuned))
+    output = require_place(output, (base, *finetuned))
     prepared = prepare(
         base, finetuned, recipe, max_shard_size=max_shard_size, force=force, workers=workers, download=download
     )
@@ -144,14 +143,14 @@ def write(
     if manifest.proves(output, merge_id):
         return _already_done(prepared, output)
     manifest.require_replaceable(output, force)
-    require_space(output, outline.size)
     staging = Staging(output, merge_id, durable)
     try:
+        require_space(output, sum(file.size for file in outline.files if file.name not in staging.finished))
         entries, drifts = _write_weights(prepared, staging, progress)
-        document = manifest.make_manifest(plan, merge_id, inputs, entries, drifts, prepared.companions, command)
-        _write_company(prepared, staging, drifts, command)
+        company = _write_company(prepared, staging, drifts, command)
+        document = manifest.make_manifest(plan, merge_id, inputs, entries, drifts, company, command)
         staging.put(manifest.NAME, manifest.encode(document))
-        staging.commit()
+        staging.commit(lambda: manifest.require_replaceable(output, force))
     except BaseException as error:
         if manifest.proves(output, merge_id):
             staging.yield_to()
@@ -201,14 +200,19 @@ def _shifted(progress: Progress | None, done: int, total: int) -> Progress | Non
     return (lambda now, _: progress(done + now, total)) if progress is not None else None
 
 
-def _write_company(prepared: Prepared, staging: Staging, drifts: dict[str, Drift], command: Sequence[str]) -> None:
-    for name, content in prepared.companions.items():
-        staging.put(name, content)
+def _write_company(
+    prepared: Prepared, staging: Staging, drifts: dict[str, Drift], command: Sequence[str]
+) -> dict[str, bytes]:
+    """The small files; returns those that the manifest vouches for."""
+    company = dict(prepared.companions)
     if prepared.outline.index is not None:
-        staging.put(INDEX, prepared.outline.index)
+        company[INDEX] = prepared.outline.index
+    for name, content in company.items():
+        staging.put(name, content)
     names = [checkpoint.reference for checkpoint in prepared.finetuned]
     loads = CONFIG in prepared.companions
     staging.put(card.NAME, card.make_card(prepared.plan, prepared.base.reference, names, drifts, command, loads))
+    return company
 
 
 def _require_related(

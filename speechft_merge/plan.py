@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from speechft_merge.recipe import Recipe
 
 LEAST_COVERAGE = 0.5
-"""Of the base's encoder parameters: what a fine-tune must have for the two to pass as a pair."""
+"""Of the base's parameters, heads aside: what a fine-tune must have for the two to pass as a pair."""
 
 _OUTPUT_DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 
@@ -86,7 +86,7 @@ class Plan:
     left_out: tuple[PlannedTensor, ...]
     alignments: tuple[Alignment, ...]
     coverage: float
-    """Share of the base's encoder parameters that every fine-tune has."""
+    """Share of the base's parameters, heads aside, that every fine-tune has."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -119,8 +119,9 @@ def make_plan(base: Checkpoint, finetuned: list[Checkpoint], recipe: Recipe) -> 
         _require_match(base, checkpoint, alignment)
     decision = _Decision(base, finetuned, weights, alignments, recipe)
     planned = decision.of_finetuned_class() if recipe.keep_head else decision.of_base_class()
-    tensors = _untie(base, [tensor for tensor in planned if tensor.action is not Action.LEFT_OUT])
-    if not any(tensor.action is Action.INTERPOLATED for tensor in tensors):
+    owner = finetuned[0] if recipe.keep_head else base
+    tensors = _untie(owner, [tensor for tensor in planned if tensor.action is not Action.LEFT_OUT])
+    if not any(tensor.action is Action.INTERPOLATED or tensor.alpha == 0 for tensor in tensors):
         reasons = Counter(tensor.reason for tensor in tensors).most_common(3)
         raise MismatchError(
             "nothing would be interpolated: " + "; ".join(f"{count} tensors {why}" for why, count in reasons)
@@ -283,13 +284,22 @@ def _unread(name: str, why: str) -> PlannedTensor:
     return PlannedTensor(name, Action.LEFT_OUT, why, Place("other", ""), DType.U8, (0,))
 
 
-def _untie(base: Checkpoint, tensors: list[PlannedTensor]) -> list[PlannedTensor]:
-    """Tensors that the base ties (one storage, several names) stay equal: where one is interpolated, so are all."""
-    decided = {t.base.place: t for t in tensors if t.base and t.base.nbytes and t.action is Action.INTERPOLATED}
+def _untie(owner: Checkpoint, tensors: list[PlannedTensor]) -> list[PlannedTensor]:
+    """Tensors that the file tied (one storage, several names) stay equal: all become what the encoder's own becomes.
+
+    Args:
+        owner: the model whose names the output has.
+        tensors: what was decided on each by itself.
+    """
+    leads: dict[tuple[int, int, int], PlannedTensor] = {}
+    for tensor in tensors:
+        place = owner.tensors[tensor.name].place
+        if place not in leads or leads[place].place.part == "head":
+            leads[place] = tensor
     tied = []
     for tensor in tensors:
-        lead = decided.get(tensor.base.place) if tensor.base and tensor.action is Action.COPIED else None
-        if lead is None:
+        lead = leads[owner.tensors[tensor.name].place] if tensor.nbytes else tensor
+        if lead.inputs == tensor.inputs and lead.alpha == tensor.alpha:
             tied.append(tensor)
         else:
             tied.append(replace(lead, name=tensor.name, place=tensor.place, reason=f"tied to {lead.name}"))

@@ -56,7 +56,7 @@ class Recipe:
         """
         if self.weights and len(self.weights) != count:
             raise UsageError(f"{len(self.weights)} weights for {count} fine-tuned models; give one each, or none")
-        weights = self.weights or (1.0,) * count
+        weights = [weight / max(self.weights) for weight in self.weights] or [1.0] * count
         return tuple(weight / math.fsum(weights) for weight in weights)
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def read_recipe(path: Path) -> Recipe:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise NotFoundError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"the recipe {path} is not valid YAML: {error}") from error
     if isinstance(content, dict) and isinstance(content.get("recipe"), dict):
         content = content["recipe"]
@@ -114,7 +114,7 @@ def _parse(content: dict[str, Any], path: Path) -> Recipe:
 
 def override(recipe: Recipe, **given: Any) -> Recipe:
     """The recipe with what was given on top; None and empty values were not given, rules come after its own."""
-    changes = {key: value for key, value in given.items() if value not in (None, (), False)}
+    changes = {key: value for key, value in given.items() if value is not None and value is not False and value != ()}
     assert changes.keys() <= {field.name for field in fields(recipe)}
     if "rules" in changes:
         changes["rules"] = (*recipe.rules, *changes["rules"])

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checksums import Checksum, checksum_of
 from speechft_merge.errors import OutputError, UsageError, WriteError
+from speechft_merge.sources.reference import local_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from speechft_merge.outline import OutputFile
 
@@ -115,6 +116,13 @@ class _Folder:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._fd)
 
+    def is_at(self, path: Path) -> bool:
+        """Whether the folder still stands under this path."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), path.stat())
+        except OSError:
+            return False
+
     def sync(self) -> None:
         """Make the names in the folder durable."""
         if self._durable:
@@ -137,6 +145,8 @@ class Staging:
         self._durable = durable
         self._remove_stale()
         self.finished = self._read_journal()
+        self._sign, fd = self._folder.create("run")  # tells other runs of the same merge that this one is at work
+        os.close(fd)
 
     def open(self, planned: OutputFile) -> OutputWriter:
         """Begin one weight file."""
@@ -165,19 +175,31 @@ class Staging:
             self._folder.remove(temporary)
             raise
 
-    def commit(self) -> None:
-        """Let the output appear. An earlier one is moved aside first and removed afterwards."""
+    def commit(self, allow: Callable[[], None] = lambda: None) -> None:
+        """Let the output appear. An earlier one is moved aside first and removed afterwards.
+
+        Args:
+            allow: raises if what stands in the output's place by now may not be replaced.
+
+        Raises:
+            OutputError: it may not, or another run of the same merge was faster.
+        """
+        if not self._folder.is_at(self.path):
+            raise OutputError(f"{self.path} was moved or removed meanwhile; run again")
+        allow()
         self._folder.remove(JOURNAL)
+        for path in self.path.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
         self._folder.sync()
         aside = None
         with explained(self.output):
-            if self.output.exists():
-                aside = self.output.with_name(f".{self.output.name}.{secrets.token_hex(4)}.replaced")
-                self.output.rename(aside)
             try:
-                self.path.rename(self.output)
-            except OSError:
-                if aside is not None:
+                if self.output.is_dir() and any(self.output.iterdir()):
+                    aside = self.output.with_name(f".{self.output.name}.{secrets.token_hex(4)}.replaced")
+                    self.output.rename(aside)
+                self.path.rename(self.output)  # also over an empty folder
+            except BaseException:
+                if aside is not None and aside.exists() and not self.output.exists():
                     aside.rename(self.output)
                 raise
         if self._durable:
@@ -191,44 +213,60 @@ class Staging:
     def yield_to(self) -> None:
         """Another run of the same merge was faster, and the folder is the output now: leave nothing of ours in it."""
         self._folder.remove(JOURNAL)
+        self._folder.remove(self._sign)
         self._folder.close()
 
     def abandon(self) -> bool:
-        """Remove the folder, unless it holds finished shards that a later run can use; tells whether it was kept."""
+        """Remove the folder, unless a later run can use finished shards in it, or another run is at work in it.
+
+        Returns:
+            Whether finished shards were kept.
+        """
+        self._folder.remove(self._sign)
         self._folder.close()
         if self.finished and self.path.is_dir():
             return True
-        shutil.rmtree(self.path, ignore_errors=True)
+        if not any(self.path.glob(".*.tmp")):
+            shutil.rmtree(self.path, ignore_errors=True)
         return False
 
     def _read_journal(self) -> dict[str, dict[str, Any]]:
         try:
             entries = json.loads((self.path / JOURNAL).read_text())
-            return {str(entry["file"]): entry for entry in entries}
+            return {str(entry["file"]): dict(entry) for entry in entries}
         except (OSError, ValueError, TypeError, KeyError):
             return {}
 
     def _remove_stale(self) -> None:
         """Temporary files of processes of this host that are gone (killed with SIGKILL)."""
         for path in self.path.glob(".*.tmp"):
-            owner, pid, _ = path.name.removesuffix(".tmp").rsplit(".", 2)
-            if owner.endswith(f".{socket.gethostname()}") and pid.isdigit() and not _is_alive(int(pid)):
+            owner, _, unique = path.name.removesuffix(".tmp").rpartition(".")
+            owner, _, pid = owner.rpartition(".")
+            ours = unique and owner.endswith(f".{socket.gethostname()}") and pid.isdecimal()
+            if ours and not _is_alive(int(pid)):
                 path.unlink(missing_ok=True)
 
 
-def require_place(output: Path, references: Iterable[str]) -> None:
-    """Refuse an output that is, holds or lies in an input.
+def require_place(output: str | Path, references: Iterable[str]) -> Path:
+    """The path to write to, links resolved.
 
     Raises:
-        UsageError: it would destroy or mix with what is read.
+        UsageError: it is, holds or lies in an input, or is the current folder: it would destroy or mix with these.
     """
-    if output.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
+    if Path(output).suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
         raise UsageError(f"the output {output} must be a directory: it gets the weights, the config and a manifest")
-    target = output.resolve()
-    for path in filter(Path.exists, (Path(reference).expanduser() for reference in references)):
+    try:
+        target = Path(output).expanduser().resolve()
+        target.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OutputError(f"the output {str(output)[:200]} cannot be: {getattr(error, 'strerror', error)}") from error
+    if target == Path.cwd() or target in Path.cwd().parents:
+        raise UsageError(f"the output {output} is the current directory, or above it; name a new directory")
+    for path in filter(None, map(local_path, references)):
         source = path.resolve()
         if target == source or target in source.parents or (source.is_dir() and source in target.parents):
             raise UsageError(f"the output {output} and the input {path} overlap; choose another output directory")
+    return target
 
 
 def require_space(output: Path, needed: int) -> None:
@@ -249,7 +287,7 @@ def require_space(output: Path, needed: int) -> None:
 
 
 def matches(folder: Path, entry: dict[str, Any]) -> bool:
-    """Whether a file has the size and the checksum of its entry in a manifest."""
+    """Whether a weights file has the size and the checksum of its entry in a manifest."""
     path = folder / str(entry.get("file"))
     try:
         if path.parent != folder or path.stat().st_size != entry.get("size"):

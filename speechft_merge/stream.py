@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from speechft_merge.errors import MismatchError
+from speechft_merge.errors import MismatchError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -92,6 +92,8 @@ class Workers:
 def choose_workers(nbytes: int, asked: int | None = None) -> Workers:
     """The number of workers for an output of so many bytes, on the cores this process may use."""
     if asked is not None:
+        if asked < 1:
+            raise UsageError(f"{asked} workers cannot do anything; give 1 or more")
         return Workers(asked, "as asked")
     cores, reason = len(os.sched_getaffinity(0)), "cores available"
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")

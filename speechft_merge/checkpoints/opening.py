@@ -9,9 +9,9 @@ from speechft_merge.checkpoints import torch_legacy, torch_zip
 from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
 from speechft_merge.checkpoints.safetensors import read_safetensors
 from speechft_merge.checkpoints.shards import join_shards, read_weight_map, require_shards
-from speechft_merge.checkpoints.state_dict import find_state_dict
+from speechft_merge.checkpoints.state_dict import find_state_dict, shorten
 from speechft_merge.checkpoints.torch_legacy import read_torch_legacy
-from speechft_merge.checkpoints.torch_tensors import span_of
+from speechft_merge.checkpoints.torch_tensors import TensorView, span_of
 from speechft_merge.checkpoints.torch_zip import read_torch_zip
 from speechft_merge.errors import CheckpointError, NotFoundError
 from speechft_merge.sources import LocalFolder
@@ -102,6 +102,9 @@ def _open_in(folder: Folder, name: str, reference: str) -> Checkpoint:
             else ""
         )
         raise CheckpointError(f"{reference} holds no tensors{odd}")
+    for name in (*checkpoint.tensors, *checkpoint.unreadable):
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise CheckpointError(f"{reference}: the tensor name {name!r} is not valid text (half a surrogate pair)")
     checkpoint.folder = folder
     return checkpoint
 
@@ -118,7 +121,7 @@ def _open_file(source: ByteSource, reference: str) -> Checkpoint:
     start = source.read(0, min(source.size, 512))
     if start.startswith(torch_zip.MAGIC):
         return _from_pickle(read_torch_zip(source), "torch zip", reference)
-    if start[:1] == b"\x80" and start[2:].startswith(torch_legacy.MAGIC):
+    if start[:1] == b"\x80" and torch_legacy.MAGIC in start[:32]:
         return _from_pickle(read_torch_legacy(source), "torch legacy", reference)
     if start[8:9] == b"{":
         tensors, metadata = read_safetensors(source)
@@ -129,11 +132,14 @@ def _open_file(source: ByteSource, reference: str) -> Checkpoint:
 def _from_pickle(opened: torch_zip.TorchZip | torch_legacy.TorchLegacy, container: str, reference: str) -> Checkpoint:
     state = find_state_dict(opened.root, opened.source.name)
     tensors: dict[str, TensorSpan] = {}
+    spans: dict[TensorView, TensorSpan] = {}  # tied tensors share one
     for name, view in state.tensors.items():
-        start, held = opened.locate(view.storage)
-        tensors[name] = span_of(view, name, opened.source, start, held)
+        if view not in spans:
+            spans[view] = span_of(view, name, opened.source, *opened.locate(view.storage))
+        tensors[name] = spans[view]
     unreadable = {name: odd.reason for name, odd in state.odd.items()}
-    return Checkpoint(reference, container, tensors, [opened.source], {}, unreadable, state.path, state.others)
+    path = ".".join(map(shorten, state.path)) or ("''" if state.path else "")
+    return Checkpoint(reference, container, tensors, [opened.source], {}, unreadable, path, state.others)
 
 
 def _what_it_is(start: bytes) -> str:

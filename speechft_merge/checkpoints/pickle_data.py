@@ -30,7 +30,7 @@ class Symbol(NamedTuple):
     name: str
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Inert:
     """An object of a class that is not in the table: what would have been called, with what, and its state."""
 
@@ -39,7 +39,7 @@ class Inert:
     state: object = None
     items: list[Any] = field(default_factory=list)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return name_of(self.symbol)
 
 
@@ -105,9 +105,9 @@ def read_pickle(
         for opcode, argument, _ in pickletools.genops(stream):
             machine.step(opcode.name, argument)
         return machine.pop()
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         if isinstance(error, CheckpointError):
-            raise
+            raise error if str(error).startswith(name) else CheckpointError(f"{name}: {error}") from error
         raise CheckpointError(f"{name}: the pickle in it is malformed ({type(error).__name__}: {error})") from error
 
 
@@ -132,7 +132,7 @@ class _Machine:
         """Carry out one opcode."""
         self._spend(1)
         if opcode in _LITERALS:
-            self._stack.append(argument)
+            self._stack.append(argument if _is_modest(argument) else Inert(None))
         elif opcode in _CONSTANTS:
             self._stack.append(_CONSTANTS[opcode])
         elif opcode in _TUPLES:
@@ -248,7 +248,7 @@ class _Machine:
 
     def _newobj_ex(self, _: None) -> None:
         keywords, arguments, cls = self.pop(), self.pop(), self.pop()
-        self._stack.append(Inert(cls, (*arguments, keywords)) if keywords else self._call(cls, arguments))
+        self._stack.append(Inert(cls, (arguments, keywords)) if keywords else self._call(cls, arguments))
 
     def _inst(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
@@ -264,8 +264,14 @@ class _Machine:
         constructor = self._constructors.get(function) if isinstance(function, Symbol) else None
         if constructor is None:
             return Inert(function, arguments)
-        self._spend(sum(len(item) for item in arguments if isinstance(item, (list, tuple, dict))))
+        self._charge(arguments)
         return constructor(*arguments)
+
+    def _charge(self, arguments: tuple[Any, ...]) -> None:
+        """Count what a constructor may look at: a few opcodes can hand it the same long tuple again and again."""
+        inner = [item for item in arguments if isinstance(item, (list, tuple, dict))]
+        self._spend(len(arguments) + sum(map(len, inner)))
+        self._spend(sum(len(item) for outer in inner if isinstance(outer, tuple) for item in outer if _is_long(item)))
 
     def _build(self, _: None) -> None:
         state = self.pop()
@@ -276,7 +282,9 @@ class _Machine:
         self._stack.append(self._persistent(argument))
 
     def _binpersid(self, _: None) -> None:
-        self._stack.append(self._persistent(self.pop()))
+        identity = self.pop()
+        self._charge((identity,))
+        self._stack.append(self._persistent(identity))
 
 
 def _extend(target: Any, values: list[Any]) -> None:
@@ -301,5 +309,17 @@ def _set_items(target: Any, values: list[Any]) -> None:
 
 
 def _hashable(key: object) -> object:
-    """The key if it is a plain one. Hashing a deeply nested tuple would overflow the C stack; such keys are wrapped."""
-    return key if key is None or isinstance(key, (str, bytes, int, float, Inert)) else Inert(None, (key,))
+    """The key if it is a plain one, else wrapped: hashing a deeply nested tuple would overflow the C stack, and large
+    numbers can be chosen to collide."""
+    number = isinstance(key, (int, float)) and abs(key) < 1 << 60
+    plain = number or key is None or isinstance(key, (str, bytes, Inert))
+    return key if plain else Inert(None, (key,))
+
+
+def _is_modest(value: object) -> bool:
+    """Whether a number is one that a checkpoint can need; those with thousands of digits cannot even be printed."""
+    return not isinstance(value, int) or value.bit_length() <= 128
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, (list, tuple, dict))

@@ -35,7 +35,8 @@ def read_safetensors(source: ByteSource) -> tuple[dict[str, TensorSpan], dict[st
         CheckpointError: the header lies about the file in any way.
     """
     header, start = _read_header(source)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not _is_string_table(metadata):
         raise CheckpointError(f"{source.name}: __metadata__ of a safetensors file must map strings to strings")
     ranges = [_parse_entry(source, name, entry) for name, entry in header.items()]
@@ -107,7 +108,7 @@ def _parse_entry(source: ByteSource, name: str, entry: Any) -> tuple[str, int, i
     where = f"{source.name}: tensor {name!r}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise CheckpointError(f"{where} has no dtype, shape and data_offsets")
-    if entry["dtype"] not in DType.__members__:
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DType.__members__:
         raise CheckpointError(
             f"{where} has the unknown dtype {entry['dtype']!r}; known: {', '.join(DType.__members__)}"
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from speechft_merge.checkpoints.pickle_data import Inert
+from speechft_merge.checkpoints.pickle_data import Inert, Symbol, name_of
 from speechft_merge.checkpoints.torch_tensors import OddTensor, TensorView
 from speechft_merge.errors import CheckpointError
 
+MAX_KEY = 80
+"""Characters of a key that are shown."""
 MAX_DEPTH = 6
 """How deep a state dict may lie; Lightning and fairseq put it at depth 1."""
 
@@ -20,7 +22,7 @@ _PREFERRED = ("state_dict", "model_state_dict", "model", "model_weight", "Upstre
 class StateDict:
     """The tensors of a model as the pickle has them."""
 
-    path: str
+    path: tuple[str, ...]
     tensors: dict[str, TensorView]
     odd: dict[str, OddTensor]
     others: dict[str, str]
@@ -48,7 +50,7 @@ def find_state_dict(root: Any, name: str) -> StateDict:
         tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, TensorView)}
         odd = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, OddTensor)}
         if tensors:
-            found.append(StateDict(".".join(path), tensors, odd, {}))
+            found.append(StateDict(path, tensors, odd, {}))
         todo += [((*path, key), item) for key, item in value.items() if isinstance(key, str) and isinstance(item, dict)]
     if not found:
         raise CheckpointError(f"{name} holds no state dict: {_explain(root)}")
@@ -63,8 +65,8 @@ def _elements(view: TensorView) -> int:
     return elements
 
 
-def _rank(path: str) -> int:
-    last = path.rpartition(".")[2]
+def _rank(path: tuple[str, ...]) -> int:
+    last = path[-1] if path else ""
     return _PREFERRED.index(last) if last in _PREFERRED else len(_PREFERRED)
 
 
@@ -75,20 +77,30 @@ def _explain(root: Any) -> str:
             "load it where it was made and save its state_dict()"
         )
     if isinstance(root, dict):
-        return f"its entries are {', '.join(f'{key!r}: {describe(item)}' for key, item in list(root.items())[:8])}"
+        entries = [f"{shorten(key)!r}: {describe(item)}" for key, item in list(root.items())[:8]]
+        return "its entries are " + ", ".join(entries)
     return f"it is {describe(root)}"
 
 
-def _describe_others(root: Any, chosen: str) -> dict[str, str]:
+def _describe_others(root: Any, chosen: tuple[str, ...]) -> dict[str, str]:
     """What lies beside the state dict, along its path, each entry in a few words."""
     others: dict[str, str] = {}
+    told: dict[int, str] = {}
     prefix, value = "", root
-    for step in chosen.split(".") if chosen else []:
-        others |= {f"{prefix}{key}": describe(item) for key, item in value.items() if key != step}
-        prefix, value = f"{prefix}{step}.", value.get(step)
-        if not isinstance(value, dict):  # a key with a dot in it
-            break
+    for step in chosen:
+        for key, item in value.items():
+            if key != step:
+                if id(item) not in told:  # one value may stand under many names
+                    told[id(item)] = describe(item)
+                others[prefix + shorten(key)] = told[id(item)]
+        prefix, value = f"{prefix}{shorten(step)}.", value[step]
     return others
+
+
+def shorten(key: Any) -> str:
+    """A key of a dictionary, cut where nobody reads on."""
+    text = key if isinstance(key, str) else describe(key)
+    return text if len(text) <= MAX_KEY else text[:MAX_KEY] + "..."
 
 
 def describe(value: Any) -> str:
@@ -100,6 +112,8 @@ def describe(value: Any) -> str:
             return f"tensor ({value.reason})"
         case Inert():
             return f"{value} (not rebuilt)"
+        case Symbol():
+            return name_of(value)
         case dict():
             tensors = sum(isinstance(item, TensorView) for item in value.values())
             return f"{tensors} tensors" if tensors else f"dict of {len(value)}"

@@ -69,6 +69,6 @@ class StridedTensor:
 
         word = np.dtype(f"u{self._dtype.itemsize}")
         flat = np.frombuffer(self._source.read(self._offset, self._extent), word)
-        steps = [step * word.itemsize for step in self._strides]
+        steps = [step * word.itemsize if size > 1 else 0 for size, step in zip(self._shape, self._strides, strict=True)]
         view = np.lib.stride_tricks.as_strided(flat, self._shape, steps, writeable=False)
         return memoryview(np.ascontiguousarray(view).reshape(-1).view(np.uint8).data)

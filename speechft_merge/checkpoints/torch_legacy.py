@@ -6,7 +6,6 @@ of storage keys; then for each key the element count as int64 and the raw elemen
 
 from __future__ import annotations
 
-import io
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,13 +52,13 @@ def read_torch_legacy(source: ByteSource) -> TorchLegacy:
     """
     storages: dict[str, Storage] = {}
 
-    def remember(persistent_id: object) -> Storage:
+    def remember(persistent_id: object) -> object:
         storage = storage_of(persistent_id)
-        if storages.setdefault(storage.key, storage) != storage:
+        if isinstance(storage, Storage) and storages.setdefault(storage.key, storage) != storage:
             raise CheckpointError(f"{source.name}: the storage {storage.key[:80]} is described in two ways")
         return storage
 
-    stream = io.BufferedReader(SourceReader(source), 1 << 16)
+    stream = SourceReader(source)
     magic, version, system, root, keys = (read_pickle(stream, source.name, CONSTRUCTORS, remember) for _ in range(5))
     if magic != MAGIC_NUMBER or version != PROTOCOL_VERSION:
         raise CheckpointError(f"{source.name} is not a checkpoint that torch.save wrote")
@@ -67,11 +66,12 @@ def read_torch_legacy(source: ByteSource) -> TorchLegacy:
         raise CheckpointError(f"{source.name} was written on a big-endian machine; load and save it with torch")
     if (
         not isinstance(keys, list)
-        or len(set(map(str, keys))) != len(keys)
-        or not storages.keys() <= set(map(str, keys))
+        or not all(isinstance(key, str) for key in keys)
+        or len(set(keys)) != len(keys)
+        or not storages.keys() <= set(keys)
     ):
         raise CheckpointError(f"{source.name}: its list of storages does not match its tensors")
-    return TorchLegacy(source, root, _place_storages(source, stream.tell(), [storages.get(str(key)) for key in keys]))
+    return TorchLegacy(source, root, _place_storages(source, stream.tell(), [storages.get(key) for key in keys]))
 
 
 def _place_storages(source: ByteSource, offset: int, storages: list[Storage | None]) -> dict[str, tuple[int, int]]:

@@ -69,8 +69,10 @@ class OddTensor:
     reason: str
 
 
-def storage_of(persistent_id: object) -> Storage:
+def storage_of(persistent_id: object) -> object:
     """The storage that a persistent id of torch names: ('storage', type, key, location, count, ...).
+
+    Files before torch 1.6 also have ('module', class, source file, source): that is the class, its name and no more.
 
     Raises:
         CheckpointError: the id is not of this form.
@@ -85,6 +87,8 @@ def storage_of(persistent_id: object) -> Storage:
                     "load the file with an old torch and save it again"
                 )
             return Storage(key, _STORAGES.get(name), name, count)
+        case ("module", Symbol() as cls, *_):
+            return cls
     raise CheckpointError(f"its pickle refers to a {name_of(persistent_id)}, expected one of torch's storages")
 
 

@@ -21,6 +21,9 @@ MAGIC = b"PK\x03\x04"
 MAX_PICKLE = 64 << 20
 """Bytes of data.pkl; that of HuBERT Base has 30 KB."""
 
+ALIGNMENT = 64
+"""Bytes; torch pads records to it."""
+
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # APPNOTE.TXT 4.3.7
 
 
@@ -51,15 +54,23 @@ def read_torch_zip(source: ByteSource) -> TorchZip:
         CheckpointError: not such a zip, big-endian, or records that are compressed or overlap.
     """
     try:
-        archive = zipfile.ZipFile(io.BufferedReader(SourceReader(source), 1 << 16))
+        archive = zipfile.ZipFile(SourceReader(source))
         entries = archive.infolist()
         central_directory = archive.start_dir
-    except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, OverflowError, EOFError) as error:
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        struct.error,
+        NotImplementedError,
+        OverflowError,
+        EOFError,
+        MemoryError,
+    ) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{source.name} is a damaged zip file ({error}); copy or download it again") from error
+    _require_checkpoint(source, [entry.filename.partition("/")[2] for entry in entries])
     records = _place_records(source, entries, central_directory)
-    _require_checkpoint(source, records)
     if "byteorder" in records and source.read(*_checked(source, records, "byteorder", 16)) != b"little":
         raise CheckpointError(f"{source.name} was written on a big-endian machine; load and save it with torch")
     pickled = source.read(*_checked(source, records, "data.pkl", MAX_PICKLE))
@@ -87,10 +98,9 @@ def _place_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int)
             raise CheckpointError(
                 f"{source.name}: the records {previous_name!r} and {entry.filename!r} overlap: damaged or forged"
             )
-        if source.seeks_cheaply or name == "data.pkl":
+        offset = following - _descriptor_size(entry) - entry.file_size
+        if source.seeks_cheaply or name == "data.pkl" or offset % ALIGNMENT:
             offset = _data_offset(source, entry)
-        else:
-            offset = following - _descriptor_size(entry) - entry.file_size
         previous_name, previous_end = entry.filename, offset + entry.file_size
         if offset < entry.header_offset + _LOCAL_HEADER.size or previous_end > end:
             raise CheckpointError(
@@ -121,11 +131,11 @@ def _data_offset(source: ByteSource, entry: zipfile.ZipInfo) -> int:
     return int(entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length)
 
 
-def _require_checkpoint(source: ByteSource, records: dict[str, tuple[int, int]]) -> None:
-    if any(name.startswith("code/") for name in records) or "constants.pkl" in records:
+def _require_checkpoint(source: ByteSource, names: list[str]) -> None:
+    if any(name.startswith("code/") for name in names) or "constants.pkl" in names:
         raise CheckpointError(f"{source.name} is a TorchScript program; save the model's state_dict() instead")
-    if "data.pkl" not in records:
-        kind = "a numpy archive (.npz)" if any(n.endswith(".npy") for n in records) else "a zip file"
+    if "data.pkl" not in names:
+        kind = "a zip file, such as numpy's .npz or an archive of several files"
         raise CheckpointError(f"{source.name} is {kind}, not a checkpoint that torch.save wrote (no data.pkl in it)")
 
 

@@ -56,14 +56,14 @@ def merge(
         keep_head=keep_head,
         extrapolate=extrapolate,
     )
-    place = (output or Path(default_name(finetuned[0], whole))).expanduser()
-    require_place(place, (base, *finetuned))
+    named = output or default_name(finetuned[0], whole)
+    place = require_place(named, (base, *finetuned))
+    limit = None if max_shard_size is None else parse_size(max_shard_size)
     prepared = merging.prepare(
-        base, finetuned, whole, max_shard_size=parse_size(max_shard_size) if max_shard_size else None, force=force,
-        workers=threads, download=download,
-    )  # fmt: skip
+        base, finetuned, whole, max_shard_size=limit, force=force, workers=threads, download=download
+    )
     if dry_run:
-        show_plan(shown, prepared, place)
+        show_plan(shown, prepared, place, str(named))
         return
     show_details(shown, prepared)
     progress = ProgressLine(shown)
@@ -72,7 +72,7 @@ def merge(
     finally:
         progress.stop()
         prepared.close()
-    show_result(shown, result)
+    show_result(shown, result, str(named))
 
 
 def default_name(finetuned: str, recipe: Recipe) -> str:
@@ -83,7 +83,7 @@ def default_name(finetuned: str, recipe: Recipe) -> str:
     return f"{stem or 'model'}-merged-{'layerwise' if recipe.rules else format(recipe.alpha, 'g')}"
 
 
-def show_result(shown: Output, result: MergeResult) -> None:
+def show_result(shown: Output, result: MergeResult, named: str) -> None:
     """What was merged, layer by layer, and where it is."""
     from speechft_merge.report import summarise_layers
     from speechft_merge.stream import Drift
@@ -91,7 +91,7 @@ def show_result(shown: Output, result: MergeResult) -> None:
     for warning in result.warnings:
         shown.warn(warning)
     if shown.json:
-        extra = {"output": str(result.output), "already_done": result.already_done, "warnings": list(result.warnings)}
+        extra = {"output": named, "already_done": result.already_done, "warnings": list(result.warnings)}
         shown.document(extra | result.manifest)
         return
     if result.already_done:
@@ -102,7 +102,7 @@ def show_result(shown: Output, result: MergeResult) -> None:
         drift = Drift.relative(result.drifts.values())
         moved = "" if drift is None else f"; the fine-tune lies {drift:.2%} from the base"
         shown.say(f"{counts}{moved}")
-    shown.result(str(result.output))
+    shown.result(named)
 
 
 def show_layers(shown: Output, rows: Sequence[LayerRow]) -> None:
@@ -124,11 +124,11 @@ def show_layers(shown: Output, rows: Sequence[LayerRow]) -> None:
             shown.say(f"{row.layer}: {reason}")
 
 
-def show_plan(shown: Output, prepared: Prepared, place: Path) -> None:
+def show_plan(shown: Output, prepared: Prepared, place: Path, named: str) -> None:
     """What `--dry-run` prints."""
     from speechft_merge.report import summarise_layers
 
-    document = describe_plan(prepared, place)
+    document = describe_plan(prepared, place, named)
     for warning in prepared.warnings:
         shown.warn(warning)
     shown.document(document)
@@ -140,7 +140,7 @@ def show_plan(shown: Output, prepared: Prepared, place: Path) -> None:
     shown.say(f"reads {megabytes(document['read_bytes'])}, needs {needed} of disk ({free} free), {workers}")
     for entry in document["finetuned"]:
         shown.say(f"{entry['reference']}: {_relation(entry['cosine'])}")
-    shown.result(str(place))
+    shown.result(named)
 
 
 def show_details(shown: Output, prepared: Prepared) -> None:
@@ -154,14 +154,14 @@ def show_details(shown: Output, prepared: Prepared) -> None:
             shown.detail(f"{tensor.name}: {tensor.action}{alpha} {tensor.reason}".rstrip())
 
 
-def describe_plan(prepared: Prepared, place: Path) -> dict[str, Any]:
+def describe_plan(prepared: Prepared, place: Path, named: str) -> dict[str, Any]:
     """The plan as `--dry-run --json` prints it."""
     from speechft_merge.report import summarise_layers
 
     plan, outline = prepared.plan, prepared.outline
     parent = next(path for path in (place.absolute(), *place.absolute().parents) if path.is_dir())
     return {
-        "output": str(place),
+        "output": named,
         "recipe": plan.recipe.to_json(),
         "counts": plan.counts,
         "coverage": plan.coverage,

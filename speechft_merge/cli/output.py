@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -15,9 +16,18 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 
-def clean(text: str, keep: str = "") -> str:
+def clean(text: str) -> str:
     """Text of foreign origin (tensor names, paths) without characters that a terminal would obey."""
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def emit(text: str) -> None:
+    """Print to stdout. A reader that has gone (`| head`) ends the program as it ends any other: by SIGPIPE's code."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more when it ends
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def megabytes(count: int) -> str:
@@ -43,17 +53,17 @@ class Output:
     def document(self, content: dict[str, Any]) -> None:
         """The one JSON document of `--json`."""
         if self.json:
-            print(json.dumps(content, indent=2, ensure_ascii=True))
+            emit(json.dumps(content, indent=2, ensure_ascii=True))
 
     def result(self, text: str) -> None:
         """The bare result: the last line on stdout, the only one with `-q`."""
         if not self.json:
-            print(clean(text))
+            emit(clean(text))
 
     def say(self, text: str) -> None:
         """A sentence on stdout."""
         if self.human:
-            print(clean(text))
+            emit(clean(text))
 
     def detail(self, text: str) -> None:
         """A sentence on stderr that `-v` asks for."""
@@ -74,14 +84,16 @@ class Output:
         from rich.text import Text
 
         width = None if sys.stdout.isatty() else 200  # a job's log has no width; 80 columns would fold every line
-        console = Console(highlight=False, markup=False, emoji=False, width=width)
+        console = Console(highlight=False, markup=False, emoji=False, width=width, force_terminal=sys.stdout.isatty())
         table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
         for i, column in enumerate(columns):
             numeric = i > 0 and all(row[i][:1] in "0123456789-+." for row in rows)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(clean(cell)) for cell in row))
-        console.print(table)
+        with console.capture() as drawn:
+            console.print(table)
+        emit(drawn.get().rstrip("\n"))
 
 
 class ProgressLine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -21,6 +22,9 @@ def run() -> NoReturn:
     """Run the command line; always exits."""
     # before numpy is imported: its BLAS would start a thread and take memory per core for sums of squares
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a merge
+            stream.reconfigure(errors="backslashreplace")
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # a shell without job control ignores SIGINT for `command &`
             signal.signal(number, _stop)
@@ -34,11 +38,10 @@ def run() -> NoReturn:
         for note in getattr(stop, "__notes__", ()):
             print(f"speechft-merge: {note}", file=sys.stderr)
         raise
-    except BrokenPipeError:  # `| head` read enough; Python would complain once more when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
     except MemoryError as error:
         _fail(error, 1)
+    except OSError as error:  # stdout is full
+        _fail(error, os.EX_IOERR)
     sys.exit(0)
 
 
@@ -46,7 +49,7 @@ def _stop(number: int, _: object) -> NoReturn:
     """Python leaves no trace of SIGTERM by itself: `finally` would not run, and a half-written output would stay."""
     for other in _SIGNALS:
         signal.signal(other, signal.SIG_IGN)
-    print(f"speechft-merge: stopped by {signal.Signals(number).name}", file=sys.stderr)
+    os.write(2, f"speechft-merge: stopped by {signal.Signals(number).name}\n".encode())  # print might be at work
     raise SystemExit(128 + number)
 
 
@@ -54,7 +57,7 @@ def _fail(error: BaseException, code: int) -> NoReturn:
     if DEBUG in os.environ:
         traceback.print_exception(error)
     lines = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
-    print("speechft-merge: error: " + clean("\n  ".join(lines), keep="\n"), file=sys.stderr)
+    print("speechft-merge: error: " + "\n  ".join(map(clean, lines)), file=sys.stderr)
     sys.exit(code)
 
 

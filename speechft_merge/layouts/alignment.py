@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from speechft_merge.layouts.anatomy import canonical, is_head
+from speechft_merge.layouts.anatomy import STACKS, canonical, is_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,13 +84,19 @@ def align(base: Shapes, finetuned: Shapes) -> Alignment:
 
 
 def backbone_prefix(shapes: Shapes, prefix: str = "") -> str:
-    """`prefix`, lengthened by model prefixes while these stand before more than half of the names."""
+    """`prefix`, lengthened by model prefixes that stand before more than half of the names, and by words before all."""
     while True:
         words = Counter(name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix))
         most, count = words.most_common(1)[0] if words else ("", 0)
-        if most not in MODEL_PREFIXES or 2 * count <= words.total():
+        wraps = count == words.total() and most not in (*STACKS, "") and not _is_list(shapes, f"{prefix}{most}.")
+        if not wraps and (most not in MODEL_PREFIXES or 2 * count <= words.total()):
             return prefix
         prefix += most + "."
+
+
+def _is_list(shapes: Shapes, prefix: str) -> bool:
+    """Whether numbers follow, or names end: then the prefix is a list of layers, or a module, and no wrapper."""
+    return any(name[len(prefix) :].partition(".")[0].isdigit() or "." not in name[len(prefix) :] for name in shapes)
 
 
 def _common_ground(base: Shapes, finetuned: Shapes) -> tuple[str, str]:

@@ -60,27 +60,52 @@ class Folder(Protocol):
         """One of its files."""
 
 
-class SourceReader(io.RawIOBase):
-    """A seekable file object over a `ByteSource`, for parsers that want one (zipfile, pickletools)."""
+MAX_READ = 64 << 20
+"""Bytes that a parser may ask for at once; no pickle or directory of a zip is larger."""
 
+
+class SourceReader(io.BufferedReader):
+    """A seekable file object over a `ByteSource`, for parsers that want one (zipfile, pickletools).
+
+    It takes no memory for what the file does not hold: a hostile file may claim a text of any length.
+    """
+
+    def __init__(self, source: ByteSource) -> None:
+        super().__init__(_RawReader(source), 1 << 16)
+        self._size = source.size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to `size` bytes.
+
+        Raises:
+            ValueError: these are more than `MAX_READ`.
+        """
+        left = max(0, self._size - self.tell())
+        size = left if size is None or size < 0 else min(size, left)
+        if size > MAX_READ:
+            raise ValueError(f"{size} bytes were asked for at once, at most {MAX_READ} are allowed")
+        return super().read(size)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """As of any file; a line above `MAX_READ` bytes comes cut off."""
+        return super().readline(MAX_READ)
+
+
+class _RawReader(io.RawIOBase):
     def __init__(self, source: ByteSource) -> None:
         self._source = source
         self._position = 0
 
     def readable(self) -> bool:
-        """Always."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
         return True
 
     def tell(self) -> int:
-        """Offset of the next byte."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move; positions before the start are refused as a file would."""
         origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._source.size}[whence]
         if origin + offset < 0:
             raise ValueError(f"negative seek position {origin + offset}")
@@ -88,7 +113,6 @@ class SourceReader(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Fill as much of `buffer` as the file still holds."""
         view = memoryview(buffer).cast("B")
         count = max(0, min(len(view), self._source.size - self._position))
         if count:

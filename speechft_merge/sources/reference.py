@@ -32,17 +32,27 @@ def parse_reference(text: str) -> Path | HubReference:
     Raises:
         NotFoundError: no such path, and no name that a repository can have.
     """
-    path = Path(text).expanduser()
-    if not text.startswith("hf://") and (path.exists() or text.startswith(("/", "./", "../", "~"))):
-        if not path.exists():
-            raise NotFoundError(f"{text}: no such file or directory")
-        return path
+    if not text.startswith("hf://"):
+        path = local_path(text)
+        if path is not None:
+            return path
+        if text.startswith(("/", "./", "../", "~")):
+            raise NotFoundError(f"{text[:200]}: no such file or directory")
     found = _parse_url(text.removeprefix("hf://")) if text.startswith("hf://") else _parse_short(text)
     if found is None:
         raise NotFoundError(
-            f"{text}: no such file or directory, and not a Hub reference (org/name, org/name@revision:file)"
+            f"{text[:200]}: no such file or directory, and not a Hub reference (org/name, org/name@revision:file)"
         )
     return found
+
+
+def local_path(text: str) -> Path | None:
+    """The path, if there is anything at it."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # a name too long, a user unknown, a NUL in it
+        return None
 
 
 def _parse_short(text: str) -> HubReference | None:
