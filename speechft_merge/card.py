@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from speechft_merge.report import summarise_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from speechft_merge.checkpoints.index import Checkpoint
     from speechft_merge.plan import Plan
     from speechft_merge.stream import Drift
 
 NAME = "README.md"
+
+TASKS = {
+    "ForCTC": "automatic-speech-recognition",
+    "ForConditionalGeneration": "automatic-speech-recognition",
+    "ForSequenceClassification": "audio-classification",
+    "ForAudioClassification": "audio-classification",
+    "ForXVector": "audio-classification",
+    "Model": "feature-extraction",
+}
+"""Ending of a transformers class -> pipeline_tag."""
 
 CITATION = """@article{lin2026speechft,
   title   = {Speech-FT: Merging Pre-trained And Fine-Tuned Speech Representation Models For Cross-Task Generalization},
@@ -27,37 +39,32 @@ CITATION = """@article{lin2026speechft,
 
 
 def make_card(
-    plan: Plan, base: str, finetuned: Sequence[str], drifts: dict[str, Drift], command: Sequence[str], loads: bool
-) -> bytes:
+    plan: Plan, base: Checkpoint, finetuned: Sequence[Checkpoint], drifts: dict[str, Drift], config: dict[str, Any],
+    command: Sequence[str],
+) -> bytes:  # fmt: skip
     """The card: what was merged and how, drift per layer, the command, the citation.
 
     Args:
         plan: the merge.
-        base: what to call the base; a local path is shortened to its last part.
-        finetuned: what to call the fine-tunes.
+        base: the pre-trained model.
+        finetuned: the fine-tunes.
         drifts: as `stream.execute` measured them.
+        config: the output's config.json; empty if it has none.
         command: the command line, as a list of words.
-        loads: whether there is a config.json, so that transformers can load the model.
     """
-    recipe = plan.recipe
-    names = ", ".join(f"`{_short(name)}`" for name in finetuned)
-    alphas = f"alpha = {recipe.alpha:g}"
-    if recipe.rules:
-        alphas += ", but " + ", ".join(f"`{rule}`" for rule in recipe.rules)
+    names = ", ".join(f"`{_short(checkpoint.reference)}`" for checkpoint in finetuned)
+    first, onto = _short(finetuned[0].reference), _short(base.reference)
+    rules = ", ".join(f"`{rule}`" for rule in plan.recipe.rules)
+    alphas = f"alpha = {plan.recipe.alpha:g}" + (f", but {rules}" if rules else "")
     lines = [
-        "---",
-        *(["library_name: transformers"] if loads else []),
-        "tags:",
-        "- merge",
-        "- speech-ft",
-        "- speech",
-        "---",
+        *_front_matter([base, *finetuned], config),
         "",
-        f"# {_short(finetuned[0])} merged into {_short(base)}",
+        f"# {first} merged into {onto}",
         "",
-        f"Weights of `{_short(base)}` interpolated with {names}: merged = base + alpha * (finetuned - base), {alphas} "
+        f"Weights of `{onto}` interpolated with {names}: merged = base + alpha * (finetuned - base), {alphas} "
         "(Speech-FT, Lin et al. 2026).",
         "",
+        *_pinned([base, *finetuned]),
         _sentence(plan),
         "",
         "| layer | alpha | drift | interpolated | copied |",
@@ -83,6 +90,40 @@ def make_card(
         "",
     ]
     return "\n".join(lines).encode(errors="backslashreplace")
+
+
+def _front_matter(models: Sequence[Checkpoint], config: dict[str, Any]) -> list[str]:
+    """What the Hub reads: models on the Hub as base models, the task by the class, the licence that all share."""
+    origins = [checkpoint.folder.origin if checkpoint.folder else {} for checkpoint in models]
+    repos = [origin["repo"] for origin in origins if "repo" in origin]
+    licences = {origin.get("license") for origin in origins}
+    licence = licences.pop() if len(licences) == 1 else None
+    architectures = config.get("architectures")
+    task = _task(str(architectures[0])) if isinstance(architectures, list) and architectures else None
+    return [
+        "---",
+        *(["base_model:", *(f"- {repo}" for repo in repos), "base_model_relation: merge"] if repos else []),
+        *(["library_name: transformers"] if config else []),
+        *([f"pipeline_tag: {task}"] if task else []),
+        *([f"license: {licence}"] if licence and re.fullmatch(r"[\w.-]+", licence) else []),
+        "tags:",
+        "- merge",
+        "- speech-ft",
+        "- speech",
+        "---",
+    ]
+
+
+def _task(architecture: str) -> str | None:
+    """The Hub's name of what a class does."""
+    return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), None)
+
+
+def _pinned(models: Sequence[Checkpoint]) -> list[str]:
+    """The commits that were read."""
+    origins = [checkpoint.folder.origin for checkpoint in models if checkpoint.folder and checkpoint.folder.origin]
+    said = [f"- `{origin['repo']}` at `{origin['commit']}`" for origin in origins]
+    return [*said, ""] if said else []
 
 
 def _sentence(plan: Plan) -> str:

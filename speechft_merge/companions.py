@@ -62,6 +62,11 @@ def read_companion_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     return {} if content is None else _parse(content, checkpoint.reference, name)
 
 
+def parse_config(companions: dict[str, bytes]) -> dict[str, Any]:
+    """The output's config as an object; empty if it has none."""
+    return _parse(companions[CONFIG], "the output", CONFIG) if CONFIG in companions else {}
+
+
 def _read(checkpoint: Checkpoint, wanted: tuple[str, ...]) -> dict[str, bytes]:
     if checkpoint.folder is None:
         return {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge import card, manifest
 from speechft_merge.checkpoints import open_checkpoint
-from speechft_merge.companions import CONFIG, companions_of
+from speechft_merge.companions import companions_of, parse_config
 from speechft_merge.errors import MismatchError, UsageError
 from speechft_merge.evidence import Relation, measure_relation
 from speechft_merge.outline import INDEX, make_outline
@@ -209,9 +209,9 @@ def _write_company(
         company[INDEX] = prepared.outline.index
     for name, content in company.items():
         staging.put(name, content)
-    names = [checkpoint.reference for checkpoint in prepared.finetuned]
-    loads = CONFIG in prepared.companions
-    staging.put(card.NAME, card.make_card(prepared.plan, prepared.base.reference, names, drifts, command, loads))
+    config = parse_config(prepared.companions)
+    made = card.make_card(prepared.plan, prepared.base, prepared.finetuned, drifts, config, command)
+    staging.put(card.NAME, made)
     return company
 
 

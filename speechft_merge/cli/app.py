@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from speechft_merge import __version__
 from speechft_merge.cli.inspect import inspect
 from speechft_merge.cli.merge import merge
+from speechft_merge.cli.push import push
 
 
 class MergeByDefault(TyperGroup):
@@ -55,6 +56,7 @@ app = typer.Typer(
 )
 app.command()(merge)
 app.command()(inspect)
+app.command()(push)
 
 
 def _show_version(asked: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.cli import options
 from speechft_merge.cli.output import Output, ProgressLine, megabytes
+from speechft_merge.errors import SpeechFTMergeError
 from speechft_merge.recipe import Recipe, override, read_recipe
 from speechft_merge.selectors import parse_rule
 from speechft_merge.sources.reference import parse_reference
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from speechft_merge.merging import MergeResult, Prepared
+    from speechft_merge.push import PushTarget
     from speechft_merge.report import LayerRow
 
 
@@ -36,6 +38,11 @@ def merge(
     dry_run: options.DryRun = False,
     threads: options.Threads = None,
     download: options.DownloadFirst = False,
+    push_to_hub: options.PushTo = None,
+    private: options.Private = False,
+    create_pr: options.CreatePr = False,
+    branch: options.Branch = None,
+    commit_message: options.CommitMessage = None,
     fsync: options.Fsync = True,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
@@ -58,6 +65,7 @@ def merge(
     )
     named = output or default_name(finetuned[0], whole)
     place = require_place(named, (base, *finetuned))
+    target = None if dry_run else _push_target(push_to_hub, private=private, create_pr=create_pr, branch=branch)
     limit = None if max_shard_size is None else parse_size(max_shard_size)
     prepared = merging.prepare(
         base, finetuned, whole, max_shard_size=limit, force=force, workers=threads, download=download
@@ -72,7 +80,34 @@ def merge(
     finally:
         progress.stop()
         prepared.close()
-    show_result(shown, result, str(named))
+    url = None if target is None else _push(result, target, commit_message, named, keep=output is not None)
+    show_result(shown, result, str(named), url)
+
+
+def _push_target(repo: str | None, *, private: bool, create_pr: bool, branch: str | None) -> PushTarget | None:
+    """Where to push, found out before the merge begins."""
+    if repo is None:
+        return None
+    from speechft_merge.push import prepare_push
+
+    return prepare_push(repo, private=private, create_pr=create_pr, branch=branch)
+
+
+def _push(result: MergeResult, target: PushTarget, message: str | None, named: Path | str, keep: bool) -> str:
+    """Push what was merged; afterwards it is removed here unless a place was named for it."""
+    from speechft_merge.push import push
+
+    try:
+        url = push(result.output, target, message)
+    except SpeechFTMergeError as error:
+        options = "".join([" --create-pr" * target.create_pr, f" --branch {target.branch}" if target.branch else ""])
+        error.add_note(
+            f"the merged model is in {named}; push it with: speechft-merge push {named} {target.repo}{options}"
+        )
+        raise
+    if not keep and not result.already_done:
+        shutil.rmtree(result.output)
+    return url
 
 
 def default_name(finetuned: str, recipe: Recipe) -> str:
@@ -83,7 +118,7 @@ def default_name(finetuned: str, recipe: Recipe) -> str:
     return f"{stem or 'model'}-merged-{'layerwise' if recipe.rules else format(recipe.alpha, 'g')}"
 
 
-def show_result(shown: Output, result: MergeResult, named: str) -> None:
+def show_result(shown: Output, result: MergeResult, named: str, url: str | None = None) -> None:
     """What was merged, layer by layer, and where it is."""
     from speechft_merge.report import summarise_layers
     from speechft_merge.stream import Drift
@@ -91,7 +126,8 @@ def show_result(shown: Output, result: MergeResult, named: str) -> None:
     for warning in result.warnings:
         shown.warn(warning)
     if shown.json:
-        extra = {"output": named, "already_done": result.already_done, "warnings": list(result.warnings)}
+        extra: dict[str, Any] = {"output": named, "pushed": url, "already_done": result.already_done}
+        extra["warnings"] = list(result.warnings)
         shown.document(extra | result.manifest)
         return
     if result.already_done:
@@ -102,7 +138,7 @@ def show_result(shown: Output, result: MergeResult, named: str) -> None:
         drift = Drift.relative(result.drifts.values())
         moved = "" if drift is None else f"; the fine-tune lies {drift:.2%} from the base"
         shown.say(f"{counts}{moved}")
-    shown.result(named)
+    shown.result(url or named)
 
 
 def show_layers(shown: Output, rows: Sequence[LayerRow]) -> None:

@@ -65,6 +65,14 @@ DownloadFirst = Annotated[
 Fsync = Annotated[
     bool, typer.Option("--fsync/--no-fsync", help="Wait until the output is on the disk; off for throw-away merges.")
 ]
+PushTo = Annotated[
+    str | None,
+    typer.Option("--push-to-hub", metavar="REPO", help="Push the result; without -o it is then removed here."),
+]
+Private = Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")]
+CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")]
+Branch = Annotated[str | None, typer.Option("--branch", help="Branch to commit to; it is made if it is not there.")]
+CommitMessage = Annotated[str | None, typer.Option("--commit-message", help="First line of the commit.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result; errors still go to stderr.")]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]

@@ -51,7 +51,7 @@ class Folder(Protocol):
 
     @property
     def origin(self) -> dict[str, str]:
-        """For the manifest: repository, revision and commit; empty for a local folder."""
+        """Repository, revision, commit, and licence if it is stated; empty for a local folder."""
 
     def names(self) -> list[str]:
         """Names of the regular files in it, sorted; sub-folders are not listed."""

@@ -1,0 +1,94 @@
+"""Puts a merged model on the Hub: rights first, then one commit with every file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from speechft_merge.errors import NotFoundError
+from speechft_merge.manifest import NAME as MANIFEST
+from speechft_merge.sources.hub_errors import HubError, hub_errors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
+"""Names under which loaders find weights: those of an earlier push must not stay beside new ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushTarget:
+    """A repository that may be written to, and the commit that it had when this was found out."""
+
+    repo: str
+    branch: str | None
+    create_pr: bool
+    parent: str
+    files: frozenset[str]
+    """What the repository holds at that commit."""
+
+
+def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, branch: str | None = None) -> PushTarget:
+    """Find out, before any work is done, that the push can succeed; makes the repository if there is none.
+
+    Raises:
+        HubError: no token, a wrong one, or one that may not write there.
+        NotFoundError: a pull request to a repository that is not there.
+        TemporaryError: the Hub cannot be reached, or limits the rate.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    api = HfApi()
+    with hub_errors(repo):
+        try:
+            account = api.whoami()
+        except LocalTokenNotFoundError:
+            raise HubError("pushing needs a token; run 'hf auth login', or set HF_TOKEN") from None
+        role = account.get("auth", {}).get("accessToken", {}).get("role")
+        if role == "read":
+            raise HubError(f"your token may only read, so nothing can be pushed to {repo}; make one with write role")
+        if not create_pr:
+            repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
+            if branch is not None:
+                api.create_branch(repo, branch=branch, exist_ok=True)
+        info = api.model_info(repo, revision=branch)
+    files = frozenset(sibling.rfilename for sibling in info.siblings or ())
+    return PushTarget(repo, branch, create_pr, str(info.sha), files)
+
+
+def push(folder: Path, target: PushTarget, message: str | None = None) -> str:
+    """Commit every file of a merged model; returns the URL of the commit, or of the pull request.
+
+    Raises:
+        NotFoundError: the folder is not the output of a merge.
+        HubError: refused; also if the repository changed since `prepare_push`.
+        TemporaryError: the Hub failed or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    if not (folder / MANIFEST).is_file():
+        raise NotFoundError(f"{folder} is not the output of a merge (no {MANIFEST} in it)")
+    disable_progress_bars()
+    # paths, not open files: the client hands those to Xet, and reads others into memory
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path)) for path in paths
+    ]
+    stale = {name for name in target.files if _WEIGHTS.fullmatch(name)} - {path.name for path in paths}
+    operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)]
+    with hub_errors(target.repo):
+        try:
+            commit = HfApi().create_commit(
+                target.repo,
+                operations,
+                commit_message=message or "Merge by speechft-merge",
+                revision=target.branch,
+                create_pr=target.create_pr or None,
+                parent_commit=None if target.create_pr else target.parent,
+            )
+        except ValueError as error:  # the Hub's view of the card's front matter
+            raise HubError(f"{target.repo}: {error}") from error
+    return commit.pr_url or commit.commit_url
