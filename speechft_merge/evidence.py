@@ -42,7 +42,7 @@ class Relation:
         return self.median is not None and self.median < LEAST_COSINE
 
 
-def measure_relation(plan: Plan, which: int = 0) -> Relation:
+def measure_relation(plan: Plan, which: int) -> Relation:
     """Cosines of the centred weights of one fine-tune with the base, on matrices spread over the model.
 
     Matrices and kernels only: norms are near 1 and biases near 0 in any model.
@@ -50,7 +50,7 @@ def measure_relation(plan: Plan, which: int = 0) -> Relation:
     candidates = [
         tensor
         for tensor in plan.tensors
-        if tensor.action is Action.INTERPOLATED and len(tensor.finetuned) > which and _is_matrix(tensor)
+        if tensor.action is Action.INTERPOLATED and which in tensor.which and _is_matrix(tensor)
     ]
     remote = any(not span.source.seeks_cheaply for tensor in candidates for span in tensor.inputs)
     most = SAMPLED_REMOTE if remote else SAMPLED_TENSORS
@@ -60,7 +60,9 @@ def measure_relation(plan: Plan, which: int = 0) -> Relation:
         assert tensor.base is not None
         count = min(SAMPLED_ELEMENTS, tensor.base.elements)
         start = (tensor.base.elements - count) // 2
-        cosine = _cosine(_sample(tensor.base, start, count), _sample(tensor.finetuned[which], start, count))
+        cosine = _cosine(
+            _sample(tensor.base, start, count), _sample(tensor.finetuned[tensor.which.index(which)], start, count)
+        )
         if cosine is not None:
             cosines[tensor.name] = cosine
     return Relation(cosines)

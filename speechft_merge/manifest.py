@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge import __version__, card
 from speechft_merge.errors import OutputError
 from speechft_merge.evidence import fingerprint
+from speechft_merge.plan import Action
 from speechft_merge.report import summarise_layers
 from speechft_merge.staging import matches
 
@@ -66,10 +67,11 @@ def make_manifest(
         "base": inputs[0],
         "finetuned": list(inputs[1:]),
         "counts": plan.counts | {"identical": len(identical)},
-        "coverage": plan.coverage,
+        "coverage": min(plan.coverages),
         "layers": [row.to_json() for row in summarise_layers(plan, drifts)],
         "identical": identical,
-        "not_interpolated": {t.name: f"{t.action}: {t.reason}" for t in (*plan.tensors, *plan.left_out) if t.reason},
+        "not_interpolated": {t.name: t.reason for t in plan.tensors if t.action is not Action.INTERPOLATED},
+        "left_out": [{"tensor": tensor.name, "reason": tensor.reason} for tensor in plan.left_out],
         "outputs": list(outputs),
         "companions": [
             {"file": name, "sha256": hashlib.sha256(content).hexdigest()}

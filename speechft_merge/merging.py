@@ -54,7 +54,7 @@ class MergeResult:
     manifest: dict[str, Any]
     plan: Plan
     drifts: dict[str, Drift]
-    """By output name, of every interpolated tensor that was written by this call."""
+    """By output name, of every tensor that was mixed; empty if the merge was done already."""
     already_done: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -66,7 +66,7 @@ def prepare(
     """Open the models, decide on every tensor, and check that the models belong together.
 
     Args:
-        base: the pre-trained model: a directory or a file.
+        base: the pre-trained model: a directory, a file, or `org/name[@revision][:path]` on the Hub.
         finetuned: one or more fine-tunes of it.
         recipe: alphas and the like; the default is Speech-FT's alpha of 0.25 for everything.
         max_shard_size: bytes of a weights file; None for a single one.
@@ -77,6 +77,7 @@ def prepare(
     Raises:
         NotFoundError, CheckpointError: see `checkpoints.open_checkpoint`.
         MismatchError, UsageError: see `plan.make_plan`; or the models are not related.
+        HubError, TemporaryError: see `sources.hub_errors`.
     """
     if not finetuned:
         raise UsageError("a fine-tuned model is missing; give the base first, then one or more fine-tunes of it")
@@ -85,8 +86,8 @@ def prepare(
     outline = make_outline(plan.tensors, max_shard_size)
     warnings: list[str] = []
     relations = [measure_relation(plan, which) for which in range(len(finetuned))]
-    for checkpoint, relation in zip(opened[1:], relations, strict=True):
-        _require_related(opened[0], checkpoint, plan, relation, force, warnings)
+    for checkpoint, relation, coverage in zip(opened[1:], relations, plan.coverages, strict=True):
+        _require_related(opened[0], checkpoint, coverage, relation, force, warnings)
     return Prepared(
         opened[0], opened[1:], plan, outline, companions_of(plan, opened[0], opened[1:]), relations,
         choose_workers(outline.size, workers), warnings,
@@ -152,7 +153,7 @@ def write(
         staging.put(manifest.NAME, manifest.encode(document))
         staging.commit(lambda: manifest.require_replaceable(output, force))
     except BaseException as error:
-        if manifest.proves(output, merge_id):
+        if isinstance(error, Exception) and manifest.proves(output, merge_id):  # another run was faster
             staging.yield_to()
             return _already_done(prepared, output)
         if staging.abandon():
@@ -216,11 +217,11 @@ def _write_company(
 
 
 def _require_related(
-    base: Checkpoint, finetuned: Checkpoint, plan: Plan, relation: Relation, force: bool, warnings: list[str]
+    base: Checkpoint, finetuned: Checkpoint, coverage: float, relation: Relation, force: bool, warnings: list[str]
 ) -> None:
     problems = []
-    if plan.coverage < LEAST_COVERAGE:
-        problems.append(f"{finetuned.reference} has only {plan.coverage:.0%} of the parameters of {base.reference}")
+    if coverage < LEAST_COVERAGE:
+        problems.append(f"{finetuned.reference} has only {coverage:.0%} of the parameters of {base.reference}")
     if relation.unrelated:
         problems.append(
             f"{finetuned.reference} is not a fine-tune of {base.reference}: the cosine between their weights is "

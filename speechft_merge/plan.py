@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -51,14 +52,13 @@ class PlannedTensor:
     weights: tuple[float, ...] = ()
     """Of the fine-tunes that have this tensor; they sum to 1, or to less if some fine-tune lacks it."""
     alpha: float | None = None
+    which: tuple[int, ...] = ()
+    """The fine-tune that each of `finetuned` belongs to, by its place in the call."""
 
     @property
     def nbytes(self) -> int:
         """Bytes in the output."""
-        elements = 1
-        for size in self.shape:
-            elements *= size
-        return elements * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def single(self) -> TensorSpan | None:
@@ -85,8 +85,8 @@ class Plan:
     """In the order of the output: larger element types first, so that all stand aligned, then as in the file read."""
     left_out: tuple[PlannedTensor, ...]
     alignments: tuple[Alignment, ...]
-    coverage: float
-    """Share of the base's parameters, heads aside, that every fine-tune has."""
+    coverages: tuple[float, ...]
+    """Share of the base's parameters, heads aside, that each fine-tune has."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -131,7 +131,7 @@ def make_plan(base: Checkpoint, finetuned: list[Checkpoint], recipe: Recipe) -> 
         tensors=tuple(sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)),
         left_out=tuple(tensor for tensor in planned if tensor.action is Action.LEFT_OUT),
         alignments=alignments,
-        coverage=min(_coverage(base, alignment) for alignment in alignments),
+        coverages=tuple(_coverage(base, alignment) for alignment in alignments),
     )
 
 
@@ -171,10 +171,14 @@ class _Decision:
     recipe: Recipe
 
     def of_base_class(self) -> list[PlannedTensor]:
-        """Every tensor of the base, under its own name; what only the first fine-tune has is left out."""
+        """Every tensor of the base, under its own name; what only a fine-tune has is left out."""
         alphas = self._alphas()
-        planned = [self._merged(name, name, alphas) for name in self.base.tensors]
-        for checkpoint, alignment in zip(self.finetuned, self.alignments, strict=True):
+        return [self._merged(name, name, alphas) for name in self.base.tensors] + self._unused(0)
+
+    def _unused(self, first: int) -> list[PlannedTensor]:
+        """What the fine-tunes from the given one on have and the output has not."""
+        planned = []
+        for checkpoint, alignment in list(zip(self.finetuned, self.alignments, strict=True))[first:]:
             used = {*alignment.pairs.values(), *alignment.heads.values()}
             for name, span in checkpoint.tensors.items():
                 if name not in used:
@@ -213,7 +217,7 @@ class _Decision:
                 planned.append(
                     _left_out(name, span, "not in the fine-tune" if relative else "the base's head", relative)
                 )
-        return planned
+        return planned + self._unused(1)
 
     def _alphas(self) -> dict[str, float]:
         """Alpha of each base tensor that can be interpolated; heads only where a rule names them."""
@@ -228,13 +232,13 @@ class _Decision:
     def _relative(self, name: str) -> str | None:
         return next((a.relative[name] for a in self.alignments if name in a.relative), None)
 
-    def _partners(self, name: str) -> list[tuple[TensorSpan, float]]:
-        """The tensor in each fine-tune that has it, with that fine-tune's weight."""
+    def _partners(self, name: str) -> list[tuple[TensorSpan, int]]:
+        """The tensor in each fine-tune that has it, and which that is."""
         found = []
-        for checkpoint, alignment, weight in zip(self.finetuned, self.alignments, self.weights, strict=True):
+        for which, (checkpoint, alignment) in enumerate(zip(self.finetuned, self.alignments, strict=True)):
             other = alignment.pairs.get(name) or alignment.heads.get(name)
             if other is not None:
-                found.append((checkpoint.tensors[other], weight))
+                found.append((checkpoint.tensors[other], which))
         return found
 
     def _merged(self, name: str, output_name: str, alphas: dict[str, float]) -> PlannedTensor:
@@ -249,17 +253,18 @@ class _Decision:
             return replace(copied, reason=self._why_copied(span, partners, relative))
         if alpha == 0:
             return replace(copied, reason="alpha is 0")
-        usable = [(other, weight) for other, weight in partners if other.dtype.interpolated]
+        usable = [(other, which) for other, which in partners if other.dtype.interpolated]
         missing = len(self.finetuned) - len(usable)
         return replace(
             copied,
             action=Action.INTERPOLATED,
             reason=f"missing in {missing} of {len(self.finetuned)} fine-tunes" if missing else "",
             finetuned=tuple(other for other, _ in usable),
-            weights=tuple(weight for _, weight in usable),
+            which=tuple(which for _, which in usable),
+            weights=tuple(self.weights[which] for _, which in usable),
         )
 
-    def _why_copied(self, span: TensorSpan, partners: list[tuple[TensorSpan, float]], relative: str | None) -> str:
+    def _why_copied(self, span: TensorSpan, partners: list[tuple[TensorSpan, int]], relative: str | None) -> str:
         if relative is None:
             return "the base's head"
         if not partners:
@@ -291,14 +296,16 @@ def _untie(owner: Checkpoint, tensors: list[PlannedTensor]) -> list[PlannedTenso
         owner: the model whose names the output has.
         tensors: what was decided on each by itself.
     """
-    leads: dict[tuple[int, int, int], PlannedTensor] = {}
+    leads: dict[object, PlannedTensor] = {}
     for tensor in tensors:
-        place = owner.tensors[tensor.name].place
+        span = owner.tensors[tensor.name]
+        place = span.place, span.dtype, span.shape
         if place not in leads or leads[place].place.part == "head":
             leads[place] = tensor
     tied = []
     for tensor in tensors:
-        lead = leads[owner.tensors[tensor.name].place] if tensor.nbytes else tensor
+        span = owner.tensors[tensor.name]
+        lead = leads[span.place, span.dtype, span.shape] if tensor.nbytes else tensor
         if lead.inputs == tensor.inputs and lead.alpha == tensor.alpha:
             tied.append(tensor)
         else:

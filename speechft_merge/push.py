@@ -67,6 +67,7 @@ def push(folder: Path, target: PushTarget, message: str | None = None) -> str:
         TemporaryError: the Hub failed or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     if not (folder / MANIFEST).is_file():
@@ -89,6 +90,8 @@ def push(folder: Path, target: PushTarget, message: str | None = None) -> str:
                 create_pr=target.create_pr or None,
                 parent_commit=None if target.create_pr else target.parent,
             )
+        except HfHubHTTPError:  # some are ValueErrors as well
+            raise
         except ValueError as error:  # the Hub's view of the card's front matter
-            raise HubError(f"{target.repo}: {error}") from error
+            raise HubError(f"{target.repo}: {str(error).strip()}") from error
     return commit.pr_url or commit.commit_url

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checksums import Checksum, checksum_of
 from speechft_merge.errors import OutputError, UsageError, WriteError
-from speechft_merge.sources.reference import local_path
+from speechft_merge.sources.reference import WEIGHT_SUFFIXES, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +35,7 @@ class OutputWriter:
     """One file in the making; `write` may be called from several threads."""
 
     def __init__(self, folder: _Folder, planned: OutputFile) -> None:
-        self.planned = planned
+        self._planned = planned
         self._folder = folder
         self._checksum = Checksum(planned.header)
         self._temporary, self._fd = folder.create(planned.name)
@@ -48,13 +48,13 @@ class OutputWriter:
 
     def _reserve(self) -> None:
         """Take the space at once: a full disk fails now, and later writes cost less."""
-        with explained(self._folder.path / self.planned.name):
+        with explained(self._folder.path / self._planned.name):
             try:
-                os.posix_fallocate(self._fd, 0, self.planned.size)
+                os.posix_fallocate(self._fd, 0, self._planned.size)
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                     raise
-                os.ftruncate(self._fd, self.planned.size)
+                os.ftruncate(self._fd, self._planned.size)
 
     def write(self, offset: int, data: memoryview) -> None:
         """Put a chunk of a tensor at `offset`."""
@@ -62,7 +62,7 @@ class OutputWriter:
         self._put(offset, data)
 
     def _put(self, offset: int, data: memoryview) -> None:
-        with explained(self._folder.path / self.planned.name):
+        with explained(self._folder.path / self._planned.name):
             while data:
                 count = os.pwrite(self._fd, data, offset)
                 data, offset = data[count:], offset + count
@@ -70,8 +70,8 @@ class OutputWriter:
     def finish(self) -> dict[str, Any]:
         """Make the file durable and give it its name; returns its entry in the manifest."""
         fd, self._fd = self._fd, -1
-        self._folder.settle(self._temporary, fd, self.planned.name)
-        return {"file": self.planned.name, "size": self.planned.size, "checksum": self._checksum.hexdigest()}
+        self._folder.settle(self._temporary, fd, self._planned.name)
+        return {"file": self._planned.name, "size": self._planned.size, "checksum": self._checksum.hexdigest()}
 
     def abandon(self) -> None:
         """Remove what there is; after `finish` this does nothing."""
@@ -102,19 +102,24 @@ class _Folder:
             return temporary, os.open(temporary, flags, 0o666, dir_fd=self._fd)
 
     def settle(self, temporary: str, fd: int, name: str) -> None:
-        """Make a file durable, close it and give it its name."""
+        """Make a file durable, close it and give it its name; it is removed if that fails."""
         with explained(self.path / name):
             try:
-                if self._durable:
-                    os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+                try:
+                    if self._durable:
+                        os.fsync(fd)
+                finally:
+                    os.close(fd)
+                os.rename(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            except BaseException:
+                self.remove(temporary)
+                raise
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self._fd)
+            if self._fd >= 0:
+                os.unlink(name, dir_fd=self._fd)
 
     def is_at(self, path: Path) -> bool:
         """Whether the folder still stands under this path."""
@@ -162,18 +167,24 @@ class Staging:
     def record(self, entry: dict[str, Any]) -> None:
         """Note a finished file, so that a later run need not make it again."""
         self.finished[entry["file"]] = entry
+        self._write_journal()
+
+    def _write_journal(self) -> None:
         self.put(JOURNAL, json.dumps(list(self.finished.values())).encode())
 
     def put(self, name: str, content: bytes) -> None:
         """Write a small file whole."""
         temporary, fd = self._folder.create(name)
         try:
-            with explained(self.path / name), os.fdopen(os.dup(fd), "wb") as file:
-                file.write(content)
-            self._folder.settle(temporary, fd, name)
+            with explained(self.path / name):
+                written = 0
+                while written < len(content):
+                    written += os.write(fd, content[written:])
         except BaseException:
+            os.close(fd)
             self._folder.remove(temporary)
             raise
+        self._folder.settle(temporary, fd, name)
 
     def commit(self, allow: Callable[[], None] = lambda: None) -> None:
         """Let the output appear. An earlier one is moved aside first and removed afterwards.
@@ -187,9 +198,9 @@ class Staging:
         if not self._folder.is_at(self.path):
             raise OutputError(f"{self.path} was moved or removed meanwhile; run again")
         allow()
-        self._folder.remove(JOURNAL)
         for path in self.path.glob(".*.tmp"):
             path.unlink(missing_ok=True)
+        self._folder.remove(JOURNAL)
         self._folder.sync()
         aside = None
         with explained(self.output):
@@ -201,6 +212,8 @@ class Staging:
             except BaseException:
                 if aside is not None and aside.exists() and not self.output.exists():
                     aside.rename(self.output)
+                if self.finished and self.path.exists():
+                    self._write_journal()
                 raise
         if self._durable:
             parent = _Folder(self.output.parent, durable=True)
@@ -224,7 +237,7 @@ class Staging:
         """
         self._folder.remove(self._sign)
         self._folder.close()
-        if self.finished and self.path.is_dir():
+        if (self.path / JOURNAL).exists():
             return True
         if not any(self.path.glob(".*.tmp")):
             shutil.rmtree(self.path, ignore_errors=True)
@@ -253,7 +266,7 @@ def require_place(output: str | Path, references: Iterable[str]) -> Path:
     Raises:
         UsageError: it is, holds or lies in an input, or is the current folder: it would destroy or mix with these.
     """
-    if Path(output).suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
+    if Path(output).suffix in WEIGHT_SUFFIXES:
         raise UsageError(f"the output {output} must be a directory: it gets the weights, the config and a manifest")
     try:
         target = Path(output).expanduser().resolve()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from speechft_merge.interpolate import Sums
     from speechft_merge.lane import Lane
     from speechft_merge.plan import PlannedTensor
+    from speechft_merge.sources.readahead import ReadAhead
 
 MAX_WORKERS = 4
 """More gain nothing: the work is the kernel's copying. Four hide the waits of a cold disk even on two cores."""
@@ -116,8 +117,8 @@ def execute(placed: Sequence[Placed], workers: int, progress: Progress | None = 
     from speechft_merge.sources.readahead import read_ahead
 
     wanted = [(span.source, span.offset, span.nbytes) for item in placed for span in item.tensor.inputs]
-    with read_ahead(wanted) as readers:
-        return _execute(_Run(placed, readers, progress), placed, workers)
+    with read_ahead(wanted) as ahead:
+        return _execute(_Run(placed, ahead, progress), placed, workers)
 
 
 def _execute(run: _Run, placed: Sequence[Placed], workers: int) -> dict[str, Drift]:
@@ -154,8 +155,8 @@ class _Chunk:
 class _Run:
     """What the workers of one execution share."""
 
-    def __init__(self, placed: Sequence[Placed], readers: Mapping[int, Reader], progress: Progress | None) -> None:
-        self._readers = readers
+    def __init__(self, placed: Sequence[Placed], ahead: Mapping[int, ReadAhead], progress: Progress | None) -> None:
+        self._ahead = ahead
         self.error: BaseException | None = None
         self.sums = {p.tensor.name: _Sums() for p in placed if p.tensor.single is None}
         self._progress = progress
@@ -176,8 +177,10 @@ class _Run:
             self.stop()
 
     def stop(self) -> None:
-        """Let the workers end after the chunk in hand."""
+        """Let the workers end after the chunk in hand, and not wait for the network."""
         self._stopped = True
+        for reader in self._ahead.values():
+            reader.stop()
 
     def report(self) -> None:
         """Tell the progress."""
@@ -191,7 +194,7 @@ class _Run:
     def _do(self, chunk: _Chunk, lane: Lane) -> None:
         tensor, target = chunk.placed.tensor, chunk.placed.target
         for span, buffer in zip(tensor.inputs, lane.buffers, strict=False):
-            _read(span, chunk, buffer, self._readers.get(id(span.source), span.source))
+            _read(span, chunk, buffer, self._ahead.get(id(span.source), span.source))
         out, sums = lane.run(tensor, chunk.count)
         if not math.isfinite(sums.base + sums.delta):
             sums = _examine(chunk, out)

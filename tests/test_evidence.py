@@ -143,7 +143,7 @@ def test_few_tensors_are_read_and_little_of_each(monkeypatch: pytest.MonkeyPatch
     reads: list[int] = []
     for checkpoint in opened:
         monkeypatch.setattr(checkpoint.sources[0], "read", counting(checkpoint.sources[0].read, reads))
-    found = measure_relation(make_plan(opened[0], opened[1:], Recipe()))
+    found = measure_relation(make_plan(opened[0], opened[1:], Recipe()), 0)
     assert len(found.cosines) == SAMPLED_TENSORS
     assert len(reads) == 2 * SAMPLED_TENSORS
     assert max(reads) == SAMPLED_ELEMENTS * 4

@@ -15,7 +15,7 @@ from speechft_merge.checkpoints.torch_tensors import TensorView, span_of
 from speechft_merge.checkpoints.torch_zip import read_torch_zip
 from speechft_merge.errors import CheckpointError, NotFoundError
 from speechft_merge.sources import LocalFolder
-from speechft_merge.sources.reference import HubReference, parse_reference
+from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, parse_reference
 
 if TYPE_CHECKING:
     from speechft_merge.sources import ByteSource, Folder
@@ -28,7 +28,6 @@ USUAL_NAMES = (
 )
 """Where transformers looks for weights, in its order."""
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 NOT_WEIGHTS = ("training_args.bin", "optimizer.", "scheduler.", "scaler.", "rng_state", "random_states")
 """What training code leaves beside the weights under the same suffixes."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +60,7 @@ def find_state_dict(root: Any, name: str) -> StateDict:
 
 
 def _elements(view: TensorView) -> int:
-    elements = 1
-    for size in view.shape:
-        elements *= size
-    return elements
+    return math.prod(view.shape)
 
 
 def _rank(path: tuple[str, ...]) -> int:

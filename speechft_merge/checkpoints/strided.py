@@ -23,7 +23,6 @@ class StridedTensor:
     """
 
     identity = None
-    seeks_cheaply = True
 
     def __init__(
         self, source: ByteSource, name: str, offset: int, extent: int, dtype: DType, shape: tuple[int, ...],
@@ -36,6 +35,7 @@ class StridedTensor:
                 f"{source.name}: tensor {name!r} is not contiguous (shape {list(shape)}, strides {list(strides)}) and "
                 f"larger than {LIMIT >> 20} MiB; load it with torch, call .contiguous() on it and save the file again"
             )
+        self.seeks_cheaply = source.seeks_cheaply
         self._source, self._offset, self._extent = source, offset, extent
         self._dtype, self._shape, self._strides = dtype, shape, strides
         self._lock = threading.Lock()

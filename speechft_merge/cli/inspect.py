@@ -114,7 +114,7 @@ def describe_mapping(plan: Plan, models: list[str]) -> dict[str, Any]:
         "finetuned": models[1:],
         "prefixes": [{"base": a.base_prefix, "finetuned": a.finetuned_prefix} for a in plan.alignments],
         "counts": plan.counts,
-        "coverage": plan.coverage,
+        "coverage": min(plan.coverages),
         "layers": [row.to_json() for row in summarise_layers(plan)],
         "tensors": {
             tensor.name: {
@@ -126,7 +126,7 @@ def describe_mapping(plan: Plan, models: list[str]) -> dict[str, Any]:
             }
             for tensor in plan.tensors
         },
-        "left_out": {tensor.name: tensor.reason for tensor in plan.left_out},
+        "left_out": [{"tensor": tensor.name, "reason": tensor.reason} for tensor in plan.left_out],
     }
 
 
@@ -138,7 +138,7 @@ def show_mapping(shown: Output, plan: Plan) -> None:
     for alignment in plan.alignments:
         shown.say(f"names: base {alignment.base_prefix + '*'!r} is fine-tuned {alignment.finetuned_prefix + '*'!r}")
     counts = ", ".join(f"{count} {what}" for what, count in plan.counts.items() if count)
-    shown.say(f"{counts}; the fine-tune has {plan.coverage:.1%} of the base's parameters")
+    shown.say(f"{counts}; the fine-tune has {min(plan.coverages):.1%} of the base's parameters")
     if shown.verbose:
         rows = [[t.name, t.action.value, ", ".join(_partner_names(plan, t.name)), t.reason] for t in plan.tensors]
         rows += [[t.name, t.action.value, "", t.reason] for t in plan.left_out]

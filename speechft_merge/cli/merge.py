@@ -12,7 +12,7 @@ from speechft_merge.cli.output import Output, ProgressLine, megabytes
 from speechft_merge.errors import SpeechFTMergeError
 from speechft_merge.recipe import Recipe, override, read_recipe
 from speechft_merge.selectors import parse_rule
-from speechft_merge.sources.reference import parse_reference
+from speechft_merge.sources.reference import WEIGHT_SUFFIXES, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +106,7 @@ def _push(result: MergeResult, target: PushTarget, message: str | None, named: P
         )
         raise
     if not keep and not result.already_done:
-        shutil.rmtree(result.output)
+        shutil.rmtree(result.output, ignore_errors=True)
     return url
 
 
@@ -114,7 +114,7 @@ def default_name(finetuned: str, recipe: Recipe) -> str:
     """A directory name that tells what is in it."""
     found = parse_reference(finetuned)
     path = found if isinstance(found, Path) else Path(found.path or found.repo)
-    stem = path.stem if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt") else path.resolve().name
+    stem = path.stem if path.suffix in WEIGHT_SUFFIXES else path.resolve().name
     return f"{stem or 'model'}-merged-{'layerwise' if recipe.rules else format(recipe.alpha, 'g')}"
 
 
@@ -200,7 +200,7 @@ def describe_plan(prepared: Prepared, place: Path, named: str) -> dict[str, Any]
         "output": named,
         "recipe": plan.recipe.to_json(),
         "counts": plan.counts,
-        "coverage": plan.coverage,
+        "coverage": min(plan.coverages),
         "files": [{"file": file.name, "size": file.size} for file in outline.files],
         "companions": sorted(prepared.companions),
         "read_bytes": plan.read_bytes,

@@ -104,7 +104,6 @@ class ProgressLine:
         self._started = time.monotonic()
         self._tenths = 0
         self._bar: Bar | None = None
-        self._stopped = False
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` bytes are written."""

@@ -92,7 +92,7 @@ class HubFolder:
         cached = self._cached(path, etag, sibling.size)
         if cached is not None:
             return LocalFile(cached, label, etag)
-        if self._download and sibling.size > SMALL:
+        if self._download:
             return LocalFile(self._fetch_into_cache(path), label, etag)
         return HubFile(self.reference.repo, path, self.commit, sibling.size, etag, label)
 
@@ -111,7 +111,11 @@ class HubFolder:
         from huggingface_hub import hf_hub_download
 
         with hub_errors(str(self.reference)):
-            return Path(hf_hub_download(self.reference.repo, path, revision=self.commit))
+            # by the name that was asked for: only then does the cache learn which commit it stands for
+            found = hf_hub_download(self.reference.repo, path, revision=self.reference.revision)
+            if self.commit not in found:  # the branch moved since it was listed
+                found = hf_hub_download(self.reference.repo, path, revision=self.commit)
+            return Path(found)
 
 
 def _open_cached(snapshot: Path, reference: HubReference) -> tuple[Folder, str | None]:
@@ -134,6 +138,10 @@ class _CachedFolder(LocalFolder):
     def __init__(self, path: Path, origin: dict[str, str]) -> None:
         super().__init__(path)
         self.origin = origin
+
+    def open(self, name: str) -> LocalFile:
+        """One of its files; the blob's name in the cache is the Hub's checksum."""
+        return LocalFile(self.path / name, None, (self.path / name).resolve().name)
 
     @property
     def name(self) -> str:

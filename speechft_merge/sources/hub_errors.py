@@ -43,7 +43,7 @@ def explain(error: Exception, repo: str) -> SpeechFTMergeError:
     cause = error.__cause__
     if isinstance(error, errors.LocalEntryNotFoundError) and cause is not None:
         return explain(cause, repo) if isinstance(cause, errors.OfflineModeIsEnabled) else unreachable(cause)
-    if isinstance(error, errors.OfflineModeIsEnabled):
+    if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
         return NotFoundError(
             f"HF_HUB_OFFLINE is set and {repo} is not in the cache {constants.HF_HUB_CACHE}; "
             "fetch it where there is a network (--download), or unset HF_HUB_OFFLINE"

@@ -64,7 +64,7 @@ def _join(window: list[tuple[int, int, int]]) -> list[Run]:
             if last is not None and offset <= last.stop + MAX_GAP and offset < last.start + MAX_RUN:
                 part = min(length, last.start + MAX_RUN - offset)
                 pieces = (*last.pieces, (offset, part))
-                runs[-1] = Run(last.start, offset + part, pieces, min(last.need, need))
+                runs[-1] = Run(last.start, max(last.stop, offset + part), pieces, min(last.need, need))
             else:
                 part = min(length, MAX_RUN)
                 runs.append(Run(offset, offset + part, ((offset, part),), need))

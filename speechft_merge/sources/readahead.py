@@ -9,6 +9,7 @@ import threading
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from speechft_merge.errors import CheckpointError
 from speechft_merge.sources.hub import HubFile
 from speechft_merge.sources.ranges import Run, plan_runs
 
@@ -39,7 +40,7 @@ def read_ahead(wanted: Sequence[tuple[ByteSource, int, int]]) -> Iterator[dict[i
     seen: set[tuple[int, int]] = set()
     for place, (source, offset, length) in enumerate(wanted):
         key = id(source)
-        if isinstance(source, HubFile) and length and (key, offset) not in seen:  # tied tensors are fetched once
+        if isinstance(source, HubFile) and length and (key, offset) not in seen:  # of tied tensors, the first
             remote[key] = source
             seen.add((key, offset))
             ranges[key].append((offset, length))
@@ -77,6 +78,10 @@ class ReadAhead:
         pieces = sorted((offset, length, slot) for slot in self.slots for offset, length in slot.run.pieces)
         self._pieces = [(offset + length, slot) for offset, length, slot in pieces]
         self._starts = [offset for offset, _, _ in pieces]
+
+    def stop(self) -> None:
+        """Let whoever waits for bytes go; they get an error."""
+        self._pool.stop()
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`; what no run holds (any more) is fetched by itself."""
@@ -122,6 +127,8 @@ class _Pool:
                 self._condition.wait()
             if slot.error is not None:
                 raise slot.error
+            if self._stopped:
+                raise CheckpointError("reading was stopped")
             data = slot.data
         if data is None:
             return False
@@ -143,9 +150,9 @@ class _Pool:
 
     def _work(self) -> None:
         while (slot := self._next()) is not None:
-            data = mmap.mmap(-1, slot.run.stop - slot.run.start)  # malloc would keep what is freed
             error: BaseException | None = None
             try:
+                data = mmap.mmap(-1, slot.run.stop - slot.run.start)  # malloc would keep what is freed
                 slot.source.fetch(slot.run.start, memoryview(data))
             except BaseException as failure:
                 error = failure

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from speechft_merge.errors import NotFoundError
 
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+"""What weights files are called; what is in them, only their bytes tell."""
+
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _SPECIAL = re.compile(r"(refs/(?:pr/\d+|convert/[\w.-]+|heads/[\w.-]+))(?:/(.*))?")
 
