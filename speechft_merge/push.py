@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import NotFoundError
 from speechft_merge.manifest import NAME as MANIFEST
 from speechft_merge.sources.hub_errors import HubError, hub_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
@@ -23,6 +25,7 @@ class PushTarget:
 
     repo: str
     branch: str | None
+    private: bool
     create_pr: bool
     parent: str
     files: frozenset[str]
@@ -37,7 +40,7 @@ def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, b
         NotFoundError: a pull request to a repository that is not there.
         TemporaryError: the Hub cannot be reached, or limits the rate.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     api = HfApi()
@@ -50,12 +53,43 @@ def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, b
         if role == "read":
             raise HubError(f"your token may only read, so nothing can be pushed to {repo}; make one with write role")
         if not create_pr:
+            _require_namespace(repo, account)
             repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
             if branch is not None:
                 api.create_branch(repo, branch=branch, exist_ok=True)
-        info = api.model_info(repo, revision=branch)
+        info = api.model_info(repo, revision=branch, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     files = frozenset(sibling.rfilename for sibling in info.siblings or ())
-    return PushTarget(repo, branch, create_pr, str(info.sha), files)
+    return PushTarget(repo, branch, private, create_pr, str(info.sha), files)
+
+
+def _require_namespace(repo: str, account: Mapping[str, Any]) -> None:
+    """Of a repository that is there, the client takes "exists" for an answer and the right to write for granted."""
+    namespace, slash, _ = repo.partition("/")
+    own = [account.get("name"), *(organisation.get("name") for organisation in account.get("orgs") or ())]
+    if slash and namespace not in own:
+        raise HubError(
+            f"your token is {own[0]}'s and may not write to {repo} (nothing was pushed); push to one of "
+            f"{', '.join(f'{name}/...' for name in own)}, or use --create-pr"
+        )
+
+
+def push_command(folder: Path | str, target: PushTarget, message: str | None) -> str:
+    """The command line that pushes a merged model to the same place."""
+    words = ["speechft-merge", "push", str(folder), target.repo]
+    words += [flag for flag, given in (("--private", target.private), ("--create-pr", target.create_pr)) if given]
+    words += ["--branch", target.branch] if target.branch else []
+    words += ["--commit-message", message] if message else []
+    return shlex.join(words)
+
+
+def require_merged(folder: Path) -> None:
+    """Refuse a folder that is not the output of a merge.
+
+    Raises:
+        NotFoundError: it has no manifest.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise NotFoundError(f"{folder} is not the output of a merge (no {MANIFEST} in it)")
 
 
 def push(folder: Path, target: PushTarget, message: str | None = None) -> str:
@@ -70,8 +104,7 @@ def push(folder: Path, target: PushTarget, message: str | None = None) -> str:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-    if not (folder / MANIFEST).is_file():
-        raise NotFoundError(f"{folder} is not the output of a merge (no {MANIFEST} in it)")
+    require_merged(folder)
     disable_progress_bars()
     # paths, not open files: the client hands those to Xet, and reads others into memory
     paths = sorted(path for path in folder.iterdir() if path.is_file())

@@ -95,15 +95,12 @@ def _push_target(repo: str | None, *, private: bool, create_pr: bool, branch: st
 
 def _push(result: MergeResult, target: PushTarget, message: str | None, named: Path | str, keep: bool) -> str:
     """Push what was merged; afterwards it is removed here unless a place was named for it."""
-    from speechft_merge.push import push
+    from speechft_merge.push import push, push_command
 
     try:
         url = push(result.output, target, message)
     except SpeechFTMergeError as error:
-        options = "".join([" --create-pr" * target.create_pr, f" --branch {target.branch}" if target.branch else ""])
-        error.add_note(
-            f"the merged model is in {named}; push it with: speechft-merge push {named} {target.repo}{options}"
-        )
+        error.add_note(f"the merged model is in {named}; push it with: {push_command(named, target, message)}")
         raise
     if not keep and not result.already_done:
         shutil.rmtree(result.output, ignore_errors=True)

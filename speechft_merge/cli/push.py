@@ -28,6 +28,7 @@ def push(
     from speechft_merge import push as pushing
 
     shown = Output(json, quiet)
+    pushing.require_merged(folder)
     target = pushing.prepare_push(repository, private=private, create_pr=create_pr, branch=branch)
     url = pushing.push(folder, target, commit_message)
     shown.document({"repo": target.repo, "url": url})

@@ -45,7 +45,9 @@ def open_hub_folder(reference: HubReference, download: bool = False) -> tuple[Fo
                 reference.repo, revision=reference.revision, local_files_only=True
             )
             return _open_cached(Path(cached), reference)
-        info = huggingface_hub.HfApi().model_info(reference.repo, revision=reference.revision, files_metadata=True)
+        info = huggingface_hub.HfApi().model_info(
+            reference.repo, revision=reference.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
     files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     folder = inner if any(name.startswith(inner + "/") for name in files) else inner.rpartition("/")[0]
     if inner and inner not in files and folder != inner:

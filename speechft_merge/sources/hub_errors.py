@@ -34,6 +34,10 @@ def hub_errors(repo: str) -> Iterator[None]:
         raise unreachable(error) from error
     except (errors.HFValidationError, ConnectionError) as error:
         raise explain(error, repo) from error
+    except ValueError as error:  # no JSON: a proxy's log-in page, perhaps
+        raise TemporaryError(
+            f"what answers for the Hub is not the Hub ({type(error).__name__}); check HF_ENDPOINT and proxies"
+        ) from error
 
 
 def explain(error: Exception, repo: str) -> SpeechFTMergeError:

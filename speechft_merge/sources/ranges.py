@@ -61,7 +61,7 @@ def _join(window: list[tuple[int, int, int]]) -> list[Run]:
     for offset, length, need in sorted(window):
         while length:
             last = runs[-1] if runs else None
-            if last is not None and offset <= last.stop + MAX_GAP and offset < last.start + MAX_RUN:
+            if last is not None and last.start <= offset <= last.stop + MAX_GAP and offset < last.start + MAX_RUN:
                 part = min(length, last.start + MAX_RUN - offset)
                 pieces = (*last.pieces, (offset, part))
                 runs[-1] = Run(last.start, max(last.stop, offset + part), pieces, min(last.need, need))

@@ -75,7 +75,8 @@ class ReadAhead:
     def __init__(self, source: HubFile, runs: list[Run], pool: _Pool) -> None:
         self._source, self._pool = source, pool
         self.slots = [_Slot(source, run) for run in runs]
-        pieces = sorted((offset, length, slot) for slot in self.slots for offset, length in slot.run.pieces)
+        found = ((offset, length, slot) for slot in self.slots for offset, length in slot.run.pieces)
+        pieces = sorted(found, key=lambda piece: piece[:2])
         self._pieces = [(offset + length, slot) for offset, length, slot in pieces]
         self._starts = [offset for offset, _, _ in pieces]
 

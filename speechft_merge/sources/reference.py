@@ -11,8 +11,10 @@ from speechft_merge.errors import NotFoundError
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """What weights files are called; what is in them, only their bytes tell."""
 
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_SPECIAL = re.compile(r"(refs/(?:pr/\d+|convert/[\w.-]+|heads/[\w.-]+))(?:/(.*))?")
+_REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
+_SPECIAL = r"refs/(?:pr/\d+|convert/[\w.-]+|heads/[\w.-]+)"
+_SHORT = re.compile(rf"({_REPO})(?:@([^:]+))?(?::(.+))?")
+_URL = re.compile(rf"({_REPO})(?:@({_SPECIAL}|[^/:]+))?(?:[/:](.*))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +62,20 @@ def local_path(text: str) -> Path | None:
 
 def _parse_short(text: str) -> HubReference | None:
     """`org/name@revision:path`; a revision may hold slashes (`refs/pr/2`)."""
-    front, colon, path = text.partition(":")
-    repo, at, revision = front.partition("@")
-    if not _REPO.fullmatch(repo) or (at and not revision) or (colon and not _is_inner(path)):
-        return None
-    return HubReference(repo, revision or None, path or None)
+    return _checked(_SHORT.fullmatch(text))
 
 
 def _parse_url(text: str) -> HubReference | None:
-    """`hf://org/name@revision/path`, as huggingface_hub's file system writes it; slashes of a revision are %2F."""
-    repo = _REPO.match(text)
-    if repo is None:
-        return None
-    rest = text[repo.end() :]
-    if ":" in rest:
-        return _parse_short(text)
-    revision = ""
-    if rest.startswith("@"):
-        special = _SPECIAL.fullmatch(rest[1:])
-        revision, _, rest = rest[1:].partition("/") if special is None else (special[1], "", special[2] or "")
-    path = rest.strip("/")
-    if (path and not _is_inner(path)) or (not revision and rest and not rest.startswith("/") and "@" in text):
-        return None
-    return HubReference(repo[0], revision.replace("%2F", "/") or None, path or None)
+    """`org/name@revision/path`, as huggingface_hub's file system has it after hf://; a revision's slashes are %2F."""
+    return _checked(_URL.fullmatch(text))
 
 
-def _is_inner(path: str) -> bool:
-    return bool(path) and not path.startswith("/") and ".." not in path.split("/")
+def _checked(found: re.Match[str] | None) -> HubReference | None:
+    """The parts of a reference, if they can be meant: no name with -- or .., no path that leads out."""
+    if found is None:
+        return None
+    repo, revision, path = found.groups()
+    path = (path or "").rstrip("/")
+    if "--" in repo or ".." in repo or path.startswith("/") or ".." in path.split("/"):
+        return None
+    return HubReference(repo, revision.replace("%2F", "/") if revision else None, path or None)
