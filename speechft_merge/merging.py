@@ -90,7 +90,7 @@ def prepare(
         _require_related(opened[0], checkpoint, coverage, relation, force, warnings)
     return Prepared(
         opened[0], opened[1:], plan, outline, companions_of(plan, opened[0], opened[1:]), relations,
-        choose_workers(outline.size, workers), warnings,
+        choose_workers(outline.size, workers, plan.converts), warnings,
     )  # fmt: skip
 
 

@@ -95,6 +95,13 @@ class Plan:
         return {action.value: found[action.value] for action in Action}
 
     @property
+    def converts(self) -> bool:
+        """Whether most of what is mixed has to be converted before it can be calculated with."""
+        mixed = [tensor for tensor in self.tensors if tensor.single is None]
+        plain = sum(t.nbytes for t in mixed if all(span.dtype in (DType.F32, DType.F64) for span in t.inputs))
+        return 2 * plain < sum(tensor.nbytes for tensor in mixed)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors of the output."""
         return sum(tensor.nbytes for tensor in self.tensors)

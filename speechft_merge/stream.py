@@ -90,12 +90,18 @@ class Workers:
     reason: str
 
 
-def choose_workers(nbytes: int, asked: int | None = None) -> Workers:
-    """The number of workers for an output of so many bytes, on the cores this process may use."""
+def choose_workers(nbytes: int, asked: int | None = None, converting: bool = False) -> Workers:
+    """The number of workers for an output of so many bytes, on the cores this process may use.
+
+    Half types take some twenty calls of numpy a chunk, and each hands the interpreter's lock over: on XLS-R 1B two
+    threads cost half as much CPU time again as one, and saved little.
+    """
     if asked is not None:
         if asked < 1:
             raise UsageError(f"{asked} workers cannot do anything; give 1 or more")
         return Workers(asked, "as asked")
+    if converting:
+        return Workers(1, "half types; a second would wait for the interpreter's lock")
     cores, reason = len(os.sched_getaffinity(0)), "cores available"
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if slurm.isdigit() and 0 < int(slurm) < cores:

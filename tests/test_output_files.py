@@ -227,7 +227,11 @@ def card_of(folder: Path) -> tuple[dict[str, Any], str]:
 def test_the_card_has_front_matter_the_recipe_and_a_row_a_layer(pair: Pair, run: Run, tmp_path: Path) -> None:
     run(*pair.args, "-o", "out", "--alpha", 0.3, "--layer-alpha", "0=0.1")
     front, text = card_of(tmp_path / "out")
-    assert front == {"library_name": "transformers", "tags": ["merge", "speech-ft", "speech"]}
+    assert front == {
+        "library_name": "transformers",
+        "pipeline_tag": "feature-extraction",
+        "tags": ["merge", "speech-ft", "speech"],
+    }
     assert "alpha = 0.3" in text
     assert "`0=0.1`" in text
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
