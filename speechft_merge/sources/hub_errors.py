@@ -34,6 +34,9 @@ def hub_errors(repo: str) -> Iterator[None]:
         raise unreachable(error) from error
     except (errors.HFValidationError, ConnectionError) as error:
         raise explain(error, repo) from error
+    except RuntimeError as error:  # what the client raises when an upload breaks off
+        cause = error.__cause__ or error
+        raise TemporaryError(f"{repo}: {error} ({type(cause).__name__}: {_first_line(cause)}); try again") from error
     except ValueError as error:  # no JSON: a proxy's log-in page, perhaps
         raise TemporaryError(
             f"what answers for the Hub is not the Hub ({type(error).__name__}); check HF_ENDPOINT and proxies"
