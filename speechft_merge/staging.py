@@ -282,13 +282,18 @@ def require_place(output: str | Path, references: Iterable[str]) -> Path:
     return target
 
 
+def existing_parent(output: Path) -> Path:
+    """The nearest folder above an output, or itself, that is there."""
+    return next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
+
+
 def require_space(output: Path, needed: int) -> None:
     """Refuse a merge that cannot fit.
 
     Raises:
         WriteError: the file system has less room than the output needs.
     """
-    parent = next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
+    parent = existing_parent(output)
     try:
         free = shutil.disk_usage(parent).free
     except OSError:

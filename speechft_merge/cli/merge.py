@@ -190,9 +190,9 @@ def show_details(shown: Output, prepared: Prepared) -> None:
 def describe_plan(prepared: Prepared, place: Path, named: str) -> dict[str, Any]:
     """The plan as `--dry-run --json` prints it."""
     from speechft_merge.report import summarise_layers
+    from speechft_merge.staging import existing_parent
 
     plan, outline = prepared.plan, prepared.outline
-    parent = next(path for path in (place.absolute(), *place.absolute().parents) if path.is_dir())
     return {
         "output": named,
         "recipe": plan.recipe.to_json(),
@@ -202,7 +202,7 @@ def describe_plan(prepared: Prepared, place: Path, named: str) -> dict[str, Any]
         "companions": sorted(prepared.companions),
         "read_bytes": plan.read_bytes,
         "needed_bytes": outline.size,
-        "free_bytes": shutil.disk_usage(parent).free,
+        "free_bytes": shutil.disk_usage(existing_parent(place)).free,
         "workers": prepared.workers.count,
         "workers_reason": prepared.workers.reason,
         "finetuned": [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Protocol
 
+from speechft_merge.errors import CheckpointError
+
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
@@ -58,6 +60,21 @@ class Folder(Protocol):
 
     def open(self, name: str) -> ByteSource:
         """One of its files."""
+
+
+def read_range(source: ByteSource, offset: int, length: int) -> bytes:
+    """`length` bytes of `source` that start at `offset`.
+
+    Raises:
+        CheckpointError: they lie outside of the file; found out before memory is taken for them.
+    """
+    if offset < 0 or length < 0 or offset + length > source.size:
+        raise CheckpointError(
+            f"{source.name}: bytes {offset} to {offset + length} lie outside the file ({source.size} bytes)"
+        )
+    buffer = bytearray(length)
+    source.read_into(offset, memoryview(buffer))
+    return bytes(buffer)
 
 
 MAX_READ = 64 << 20

@@ -132,7 +132,6 @@ def _origin(url: str) -> tuple[str, str]:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait by the Hub's RateLimit header (`"api";r=0;t=37`) or by Retry-After."""
-
     limit = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
     if limit and re.search(r"\br=0\b", headers.get("RateLimit", "")):
         return float(limit[1]) + 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import CheckpointError, NotFoundError
+from speechft_merge.sources.base import read_range
 from speechft_merge.sources.download import Download
 from speechft_merge.sources.hub_errors import hub_errors
 from speechft_merge.sources.local import LocalFile, LocalFolder
@@ -178,13 +179,7 @@ class HubFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes that start at `offset`; the length is checked against the file before memory is taken."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise CheckpointError(
-                f"{self.name}: bytes {offset} to {offset + length} lie outside the file ({self.size} bytes)"
-            )
-        buffer = bytearray(length)
-        self.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
+        return read_range(self, offset, length)
 
     def fetch(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with one request; for a reader that plans its requests itself."""

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from speechft_merge.errors import CheckpointError, NotFoundError
+from speechft_merge.sources.base import read_range
 
 
 class LocalFile:
@@ -53,13 +54,7 @@ class LocalFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes that start at `offset`; the length is checked against the file before memory is taken."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise CheckpointError(
-                f"{self.name}: bytes {offset} to {offset + length} lie outside the file ({self.size} bytes)"
-            )
-        buffer = bytearray(length)
-        self.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
+        return read_range(self, offset, length)
 
     def close(self) -> None:
         """Close the file descriptor."""
