@@ -87,6 +87,7 @@ class _Folder:
     def __init__(self, path: Path, durable: bool) -> None:
         self.path = path
         self._durable = durable
+        self._owner = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
         with explained(path):
             path.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -96,7 +97,7 @@ class _Folder:
 
         Created with 0666 less the umask, unlike tempfile's and safetensors' 0600 (safetensors issue 782).
         """
-        temporary = f".{name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+        temporary = f".{name}.{self._owner}.tmp"
         with explained(self.path / name):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             return temporary, os.open(temporary, flags, 0o666, dir_fd=self._fd)
@@ -120,6 +121,13 @@ class _Folder:
         with contextlib.suppress(FileNotFoundError):
             if self._fd >= 0:
                 os.unlink(name, dir_fd=self._fd)
+
+    def remove_own(self) -> None:
+        """Remove every unfinished file, also one that a signal cut off between its making and the note of it."""
+        if self._fd >= 0:
+            for name in os.listdir(self._fd):  # noqa: PTH208  (of the folder held open, whatever its path is by now)
+                if name.endswith(f".{self._owner}.tmp"):
+                    self.remove(name)
 
     def is_at(self, path: Path) -> bool:
         """Whether the folder still stands under this path."""
@@ -150,8 +158,8 @@ class Staging:
         self._durable = durable
         self._remove_stale()
         self.finished = self._read_journal()
-        self._sign, fd = self._folder.create("run")  # tells other runs of the same merge that this one is at work
-        os.close(fd)
+        _, sign = self._folder.create("run")  # tells other runs of the same merge that this one is at work
+        os.close(sign)
 
     def open(self, planned: OutputFile) -> OutputWriter:
         """Begin one weight file."""
@@ -226,7 +234,7 @@ class Staging:
     def yield_to(self) -> None:
         """Another run of the same merge was faster, and the folder is the output now: leave nothing of ours in it."""
         self._folder.remove(JOURNAL)
-        self._folder.remove(self._sign)
+        self._folder.remove_own()
         self._folder.close()
 
     def abandon(self) -> bool:
@@ -235,7 +243,7 @@ class Staging:
         Returns:
             Whether finished shards were kept.
         """
-        self._folder.remove(self._sign)
+        self._folder.remove_own()
         self._folder.close()
         if (self.path / JOURNAL).exists():
             return True

@@ -143,6 +143,25 @@ def test_an_abandoned_folder_goes_unless_it_holds_finished_files(tmp_path: Path)
     assert Staging(tmp_path / "out", DIGEST).is_finished(FILE)
 
 
+def test_a_file_is_removed_though_a_signal_came_before_anyone_knew_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    staging = Staging(tmp_path / "out", DIGEST)
+    make = os.open
+
+    def make_and_stop(*args: Any, **kwargs: Any) -> int:
+        os.close(make(*args, **kwargs))
+        raise SystemExit(138)
+
+    monkeypatch.setattr(os, "open", make_and_stop)
+    with pytest.raises(SystemExit):
+        staging.open(FILE)
+    monkeypatch.undo()
+    assert any(staging.path.glob(f".{FILE.name}.*"))
+    assert not staging.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_finished_file_counts_only_with_its_size_and_checksum(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "out", DIGEST)
     staging.record(write_whole(staging))
