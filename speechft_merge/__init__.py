@@ -25,14 +25,20 @@ if TYPE_CHECKING:
     from speechft_merge.plan import Plan as Plan
     from speechft_merge.recipe import Recipe as Recipe
     from speechft_merge.recipe import read_recipe as read_recipe
+    from speechft_merge.similarity.comparison import compare as compare
+    from speechft_merge.similarity.report import Report as Report
+    from speechft_merge.similarity.request import ProbeRequest as ProbeRequest
 
 _HOMES = {
     "Checkpoint": "checkpoints",
     "MergeResult": "merging",
     "Plan": "plan",
     "Prepared": "merging",
+    "ProbeRequest": "similarity.request",
     "Recipe": "recipe",
+    "Report": "similarity.report",
     "SpeechFTMergeError": "errors",
+    "compare": "similarity.comparison",
     "merge": "merging",
     "open_checkpoint": "checkpoints",
     "prepare": "merging",

@@ -38,6 +38,29 @@ CITATION = """@article{lin2026speechft,
 }"""
 
 
+SECTION = "## What the merge did to the features"
+"""Heading of the section that a comparison adds."""
+_MADE_BY = "Made by speechft-merge:"
+"""The line that it stands before."""
+
+
+def with_section(card: str, section: str) -> str:
+    """A card with the section of a comparison, in the place of an earlier one if there is one.
+
+    Args:
+        card: Markdown, perhaps edited by its owner.
+        section: Markdown without a heading.
+    """
+    before, found, rest = card.partition(f"{SECTION}\n")
+    if found:  # up to the next heading, or the line that every card has
+        ends = [place for mark in (f"\n{_MADE_BY}", "\n#") if (place := rest.find(mark)) >= 0]
+        after = rest[min(ends) + 1 :] if ends else ""
+    else:
+        before, found, after = card.partition(_MADE_BY)
+        after = found + after
+    return f"{before.rstrip()}\n\n{SECTION}\n\n{section.strip()}\n\n{after}".rstrip() + "\n"
+
+
 def make_card(
     plan: Plan, base: Checkpoint, finetuned: Sequence[Checkpoint], drifts: dict[str, Drift], config: dict[str, Any],
     command: Sequence[str],
@@ -78,7 +101,7 @@ def make_card(
         "",
         "drift: ||finetuned - base|| / ||base|| of the weights.",
         "",
-        "Made by speechft-merge:",
+        _MADE_BY,
         "",
         "```shell",
         shlex.join(["speechft-merge", *map(_short, command)]),

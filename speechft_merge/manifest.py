@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from speechft_merge.stream import Drift
 
 NAME = "speechft_merge.json"
+SIMILARITY = "similarity.json"
+FIGURE = "similarity.png"
+"""What a comparison adds to a merge; the manifest does not vouch for them."""
 FORMAT = 1
 """Of the manifest, and of the arithmetic: raised when the same recipe would give other bytes."""
 
@@ -136,7 +139,8 @@ def _written(folder: Path) -> set[str]:
     """Names of the files that a merge wrote into a folder, by its manifest."""
     manifest = _read(folder)
     entries = [*manifest["outputs"], *manifest["companions"]] if manifest else []
-    return {NAME, card.NAME, *(entry["file"] for entry in entries)} if manifest else set()
+    names = {NAME, card.NAME, SIMILARITY, FIGURE}
+    return names | {entry["file"] for entry in entries} if manifest else set()
 
 
 def encode(manifest: dict[str, Any]) -> bytes:

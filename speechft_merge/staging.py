@@ -116,6 +116,20 @@ class _Folder:
                 self.remove(temporary)
                 raise
 
+    def put(self, name: str, content: bytes) -> None:
+        """Write a small file whole."""
+        temporary, fd = self.create(name)
+        try:
+            with explained(self.path / name):
+                written = 0
+                while written < len(content):
+                    written += os.write(fd, content[written:])
+        except BaseException:
+            os.close(fd)
+            self.remove(temporary)
+            raise
+        self.settle(temporary, fd, name)
+
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         with contextlib.suppress(FileNotFoundError):
@@ -182,17 +196,7 @@ class Staging:
 
     def put(self, name: str, content: bytes) -> None:
         """Write a small file whole."""
-        temporary, fd = self._folder.create(name)
-        try:
-            with explained(self.path / name):
-                written = 0
-                while written < len(content):
-                    written += os.write(fd, content[written:])
-        except BaseException:
-            os.close(fd)
-            self._folder.remove(temporary)
-            raise
-        self._folder.settle(temporary, fd, name)
+        self._folder.put(name, content)
 
     def commit(self, allow: Callable[[], None] = lambda: None) -> None:
         """Let the output appear. An earlier one is moved aside first and removed afterwards.
@@ -266,6 +270,19 @@ class Staging:
             ours = unique and owner.endswith(f".{socket.gethostname()}") and pid.isdecimal()
             if ours and not _is_alive(int(pid)):
                 path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file whole, or leave what was there.
+
+    Raises:
+        OutputError, WriteError: it cannot be written.
+    """
+    folder = _Folder(path.parent, durable=False)
+    try:
+        folder.put(path.name, content)
+    finally:
+        folder.close()
 
 
 def require_place(output: str | Path, references: Iterable[str]) -> Path:

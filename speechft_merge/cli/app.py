@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from speechft_merge import __version__
+from speechft_merge.cli.compare import compare
 from speechft_merge.cli.inspect import inspect
 from speechft_merge.cli.merge import merge
 from speechft_merge.cli.push import push
@@ -56,6 +57,7 @@ app = typer.Typer(
 )
 app.command()(merge)
 app.command()(inspect)
+app.command()(compare)
 app.command()(push)
 
 

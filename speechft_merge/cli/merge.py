@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.cli import options
+from speechft_merge.cli.compare import make_request, require_means, run, show_report, write_files
 from speechft_merge.cli.output import Output, ProgressLine, megabytes
 from speechft_merge.errors import SpeechFTMergeError
 from speechft_merge.recipe import Recipe, override, read_recipe
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from speechft_merge.merging import MergeResult, Prepared
     from speechft_merge.push import PushTarget
     from speechft_merge.report import LayerRow
+    from speechft_merge.similarity.report import Report
+    from speechft_merge.similarity.request import ProbeRequest
 
 
 def merge(
@@ -44,6 +47,16 @@ def merge(
     branch: options.Branch = None,
     commit_message: options.CommitMessage = None,
     fsync: options.Fsync = True,
+    cka: options.Cka = False,
+    probe: options.ProbePaths = None,
+    probe_seconds: options.ProbeSeconds = None,
+    estimator: options.EstimatorName = None,
+    device: options.Device = None,
+    null: options.Null = False,
+    memory: options.Memory = None,
+    plot: options.Plot = None,
+    heatmap: options.Heatmap = None,
+    csv: options.CsvFile = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
     json: options.Json = False,
@@ -63,6 +76,10 @@ def merge(
         keep_head=keep_head,
         extrapolate=extrapolate,
     )
+    asked = probe or probe_seconds or estimator or device or null or memory or plot or heatmap or csv
+    request = make_request(probe, probe_seconds, estimator, device, null, memory, heatmap) if cka or asked else None
+    if request is not None:
+        require_means(request, plot, heatmap, "matplotlib")
     named = output or default_name(finetuned[0], whole)
     place = require_place(named, (base, *finetuned))
     target = None if dry_run else _push_target(push_to_hub, private=private, create_pr=create_pr, branch=branch)
@@ -80,8 +97,28 @@ def merge(
     finally:
         progress.stop()
         prepared.close()
+    report = None
+    if request is not None:
+        report = _compare(shown, (base, *finetuned), result, request, download, threads)
+    if report is not None:
+        write_files(report, plot, heatmap, csv)
     url = None if target is None else _push(result, target, commit_message, named, keep=output is not None)
-    show_result(shown, result, str(named), url)
+    show_result(shown, result, str(named), url, report)
+
+
+def _compare(
+    shown: Output, models: Sequence[str], result: MergeResult, request: ProbeRequest, download: bool,
+    threads: int | None,
+) -> Report | None:  # fmt: skip
+    """What the merge did to the features, put beside it; a model that cannot be run does not undo the merge."""
+    try:
+        report = run(shown, models, str(result.output), request, Recipe(), download, threads)
+        from speechft_merge.similarity.attach import attach
+
+        return attach(result.output, report)
+    except SpeechFTMergeError as error:
+        shown.warn(f"merged, but the features were not compared: {error}")
+        return None
 
 
 def _push_target(repo: str | None, *, private: bool, create_pr: bool, branch: str | None) -> PushTarget | None:
@@ -115,8 +152,10 @@ def default_name(finetuned: str, recipe: Recipe) -> str:
     return f"{stem or 'model'}-merged-{'layerwise' if recipe.rules else format(recipe.alpha, 'g')}"
 
 
-def show_result(shown: Output, result: MergeResult, named: str, url: str | None = None) -> None:
-    """What was merged, layer by layer, and where it is."""
+def show_result(
+    shown: Output, result: MergeResult, named: str, url: str | None = None, report: Report | None = None
+) -> None:
+    """What was merged, layer by layer, what that did to the features, and where it is."""
     from speechft_merge.report import summarise_layers
     from speechft_merge.stream import Drift
 
@@ -125,7 +164,8 @@ def show_result(shown: Output, result: MergeResult, named: str, url: str | None 
     if shown.json:
         extra: dict[str, Any] = {"output": named, "pushed": url, "already_done": result.already_done}
         extra["warnings"] = list(result.warnings)
-        shown.document(extra | result.manifest)
+        similarity = {} if report is None else {"similarity": report.to_json()}
+        shown.document(extra | result.manifest | similarity)
         return
     if result.already_done:
         shown.say("already done: the output is there, with the same inputs and recipe, and whole")
@@ -135,6 +175,8 @@ def show_result(shown: Output, result: MergeResult, named: str, url: str | None 
         drift = Drift.relative(result.drifts.values())
         moved = "" if drift is None else f"; the fine-tune lies {drift:.2%} from the base"
         shown.say(f"{counts}{moved}")
+    if report is not None:
+        show_report(shown, report)
     shown.result(url or named)
 
 

@@ -76,3 +76,34 @@ CommitMessage = Annotated[str | None, typer.Option("--commit-message", help="Fir
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result; errors still go to stderr.")]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Cka = Annotated[
+    bool,
+    typer.Option("--cka", help="Then compare the features of base, fine-tune and merge on a probe batch of speech."),
+]
+ProbePaths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--probe",
+        metavar="PATH",
+        help="Audio files or folders to compare on; may be repeated, - reads a list from stdin. Default: 24 clips "
+        "that come with the package.",
+    ),
+]
+ProbeSeconds = Annotated[float | None, typer.Option("--probe-seconds", help="Seconds of audio, at most; default: 120.")]
+EstimatorName = Annotated[
+    str | None,
+    typer.Option("--estimator", metavar="NAME", help="Of CKA: utterance (unbiased; default), frame or biased."),
+]
+Device = Annotated[str | None, typer.Option("--device", help="Where to run the models: cpu, cuda, cuda:1.")]
+Null = Annotated[bool, typer.Option("--null", help="Also measure the floor: the base on mismatched utterances.")]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="SIZE", help="For features, which error bars need to be kept; default: 1GiB."),
+]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Draw layer against CKA into a .png, .svg, .pdf or .html.")
+]
+Heatmap = Annotated[
+    Path | None, typer.Option("--heatmap", metavar="FILE", help="Draw every layer against every other, likewise.")
+]
+CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the figures as CSV.")]

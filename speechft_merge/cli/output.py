@@ -99,22 +99,26 @@ class Output:
 class ProgressLine:
     """Progress on stderr: a bar on a terminal, else a plain line every ten percent."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, unit: str = "bytes") -> None:
+        self._unit = unit
         self._shown = not output.quiet and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
         self._started = time.monotonic()
         self._tenths = 0
         self._bar: Bar | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` bytes are written."""
-        if not self._shown or total < 100_000_000:  # done before anyone could read it
+        """Show that `done` of `total` bytes, or whatever the unit is, are done."""
+        if not self._shown or (self._unit == "bytes" and total < 100_000_000):  # done before anyone could read it
             return
         if sys.stderr.isatty():
             self._update_bar(done, total)
         elif done * 10 // total > self._tenths:
             self._tenths = done * 10 // total
             seconds = time.monotonic() - self._started
-            print(f"{self._tenths * 10:3d} % of {megabytes(total)}, {seconds:.1f} s", file=sys.stderr, flush=True)
+            if seconds < 5 and self._unit != "bytes":
+                return
+            whole = megabytes(total) if self._unit == "bytes" else f"{total} {self._unit}"
+            print(f"{self._tenths * 10:3d} % of {whole}, {seconds:.1f} s", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Take the bar away."""
@@ -126,10 +130,20 @@ class ProgressLine:
             if time.monotonic() - self._started < 0.5:  # most merges are done before the bar could be imported
                 return
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                MofNCompleteColumn,
+                ProgressColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
             from rich.progress import Progress as Bar
 
-            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            counts: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn())
+            if self._unit != "bytes":
+                counts = (MofNCompleteColumn(),)
+            columns = (BarColumn(), *counts, TimeRemainingColumn())
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self._bar.add_task("", total=total)
             self._bar.start()

@@ -1,0 +1,63 @@
+"""The report beside a merged model: its document, its figure, and a section of the model card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from speechft_merge import card, manifest
+from speechft_merge.similarity.plot import LABELS, draw_lines
+from speechft_merge.similarity.report import with_error
+from speechft_merge.staging import write_whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from speechft_merge.similarity.report import Report
+
+
+def attach(output: Path, report: Report) -> Report:
+    """Put a report into the folder of a merge; an earlier one is replaced. The rest of the card stays as it is.
+
+    Returns:
+        The report as it was put there: the merge bears its folder's name, since the folder may be pushed.
+
+    Raises:
+        OutputError, WriteError: the folder cannot be written.
+        UsageError: matplotlib is not installed.
+    """
+    report = replace(report, models=report.models | {"merged": output.name})
+    figure = draw_lines(report, ".png")
+    write_whole(output / manifest.SIMILARITY, (json.dumps(report.to_json(), indent=2) + "\n").encode())
+    write_whole(output / manifest.FIGURE, figure)
+    path = output / card.NAME
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_whole(path, card.with_section(text, make_section(report)).encode())
+    return report
+
+
+def make_section(report: Report) -> str:
+    """The section of the card, in Markdown."""
+    pairs = list(report.mean)
+    rows = [
+        [str(layer.layer), *(with_error(layer.pairs[pair].cka, layer.pairs[pair].se) for pair in pairs)]
+        for layer in report.layers
+    ]
+    rows.append(["mean", *(with_error(*report.mean[pair]) for pair in pairs)])
+    table = [["layer", *(LABELS[pair] for pair in pairs)], ["---"] * (len(pairs) + 1), *rows]
+    origin = "the tool's built-in probe" if report.probe["origin"] == "built-in" else "a probe"
+    return "\n".join(
+        [
+            f"CKA of the features, layer by layer, on {origin} of {report.utterances} utterances "
+            f"({report.probe['seconds']:.0f} s of speech, sha256 `{report.probe['sha256'][:16]}`), estimator "
+            f"`{report.estimator}`, with standard errors over utterances. Layer 0 is the input of the first "
+            "transformer block.",
+            "",
+            f"![layer against CKA]({manifest.FIGURE})",
+            "",
+            *("| " + " | ".join(row) + " |" for row in table),
+            "",
+            " ".join(report.in_words()),
+        ]
+    )

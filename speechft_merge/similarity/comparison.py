@@ -1,0 +1,304 @@
+"""The comparison from end to end: open the models, run them on a probe, measure every layer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from speechft_merge import __version__
+from speechft_merge.checkpoints import open_checkpoint
+from speechft_merge.companions import CONFIG, FEATURE_EXTRACTOR, read_companion_json
+from speechft_merge.errors import CheckpointError, MismatchError
+from speechft_merge.layouts.alignment import backbone_prefix
+from speechft_merge.layouts.anatomy import canonical, is_head, place_of
+from speechft_merge.plan import Action, PlannedTensor, make_plan
+from speechft_merge.recipe import Recipe
+from speechft_merge.similarity.cka import LEAST_UTTERANCES
+from speechft_merge.similarity.encoders import WHISPER, build_encoder, choose_device, load_weights
+from speechft_merge.similarity.inputs import InputMaker, settings_differ
+from speechft_merge.similarity.measure import measure, measure_grid, measure_kept, measure_null
+from speechft_merge.similarity.probe import Probe, read_probe
+from speechft_merge.similarity.report import PAIRS, Report, make_report
+from speechft_merge.similarity.request import ProbeRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.similarity.encoders import Encoder
+    from speechft_merge.similarity.inputs import Batch
+    from speechft_merge.similarity.measure import LayerResult, Utterance
+
+FEW_UTTERANCES = 20
+"""Below it the standard error is itself uncertain by a sixth or more."""
+ROLES = ("base", "finetuned", "merged")
+
+Progress = Callable[[int, int], None]
+"""Called with clips done and clips in all."""
+
+
+@dataclass(slots=True)
+class _Models:
+    """What is compared, opened: the weights are read later."""
+
+    checkpoints: list[Checkpoint]
+    sources: list[_Source]
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a model's weights come from, and what they are called in transformers' encoder."""
+
+    reference: str
+    config: dict[str, Any]
+    tensors: list[PlannedTensor]
+    names: dict[str, str]
+
+
+def compare(
+    base: str, finetuned: str | Sequence[str], merged: str | None = None, request: ProbeRequest | None = None, *,
+    recipe: Recipe | None = None, download: bool = False, progress: Progress | None = None,
+) -> Report:  # fmt: skip
+    """Compare the features of a base, a fine-tune and their merge on a probe, layer by layer. Nothing is written.
+
+    Args:
+        base: the pre-trained model, see `merging.prepare`.
+        finetuned: the fine-tune; of several, the first is compared, and all are merged.
+        merged: a merged model; None to interpolate in memory by `recipe`.
+        request: the probe, the estimator, the device.
+        recipe: of the merge in memory.
+        download: fetch what lies on the Hub into huggingface_hub's cache first.
+        progress: called now and then.
+
+    Raises:
+        NotFoundError, CheckpointError, HubError, TemporaryError: a model or the probe cannot be read, or not run.
+        MismatchError: the models do not fit each other, or give features that are not finite.
+        UsageError: the recipe does not fit, or a package is missing.
+    """
+    request = request or ProbeRequest()
+    finetuned = [finetuned] if isinstance(finetuned, str) else list(finetuned)
+    device = choose_device(request.device)
+    models = _open([base, *finetuned], merged, recipe or Recipe(), download)
+    try:
+        maker = _make_inputs(models)
+        probe = read_probe(request.paths, maker.rate, request.seconds)
+        clips = _usable(probe, maker, models.warnings)
+        encoders = [build_encoder(source.reference, source.config, _load(source), device) for source in models.sources]
+    finally:
+        for checkpoint in models.checkpoints:
+            checkpoint.close()
+    return _measure(models, encoders, maker, probe, clips, request, progress)
+
+
+def _open(references: list[str], merged: str | None, recipe: Recipe, download: bool) -> _Models:
+    """Open the models, and make sure that they fit each other."""
+    checkpoints = [open_checkpoint(reference, download) for reference in references]
+    base, first = checkpoints[0], checkpoints[1]
+    plan = make_plan(base, checkpoints[1:], recipe)
+    sources = [_source_of(base), _source_of(first)]
+    models = _Models(checkpoints, sources)
+    if len(references) > 2:
+        models.warnings.append(f"of {len(references) - 1} fine-tunes {references[1]} is compared; name another for it")
+    if merged is None:
+        owner = sources[1] if recipe.keep_head else sources[0]
+        tensors = [tensor for tensor in plan.tensors if tensor.name in owner.names]
+        alphas = "alphas by layer" if recipe.rules else f"alpha {recipe.alpha:g}"
+        sources.append(_Source(f"merged in memory, {alphas}", owner.config, tensors, owner.names))
+    else:
+        checkpoints.append(open_checkpoint(merged, download))
+        make_plan(base, checkpoints[-1:], Recipe())
+        sources.append(_source_of(checkpoints[-1], base_config=sources[0].config))
+    return models
+
+
+def _source_of(checkpoint: Checkpoint, base_config: dict[str, Any] | None = None) -> _Source:
+    config = read_companion_json(checkpoint, CONFIG) or base_config
+    if not config:
+        raise CheckpointError(
+            f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run"
+        )
+    names = _encoder_names(checkpoint, str(config.get("model_type")))
+    tensors = [
+        PlannedTensor(name, Action.COPIED, "", place_of(names[name]), span.dtype, span.shape, span)
+        for name, span in checkpoint.tensors.items()
+        if name in names
+    ]
+    return _Source(checkpoint.reference, config, tensors, names)
+
+
+def _encoder_names(checkpoint: Checkpoint, model_type: str) -> dict[str, str]:
+    """Name in the file -> name in the encoder's class, heads and decoders left out."""
+    prefix = backbone_prefix({name: span.shape for name, span in checkpoint.tensors.items()})
+    names = {name: canonical(name[len(prefix) :]) for name in checkpoint.tensors if name.startswith(prefix)}
+    if model_type == WHISPER:
+        names = {
+            name: inner.removeprefix("encoder.") for name, inner in names.items() if place_of(inner).stack != "decoder"
+        }
+    return {name: inner for name, inner in names.items() if not is_head(inner)}
+
+
+def _load(source: _Source) -> dict[str, Tensor]:
+    return {source.names[name]: values for name, values in load_weights(source.tensors).items()}
+
+
+def _make_inputs(models: _Models) -> InputMaker:
+    """By the base's own settings."""
+    settings = [read_companion_json(checkpoint, FEATURE_EXTRACTOR) for checkpoint in models.checkpoints[:2]]
+    if not settings[0]:
+        models.warnings.append(
+            f"{models.sources[0].reference} has no {FEATURE_EXTRACTOR}; "
+            + ("the fine-tune's is taken" if settings[1] else "its family's defaults are taken")
+        )
+    differing = settings_differ(*settings)
+    if differing:
+        models.warnings.append(
+            f"base and fine-tune differ in {', '.join(differing)} of their {FEATURE_EXTRACTOR}; the base's are taken"
+        )
+    return InputMaker(models.sources[0].config, settings[0] or settings[1])
+
+
+def _usable(probe: Probe, maker: InputMaker, warnings: list[str]) -> list[Any]:
+    """The clips that are long enough for a frame.
+
+    Raises:
+        CheckpointError: too few of them.
+    """
+    if probe.skipped:
+        path, why = next(iter(probe.skipped.items()))
+        warnings.append(
+            f"{len(probe.skipped)} files of the probe are not used: {path} {why}"
+            + (", ..." if len(probe.skipped) > 1 else "")
+        )
+    clips = [clip for clip in probe.clips if maker.frames_of(len(clip)) > 0]
+    if len(clips) < len(probe.clips):
+        warnings.append(f"{len(probe.clips) - len(clips)} clips are too short for one frame of the model")
+    if len(clips) < LEAST_UTTERANCES:
+        raise CheckpointError(
+            f"the probe has {len(clips)} usable utterances; at least {LEAST_UTTERANCES} are needed, better "
+            f"{FEW_UTTERANCES} or more (--probe, --probe-seconds)"
+        )
+    if len(clips) < FEW_UTTERANCES:
+        warnings.append(
+            f"the probe has {len(clips)} utterances; with fewer than {FEW_UTTERANCES} the figures are rough"
+        )
+    if maker.longest is not None and any(len(clip) > maker.longest for clip in clips):
+        warnings.append(f"clips longer than the model's window of {maker.longest / maker.rate:g} s are cut to it")
+    return clips
+
+
+def _measure(
+    models: _Models, encoders: list[Encoder], maker: InputMaker, probe: Probe, clips: list[Any], request: ProbeRequest,
+    progress: Progress | None,
+) -> Report:  # fmt: skip
+    seconds = dict.fromkeys((*ROLES, "statistics"), 0.0)
+    frames = sum(maker.frames_of(len(clip)) for clip in clips)
+    _require_repeatable(encoders[0], next(iter(maker.batches(clips[:1]))))
+    utterances = _features(encoders, maker.batches(clips), len(clips), seconds, progress)
+    first = next(utterances)
+    counted = len(first[0][0])
+    kept = sum(side.numel() * 4 for layer in first for side in layer) / counted * frames <= request.memory
+    began, forward = time.perf_counter(), sum(seconds.values())
+    nulls: list[float] = []
+    grids: dict[str, list[list[float]]] = {}
+    if kept:
+        layers = _by_layer(first, utterances)
+        began, forward = time.perf_counter(), 0.0
+        results: list[LayerResult] = measure_kept(layers, request.estimator)
+        nulls = measure_null(layers, request.estimator) if request.null else []
+        wanted = ("base_finetuned", "base_merged") if request.grid else ()
+        grids = {name: measure_grid(layers, PAIRS[name], request.estimator) for name in wanted}
+    else:
+        models.warnings.append(
+            f"the features of {frames} frames do not fit into {request.memory / 1e9:.1f} GB: no standard errors, floor "
+            "or grid; give fewer --probe-seconds or more --memory"
+        )
+        results = measure(_chain(first, utterances), request.estimator)
+        forward = sum(seconds.values()) - forward
+    seconds["statistics"] = time.perf_counter() - began - forward
+    return make_report(
+        results, _drifts(encoders[0], encoders[1]), nulls,
+        models=dict(zip(ROLES, (source.reference for source in models.sources), strict=False)), probe=probe.describe(),
+        estimator=request.estimator, utterances=len(clips), frames=frames, grids=grids,
+        warnings=tuple(models.warnings), versions=_versions(), seconds=seconds,
+    )  # fmt: skip
+
+
+def _require_repeatable(encoder: Encoder, batch: Batch) -> None:
+    """The same weights must read exactly 1: run twice, the base gives the same bits.
+
+    Raises:
+        MismatchError: it does not, and no figure could be trusted.
+    """
+    pairs = zip(encoder.run(batch)[0], encoder.run(batch)[0], strict=True)
+    if not all(torch.equal(once, again) for once, again in pairs):
+        raise MismatchError(
+            f"{encoder.name} gives other features each time it is run, so equal weights would not read 1; "
+            "try --device cpu"
+        )
+
+
+def _features(
+    encoders: list[Encoder], batches: Iterable[Batch], total: int, seconds: dict[str, float], progress: Progress | None
+) -> Iterator[list[Utterance]]:
+    """Of each clip, layer by layer, the features of all encoders."""
+    done = 0
+    for batch in batches:
+        found = []
+        for role, encoder in zip(ROLES, encoders, strict=False):
+            began = time.perf_counter()
+            found.append(encoder.run(batch))
+            seconds[role] += time.perf_counter() - began
+        for clips in zip(*found, strict=True):
+            depths = [len(layers) for layers in clips]
+            if len({*depths}) > 1:
+                told = ", ".join(f"{role} {depth}" for role, depth in zip(ROLES, depths, strict=False))
+                raise MismatchError(
+                    f"the models differ in depth ({told} layers): there is no layer-by-layer comparison"
+                )
+            yield [list(sides) for sides in zip(*clips, strict=True)]
+            done += 1
+            if progress is not None:
+                progress(done, total)
+
+
+def _by_layer(first: list[Utterance], rest: Iterable[list[Utterance]]) -> list[list[Utterance]]:
+    """Layer by layer, the features of every utterance."""
+    return [list(layer) for layer in zip(first, *rest, strict=True)]
+
+
+def _chain(first: list[Utterance], rest: Iterable[list[Utterance]]) -> Iterator[list[Utterance]]:
+    yield first
+    yield from rest
+
+
+def _drifts(base: Encoder, finetuned: Encoder) -> dict[int, float]:
+    """||finetuned - base|| / ||base|| of the weights that each layer adds; layer 0 has all before the blocks."""
+    sums: dict[int, list[float]] = {}
+    theirs = finetuned.weights
+    for name, ours in base.weights.items():
+        if name in theirs and ours.is_floating_point() and ours.shape == theirs[name].shape:
+            place = place_of(name)
+            last = place.part == "final_norm"
+            layer = -1 if last else 0 if place.layer is None else place.layer + 1
+            found = sums.setdefault(layer, [0.0, 0.0])
+            found[0] += float(ours.double().square().sum())
+            found[1] += float((theirs[name].double() - ours.double()).square().sum())
+    after = sums.pop(-1, [0.0, 0.0])
+    last_layer = sums.setdefault(max(sums, default=0), [0.0, 0.0])
+    last_layer[0] += after[0]
+    last_layer[1] += after[1]
+    return {layer: math.sqrt(delta / square) for layer, (square, delta) in sorted(sums.items()) if square}
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    return {"speechft_merge": __version__, "torch": torch.__version__, "transformers": transformers.__version__}

@@ -1,0 +1,186 @@
+"""Weights of any origin, run through transformers' own class of their family for their hidden states."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from speechft_merge.checkpoints.dtypes import DType
+from speechft_merge.errors import CheckpointError, MismatchError
+from speechft_merge.layouts.anatomy import canonical
+from speechft_merge.similarity.extra import needs_extra
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from speechft_merge.plan import PlannedTensor
+    from speechft_merge.similarity.inputs import Batch
+
+WHISPER = "whisper"
+MAY_LACK = frozenset({"masked_spec_embed"})
+"""Canonical names of what only training uses."""
+
+_TORCH = {DType.F64: torch.float64, DType.F32: torch.float32, DType.F16: torch.float16, DType.BF16: torch.bfloat16}
+
+
+def load_weights(tensors: Sequence[PlannedTensor], workers: int = 1) -> dict[str, Tensor]:
+    """Carry out a plan in memory: float32 tensors on the CPU, by the plan's names.
+
+    Rounded to the plan's element types first, so that they hold what the plan writes to a file.
+
+    Raises:
+        MismatchError, CheckpointError: see `stream.execute`.
+    """
+    from speechft_merge.stream import Placed, execute
+
+    floats = [tensor for tensor in tensors if tensor.dtype in _TORCH]
+    buffers = {tensor.name: _Buffer(tensor.nbytes) for tensor in floats}
+    execute([Placed(tensor, buffers[tensor.name], 0) for tensor in floats], workers)
+    loaded = {}
+    for tensor in floats:
+        raw = buffers.pop(tensor.name).raw
+        values = torch.from_numpy(raw).view(_TORCH[tensor.dtype]) if len(raw) else torch.empty(0)
+        loaded[tensor.name] = values.float().reshape(tensor.shape)
+    return loaded
+
+
+class _Buffer:
+    """Memory that the executor writes to as if it were a file."""
+
+    def __init__(self, size: int) -> None:
+        self.raw = np.empty(size, np.uint8)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Put `data` at `offset`."""
+        self.raw[offset : offset + len(data)] = data
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """A model of transformers in evaluation mode: dropout, layerdrop and SpecAugment are off."""
+
+    name: str
+    model: Any
+    device: torch.device
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Its parameters, by canonical name."""
+        return {canonical(name): values for name, values in self.model.state_dict().items()}
+
+    def run(self, batch: Batch) -> list[list[Tensor]]:
+        """Hidden states of each clip, layer by layer: float32, (frames, width), padding cut off.
+
+        Layer 0 is the input of the first transformer block; the last is the encoder's output.
+
+        Raises:
+            MismatchError: a hidden state is not finite.
+        """
+        inputs = {name: values.to(self.device) for name, values in batch.inputs.items()}
+        with torch.inference_mode(), exact_products():
+            out = self.model(**inputs, output_hidden_states=True)
+        # transformers 5.16 took the norm after the last block out of hidden_states[-1]
+        states = [*out.hidden_states[:-1], out.last_hidden_state]
+        counts = batch.frames or [states[-1].shape[1]]
+        clips = [[layer[i, :count].float() for layer in states] for i, count in enumerate(counts)]
+        for number, layer in enumerate(states):
+            if not all(torch.isfinite(clip[number]).all() for clip in clips):
+                raise MismatchError(f"{self.name}: layer {number} is not finite on the probe ({tuple(layer.shape)})")
+        return clips
+
+
+def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tensor], device: torch.device) -> Encoder:
+    """The encoder class of a configuration, with weights under its names (no prefix, no heads).
+
+    Raises:
+        CheckpointError: transformers does not know the model, or the weights do not fill it.
+        UsageError: transformers is not installed.
+    """
+    with needs_extra("transformers"):
+        import transformers
+    settings = _configuration(name, config)
+    model_class: Any = (
+        transformers.models.whisper.modeling_whisper.WhisperEncoder
+        if settings.model_type == WHISPER
+        else transformers.MODEL_MAPPING.get(type(settings), None)
+    )
+    if model_class is None:
+        raise CheckpointError(f"{name}: transformers has no plain model for {settings.model_type!r}")
+    settings.add_adapter = False  # what stands behind the encoder's output
+    try:
+        with _quiet():
+            model, found = model_class.from_pretrained(
+                None, config=settings, state_dict=dict(weights), output_loading_info=True, dtype=torch.float32
+            )
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{name}: its config does not make a model: {error}") from error
+    wrong = [key for key in found["missing_keys"] if canonical(key) not in MAY_LACK] or list(found["mismatched_keys"])
+    if wrong:
+        raise CheckpointError(
+            f"{name}: {len(wrong)} tensors of {model_class.__name__} are not in it, or have other shapes, first "
+            f"{wrong[0]!r}; its config.json must be of the same model as its weights"
+        )
+    return Encoder(name, model.eval().to(device), device)
+
+
+def _configuration(name: str, config: Mapping[str, Any]) -> Any:
+    import transformers
+
+    kind = config.get("model_type")
+    try:
+        return transformers.AutoConfig.for_model(**config)
+    except (ValueError, TypeError, KeyError) as error:
+        version = transformers.__version__
+        raise CheckpointError(f"{name}: transformers {version} does not know its model_type {kind!r}") from error
+
+
+def choose_device(asked: str | None) -> torch.device:
+    """The device that was asked for; by default a GPU if there is one.
+
+    Raises:
+        CheckpointError: torch does not know it, or cannot use it.
+    """
+    if asked is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+        torch.zeros(1, dtype=torch.float64, device=device)  # which Apple's has not
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise CheckpointError(f"device {asked!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Float32 matrix products without TF32, which has ten bits."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers without its load report and progress bars: what is missing is checked here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()

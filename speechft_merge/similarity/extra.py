@@ -1,0 +1,26 @@
+"""The optional packages that similarity needs."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from speechft_merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def needs_extra(package: str) -> Iterator[None]:
+    """Import in here what the extra `cka` brings.
+
+    Raises:
+        UsageError: it is not installed; the message says what to install.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise UsageError(f'{package} is not installed; pip install "speechft-merge[cka]"') from error

@@ -1,0 +1,143 @@
+"""From audio to what a model takes: the feature extractor of the base, batches, and how many frames are valid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.errors import CheckpointError
+from speechft_merge.similarity.extra import needs_extra
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+RATE = 16_000
+"""Samples a second, where the settings do not say."""
+BATCH_SECONDS = 30.0
+"""Of padded audio in one batch: the activations of a Large model stay below a gigabyte."""
+
+DEFAULTS = {"whisper": "WhisperFeatureExtractor", "wav2vec2-bert": "SeamlessM4TFeatureExtractor"}
+"""model_type -> the class its features are made with; all others take the waveform."""
+WAVEFORM = "Wav2Vec2FeatureExtractor"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Clips made into one input."""
+
+    inputs: dict[str, Tensor]
+    """What the model is called with."""
+    frames: list[int] | None
+    """Valid frames of each clip at the encoder's output; None for a single clip without padding: all are."""
+
+
+class InputMaker:
+    """Makes inputs for a family of models, as the base's own feature extractor does."""
+
+    def __init__(self, config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Read `preprocessor_config.json`; where there is none (empty), take the family's defaults.
+
+        Raises:
+            CheckpointError: the settings name no feature extractor for speech that transformers has.
+            UsageError: transformers is not installed.
+        """
+        with needs_extra("transformers"):
+            import transformers
+        self._config = config
+        kind = str(settings.get("feature_extractor_type") or DEFAULTS.get(str(config.get("model_type")), WAVEFORM))
+        maker = getattr(transformers, kind, None) if kind.endswith("FeatureExtractor") else None
+        if maker is None:
+            raise CheckpointError(f"preprocessor_config.json: transformers has no feature extractor {kind!r}")
+        self._extractor: Any = maker(**(settings or _defaults(config)))
+        self.rate = int(getattr(self._extractor, "sampling_rate", RATE))
+
+    @property
+    def longest(self) -> int | None:
+        """Samples that the model takes at the most; None without a bound (Whisper's window has one)."""
+        positions = self._config.get("max_source_positions") if self._config.get("model_type") == "whisper" else None
+        return None if positions is None else int(positions) * 2 * int(self._extractor.hop_length)
+
+    @property
+    def batches_alike(self) -> bool:
+        """Whether a clip gives the same frames beside others as alone.
+
+        Not where the CNN ends in a group norm over time (every Base model of the wav2vec 2.0 family): padding moves
+        valid frames by 30 %, mask or not.
+        """
+        return self._config.get("feat_extract_norm") != "group"
+
+    def frames_of(self, samples: int) -> int:
+        """Frames that a clip of so many samples has at the encoder's output; 0 if it is too short for one."""
+        if self.longest is not None:
+            return min(-(-samples // (2 * int(self._extractor.hop_length))), int(self._config["max_source_positions"]))
+        kernels, strides = self._config.get("conv_kernel"), self._config.get("conv_stride")
+        if kernels and strides and self._takes_waveform:
+            for kernel, stride in zip(kernels, strides, strict=False):
+                samples = (samples - int(kernel)) // int(stride) + 1 if samples >= int(kernel) else 0
+            return samples
+        return max(0, (samples - 400) // 160 + 1) // 2  # 25 ms windows every 10 ms, two to a frame
+
+    @property
+    def _takes_waveform(self) -> bool:
+        return "input_values" in self._extractor.model_input_names
+
+    def batches(self, clips: Sequence[NDArray[np.float32]]) -> Iterator[Batch]:
+        """All clips, each (samples,), shortest first where several share a batch."""
+        if not self.batches_alike or self.longest is not None:
+            for clip in clips:
+                yield self._make([clip])
+            return
+        waiting: list[NDArray[np.float32]] = []
+        for clip in sorted(clips, key=len):
+            if waiting and (len(waiting) + 1) * len(clip) > BATCH_SECONDS * self.rate:
+                yield self._make(waiting)
+                waiting = []
+            waiting.append(clip)
+        if waiting:
+            yield self._make(waiting)
+
+    def _make(self, clips: Sequence[NDArray[np.float32]]) -> Batch:
+        frames = [self.frames_of(len(clip)) for clip in clips]
+        if self.longest is not None:
+            made = self._extractor(
+                [clip[: self.longest] for clip in clips], sampling_rate=self.rate, return_tensors="pt",
+                max_length=self.longest, truncation=True, padding="max_length",
+            )  # fmt: skip
+            return Batch({"input_features": made["input_features"].float()}, frames)
+        made = self._extractor(
+            list(clips), sampling_rate=self.rate, return_tensors="pt", padding=True, return_attention_mask=True
+        )
+        key = "input_values" if self._takes_waveform else "input_features"
+        inputs = {key: made[key].float()}
+        if len(clips) > 1:
+            inputs["attention_mask"] = made["attention_mask"]
+        if not self._takes_waveform:
+            frames = [int(count) for count in made["attention_mask"].sum(-1)]
+        return Batch(inputs, frames if len(clips) > 1 else None)
+
+
+def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    if config.get("model_type") == "whisper":
+        return {"feature_size": int(config.get("num_mel_bins", 80))}
+    if config.get("model_type") == "wav2vec2-bert":
+        return {}
+    return {"do_normalize": True, "sampling_rate": RATE, "return_attention_mask": True}
+
+
+def settings_differ(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Settings of two feature extractors that change what a model sees, and differ where both state them."""
+    changing = (
+        "feature_extractor_type",
+        "sampling_rate",
+        "do_normalize",
+        "feature_size",
+        "num_mel_bins",
+        "hop_length",
+        "n_fft",
+        "stride",
+    )
+    return [key for key in changing if key in ours and key in theirs and ours[key] != theirs[key]]

@@ -1,0 +1,127 @@
+"""The figure: layer against CKA, a line for each pair of models with a band of its standard error; and the grid."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.errors import UsageError
+from speechft_merge.similarity.extra import needs_extra
+from speechft_merge.similarity.report import with_error
+
+if TYPE_CHECKING:
+    from speechft_merge.similarity.report import Report
+
+LABELS = {
+    "base_finetuned": "base, fine-tuned",
+    "base_merged": "base, merged",
+    "finetuned_merged": "fine-tuned, merged",
+}
+STYLES = {  # Okabe and Ito's colours, which the colour-blind can tell apart; and markers, for print in grey
+    "base_finetuned": {"color": "#D55E00", "marker": "s"},
+    "base_merged": {"color": "#0072B2", "marker": "o"},
+    "finetuned_merged": {"color": "#009E73", "marker": "^"},
+}
+SETTINGS = {  # a column of a two-column paper is 8.9 cm wide; its captions have 8 points
+    "font.size": 8, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 3.5, "legend.fontsize": 7,
+    "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "svg.hashsalt": "speechft-merge",
+    "pdf.fonttype": 42,
+}  # fmt: skip
+COLUMN = 3.5
+"""Inches."""
+
+
+def draw_lines(report: Report, kind: str) -> bytes:
+    """Layer against CKA, as a file of one of `request.FIGURES`; a page has the table too.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    if kind == ".html":
+        return _page(report, draw_lines(report, ".svg").decode())
+    with needs_extra("matplotlib"):
+        import matplotlib
+        from matplotlib.figure import Figure
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(COLUMN, 2.4), layout="constrained")
+        axes = figure.subplots()
+        numbers = [layer.layer for layer in report.layers]
+        for pair, style in STYLES.items():
+            if pair in report.mean:
+                _line(axes, numbers, [layer.pairs[pair] for layer in report.layers], LABELS[pair], style)
+        floor = [math.nan if layer.null is None else layer.null for layer in report.layers]
+        if any(map(math.isfinite, floor)):
+            axes.plot(numbers, floor, color="0.5", linestyle=":", label="floor (mismatched)")
+        axes.set_xlabel("layer")
+        axes.set_ylabel("CKA" if report.estimator == "utterance" else f"CKA ({report.estimator})")
+        axes.set_xticks(numbers[:: 1 + len(numbers) // 14])
+        axes.set_ylim(top=1.02, bottom=min(0.0, axes.get_ylim()[0]))
+        figure.legend(frameon=False, loc="outside upper center", ncols=2)
+        return _saved(figure, kind)
+
+
+def _line(axes: Any, numbers: list[int], found: list[Any], label: str, style: dict[str, Any]) -> None:
+    values = [similarity.cka for similarity in found]
+    errors = [similarity.se if math.isfinite(similarity.se) else 0.0 for similarity in found]
+    low = [value - error for value, error in zip(values, errors, strict=True)]
+    high = [value + error for value, error in zip(values, errors, strict=True)]
+    axes.fill_between(numbers, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    axes.plot(numbers, values, label=label, **style)
+
+
+def draw_grids(report: Report, kind: str) -> bytes:
+    """Every layer of the base against every layer of the other models, on the fixed scale 0 to 1.
+
+    Raises:
+        UsageError: matplotlib is not installed, or the report has no grids.
+    """
+    if not report.grids:
+        raise UsageError("the report has no grid of layers to draw")
+    if kind == ".html":
+        return _page(report, draw_grids(report, ".svg").decode())
+    with needs_extra("matplotlib"):
+        import matplotlib
+        from matplotlib.figure import Figure
+    with matplotlib.rc_context(SETTINGS | {"axes.spines.top": True, "axes.spines.right": True}):
+        figure = Figure(figsize=(COLUMN * len(report.grids), 3.0), layout="constrained")
+        panels = figure.subplots(1, len(report.grids), squeeze=False)[0]
+        for axes, (pair, grid) in zip(panels, report.grids.items(), strict=True):
+            ours, theirs = LABELS[pair].split(", ")
+            image = axes.imshow(grid, vmin=0, vmax=1, origin="lower", cmap="viridis")
+            axes.set_xlabel(f"layer, {theirs}")
+            axes.set_ylabel(f"layer, {ours}")
+        figure.colorbar(image, ax=panels, label="CKA", shrink=0.8)
+        return _saved(figure, kind)
+
+
+def _saved(figure: Any, kind: str) -> bytes:
+    """The file's bytes, without the date: equal figures, equal files."""
+    content = io.BytesIO()
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
+    figure.savefig(content, format=kind.lstrip("."), dpi=300, metadata=metadata)
+    return content.getvalue()
+
+
+def _page(report: Report, svg: str) -> bytes:
+    """One self-contained page with a figure, its figures in a table, and what they mean."""
+    pairs = list(report.mean)
+    rows = [
+        [str(layer.layer), *(with_error(layer.pairs[pair].cka, layer.pairs[pair].se) for pair in pairs)]
+        for layer in report.layers
+    ]
+    rows.append(["mean", *(with_error(*report.mean[pair]) for pair in pairs)])
+    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    heads = "".join(f"<th>{html.escape(head)}</th>" for head in ["layer", *(LABELS[pair] for pair in pairs)])
+    models = "".join(f"<li>{role}: {html.escape(name)}</li>" for role, name in report.models.items())
+    words = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in report.in_words())
+    probe = f"{report.utterances} utterances, {report.frames} frames, probe {report.probe['sha256'][:12]}"
+    style = (
+        "body{font:15px sans-serif;max-width:46em;margin:2em auto}svg{width:100%;height:auto}td,th{padding:.2em 1em}"
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>CKA by layer</title><style>{style}</style>'
+        f"<h1>CKA by layer</h1><ul>{models}</ul>{svg[svg.index('<svg') :]}{words}"
+        f"<table><tr>{heads}</tr>{cells}</table><p>Estimator: {report.estimator}; {html.escape(probe)}.</p></html>\n"
+    ).encode()

@@ -1,0 +1,185 @@
+"""The probe: recordings that two models are compared on, read, brought to the model's rate and cut to a bound."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from speechft_merge.errors import CheckpointError, NotFoundError
+from speechft_merge.similarity.extra import needs_extra
+from speechft_merge.similarity.request import SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+BUILT_IN = Path(__file__).with_name("probe_audio")
+"""24 clips of real speech in four languages; their licences stand beside them."""
+
+SUFFIXES = frozenset(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .sph .nist .w64 .caf".split())
+"""Files that are taken from a folder; a file that is named itself is tried whatever its suffix."""
+
+LONGEST = 30.0
+"""Seconds up to which a file is one utterance; a longer one is a recording, and is cut into pieces."""
+PIECES = 20
+"""The number of pieces that one recording gives of itself, where its length allows: enough for an error bar."""
+PIECE = 1.0, 15.0
+"""Seconds of a piece, at least and at most."""
+SILENCE = 1e-4
+"""Greatest amplitude of a clip that counts as silent (-80 dB of full scale)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Audio in memory."""
+
+    clips: tuple[NDArray[np.float32], ...]
+    """One utterance each: (samples,), mono, -1 to 1."""
+    rate: int
+    """Samples a second."""
+    origin: str
+    sha256: str
+    """Over the clips as decoded, before they were brought to `rate`: equal for equal probes."""
+    skipped: dict[str, str]
+    """Files that were not used, and why."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all clips."""
+        return sum(map(len, self.clips)) / self.rate
+
+    def describe(self) -> dict[str, Any]:
+        """As the report has it."""
+        return {
+            "origin": self.origin, "sha256": self.sha256, "clips": len(self.clips), "seconds": round(self.seconds, 3),
+            "rate": self.rate, "skipped": self.skipped,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """A stretch of a file, in frames of the file's own rate."""
+
+    path: Path
+    start: int
+    stop: int
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        return (self.stop - self.start) / self.rate
+
+
+def read_probe(paths: Sequence[Path] | None, rate: int, seconds: float = SECONDS) -> Probe:
+    """Read a probe, bounded in length; a long list of files is thinned evenly, so that all of it is sampled.
+
+    Args:
+        paths: audio files, and folders that are searched for some; None for the probe that ships with the package.
+        rate: samples a second that the models take.
+        seconds: of audio, at the most.
+
+    Raises:
+        NotFoundError: no audio file is there.
+        CheckpointError: none of them can be used.
+        UsageError: soundfile or soxr is not installed.
+    """
+    files = sorted(BUILT_IN.glob("*.flac")) if paths is None else _find(paths)
+    skipped: dict[str, str] = {}
+    clips = _thin([clip for path in files for clip in _cut(path, seconds, skipped)], seconds)
+    digest, audio = hashlib.sha256(), []
+    for clip in clips:
+        samples = _read(clip, skipped)
+        if samples is not None:
+            digest.update(f"{clip.rate}\0{len(samples)}\0".encode() + samples.tobytes())
+            audio.append(_resample(samples, clip.rate, rate))
+    if not audio:
+        first = "; ".join(f"{path}: {why}" for path, why in list(skipped.items())[:3])
+        raise CheckpointError(f"no clip of the probe can be used ({first}); give other audio files (--probe)")
+    origin = "built-in" if paths is None else ", ".join(path.name or str(path) for path in paths[:4])
+    return Probe(tuple(audio), rate, origin, digest.hexdigest(), skipped)
+
+
+def _find(paths: Iterable[Path]) -> list[Path]:
+    """The files among `paths`, and the audio files below the folders, each once, in the order given."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            inner = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inner:
+                raise NotFoundError(f"{path} holds no audio file ({', '.join(sorted(SUFFIXES))})")
+            found |= dict.fromkeys(inner)
+        elif path.exists():
+            found[path] = None
+        else:
+            raise NotFoundError(f"there is no audio file or folder {path}")
+    if not found:
+        raise NotFoundError("the probe names no audio file; give files or folders (--probe)")
+    return list(found)
+
+
+def _cut(path: Path, seconds: float, skipped: dict[str, str]) -> list[_Clip]:
+    """The utterances of a file; none if it cannot be read, and then `skipped` says why."""
+    with needs_extra("soundfile"):
+        import soundfile
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, OSError) as error:
+        skipped[str(path)] = f"cannot be read: {getattr(error, 'error_string', error)}"
+        return []
+    frames, rate = int(info.frames), int(info.samplerate)
+    if frames <= 0 or rate <= 0:
+        skipped[str(path)] = "is empty"
+        return []
+    length = frames / rate
+    if length <= LONGEST:
+        return [_Clip(path, 0, frames, rate)]
+    piece = int(rate * min(max(seconds / PIECES, PIECE[0]), PIECE[1]))
+    return [_Clip(path, start, start + piece, rate) for start in range(0, frames - piece + 1, piece)]
+
+
+def _thin(clips: list[_Clip], seconds: float) -> list[_Clip]:
+    """So many of the clips, evenly spread, that they stay within `seconds`; one that alone is longer is cut."""
+    total = sum(clip.seconds for clip in clips)
+    if total > seconds:
+        count = max(1, int(len(clips) * seconds / total))
+        clips = [clips[i * len(clips) // count] for i in range(count)]
+    while len(clips) > 1 and sum(clip.seconds for clip in clips) > seconds:
+        clips.pop()
+    if len(clips) == 1 and clips[0].seconds > seconds:
+        only = clips[0]
+        clips = [_Clip(only.path, only.start, only.start + max(1, int(seconds * only.rate)), only.rate)]
+    return clips
+
+
+def _read(clip: _Clip, skipped: dict[str, str]) -> NDArray[np.float32] | None:
+    """Samples of a clip, channels averaged: (frames,), at the file's own rate; None if it is of no use."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(str(clip.path)) as file:
+            file.seek(clip.start)
+            samples: NDArray[np.float32] = file.read(clip.stop - clip.start, dtype="float32", always_2d=True).mean(1)
+    except (soundfile.LibsndfileError, OSError) as error:
+        skipped[str(clip.path)] = f"cannot be read: {getattr(error, 'error_string', error)}"
+        return None
+    if not np.isfinite(samples).all():
+        skipped[str(clip.path)] = "holds samples that are not finite"
+    elif float(np.abs(samples).max(initial=0)) < SILENCE:
+        skipped[str(clip.path)] = "is silent"
+    else:
+        return samples
+    return None
+
+
+def _resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
+    if rate == wanted:
+        return samples
+    with needs_extra("soxr"):
+        import soxr
+    resampled: NDArray[np.float32] = soxr.resample(samples, rate, wanted)
+    return resampled

@@ -1,0 +1,77 @@
+"""On what, where and how to compare: parsed and checked once, before anything large is imported or read."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from speechft_merge.errors import NotFoundError, UsageError
+
+Estimator = Literal["utterance", "frame", "biased"]
+ESTIMATORS: tuple[Estimator, ...] = ("utterance", "frame", "biased")
+"""See `cka`."""
+
+SECONDS = 120.0
+"""Of audio, unless more is asked for: past it the error bars shrink slowly and the models take minutes."""
+MEMORY = 1 << 30
+"""Bytes that the features of all models may take; beyond it they are summed as they come, without error bars."""
+
+FIGURES = (".png", ".svg", ".pdf", ".html")
+"""What a figure can be drawn into."""
+
+PACKAGES = ("torch", "transformers", "soundfile", "soxr")
+"""What running models on audio needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """What is asked of a comparison."""
+
+    paths: tuple[Path, ...] | None = None
+    """Audio files and folders; None for the built-in probe."""
+    seconds: float = SECONDS
+    estimator: Estimator = "utterance"
+    device: str | None = None
+    """As torch names it; None for a GPU if there is one."""
+    null: bool = False
+    """Also measure the floor."""
+    grid: bool = False
+    """Also compare every layer with every other."""
+    memory: int = MEMORY
+
+    def __post_init__(self) -> None:
+        if self.estimator not in ESTIMATORS:
+            raise UsageError(f"estimator {self.estimator!r} is unknown; expected one of {', '.join(ESTIMATORS)}")
+        if not self.seconds > 0:
+            raise UsageError(f"a probe of {self.seconds:g} seconds holds nothing; give a positive number")
+
+    def require_means(self, *packages: str) -> None:
+        """Find out whether the packages and the files are there, without importing or reading any.
+
+        Args:
+            packages: needed besides those that run the models.
+
+        Raises:
+            UsageError: a package is not installed.
+            NotFoundError: a file or folder of the probe is not there.
+        """
+        for package in (*PACKAGES, *packages):
+            if importlib.util.find_spec(package) is None:
+                raise UsageError(f'{package} is not installed; pip install "speechft-merge[cka]"')
+        for path in self.paths or ():
+            if not path.exists():
+                raise NotFoundError(f"there is no audio file or folder {path}")
+
+
+def figure_kind(path: Path) -> str:
+    """The kind of figure that a path asks for.
+
+    Raises:
+        UsageError: none of `FIGURES`.
+    """
+    kind = path.suffix.lower()
+    if kind not in FIGURES:
+        raise UsageError(f"a figure cannot be drawn into {path}; its name must end in one of {', '.join(FIGURES)}")
+    return kind
