@@ -24,6 +24,8 @@ from safetensors.numpy import load_file, save_file
 
 from speechft_merge.__main__ import main
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, here and in subprocesses: the tests run side by side
+
 Weights = dict[str, NDArray[Any]]
 Run = Callable[..., "Ran"]
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -104,9 +104,9 @@ def backbone(family: str, kind: str) -> Mapping[str, str]:
     return {name: found[name] for name in bare if name in found}
 
 
-def fine_tune(base: Any, family: str, kind: str, seed: int = 1, scale: float = 0.05) -> Any:
+def fine_tune(base: Any, family: str, kind: str, seed: int = 1, scale: float = 0.05, **config: Any) -> Any:
     """A model of another class with the base's backbone, each weight moved a little, and a head of its own."""
-    model = build(family, kind, seed)
+    model = build(family, kind, seed, **config)
     ours, theirs = backbone(family, type(base).__name__.removeprefix(family)), backbone(family, kind)
     weights, moved = base.state_dict(), model.state_dict()
     torch.manual_seed(seed)

@@ -22,6 +22,8 @@ def run() -> NoReturn:
     """Run the command line; always exits."""
     # before numpy is imported: its BLAS would start a thread and take memory per core for sums of squares
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # torch's threads spin at every barrier: on cores that others use too, a comparison took five times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a merge
             stream.reconfigure(errors="backslashreplace")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.errors import CheckpointError, MismatchError
 from speechft_merge.layouts.anatomy import canonical
 from speechft_merge.similarity.extra import needs_extra
@@ -26,11 +25,9 @@ WHISPER = "whisper"
 MAY_LACK = frozenset({"masked_spec_embed"})
 """Canonical names of what only training uses."""
 
-_TORCH = {DType.F64: torch.float64, DType.F32: torch.float32, DType.F16: torch.float16, DType.BF16: torch.bfloat16}
-
 
 def load_weights(tensors: Sequence[PlannedTensor], workers: int = 1) -> dict[str, Tensor]:
-    """Carry out a plan in memory: float32 tensors on the CPU, by the plan's names.
+    """Carry out a plan in memory: tensors on the CPU by the plan's names, float32 where they are floats.
 
     Rounded to the plan's element types first, so that they hold what the plan writes to a file.
 
@@ -39,14 +36,13 @@ def load_weights(tensors: Sequence[PlannedTensor], workers: int = 1) -> dict[str
     """
     from speechft_merge.stream import Placed, execute
 
-    floats = [tensor for tensor in tensors if tensor.dtype in _TORCH]
-    buffers = {tensor.name: _Buffer(tensor.nbytes) for tensor in floats}
-    execute([Placed(tensor, buffers[tensor.name], 0) for tensor in floats], workers)
+    buffers = {tensor.name: _Buffer(tensor.nbytes) for tensor in tensors}
+    execute([Placed(tensor, buffers[tensor.name], 0) for tensor in tensors], workers)
     loaded = {}
-    for tensor in floats:
-        raw = buffers.pop(tensor.name).raw
-        values = torch.from_numpy(raw).view(_TORCH[tensor.dtype]) if len(raw) else torch.empty(0)
-        loaded[tensor.name] = values.float().reshape(tensor.shape)
+    for tensor in tensors:
+        raw, kind = buffers.pop(tensor.name).raw, getattr(torch, tensor.dtype.torch_name)
+        values = torch.from_numpy(raw).view(kind) if len(raw) else torch.empty(0, dtype=kind)
+        loaded[tensor.name] = (values.float() if tensor.dtype.interpolated else values).reshape(tensor.shape)
     return loaded
 
 

@@ -20,6 +20,9 @@ RATE = 16_000
 BATCH_SECONDS = 30.0
 """Of padded audio in one batch: the activations of a Large model stay below a gigabyte."""
 
+BATCHED = frozenset({"hubert", "wav2vec2", "wavlm"})
+"""Families that are run in batches, where their CNN allows it; any other one clip at a time, which is always right."""
+
 DEFAULTS = {"whisper": "WhisperFeatureExtractor", "wav2vec2-bert": "SeamlessM4TFeatureExtractor"}
 """model_type -> the class its features are made with; all others take the waveform."""
 WAVEFORM = "Wav2Vec2FeatureExtractor"
@@ -63,12 +66,12 @@ class InputMaker:
 
     @property
     def batches_alike(self) -> bool:
-        """Whether a clip gives the same frames beside others as alone.
+        """Whether a clip gives the same frames beside others as alone, to the rounding.
 
-        Not where the CNN ends in a group norm over time (every Base model of the wav2vec 2.0 family): padding moves
-        valid frames by 30 %, mask or not.
+        Not where the CNN has a group norm over time (every Base model of the wav2vec 2.0 family): padding moves valid
+        frames by 30 %, mask or not. Nor in data2vec, whose positional convolutions let padding through.
         """
-        return self._config.get("feat_extract_norm") != "group"
+        return self._config.get("feat_extract_norm") == "layer" and self._config.get("model_type") in BATCHED
 
     def frames_of(self, samples: int) -> int:
         """Frames that a clip of so many samples has at the encoder's output; 0 if it is too short for one."""
@@ -87,7 +90,7 @@ class InputMaker:
 
     def batches(self, clips: Sequence[NDArray[np.float32]]) -> Iterator[Batch]:
         """All clips, each (samples,), shortest first where several share a batch."""
-        if not self.batches_alike or self.longest is not None:
+        if not self.batches_alike:
             for clip in clips:
                 yield self._make([clip])
             return
@@ -112,19 +115,19 @@ class InputMaker:
             list(clips), sampling_rate=self.rate, return_tensors="pt", padding=True, return_attention_mask=True
         )
         key = "input_values" if self._takes_waveform else "input_features"
-        inputs = {key: made[key].float()}
-        if len(clips) > 1:
-            inputs["attention_mask"] = made["attention_mask"]
+        if len(clips) == 1 and self._takes_waveform:
+            return Batch({key: made[key].float()}, None)
         if not self._takes_waveform:
             frames = [int(count) for count in made["attention_mask"].sum(-1)]
-        return Batch(inputs, frames if len(clips) > 1 else None)
+        return Batch({key: made[key].float(), "attention_mask": made["attention_mask"]}, frames)
 
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("model_type") == "whisper":
         return {"feature_size": int(config.get("num_mel_bins", 80))}
     if config.get("model_type") == "wav2vec2-bert":
-        return {}
+        bins = int(config.get("feature_projection_input_dim", 160)) // 2  # two windows to a frame
+        return {"feature_size": bins, "num_mel_bins": bins}
     return {"do_normalize": True, "sampling_rate": RATE, "return_attention_mask": True}
 
 

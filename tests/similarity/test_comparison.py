@@ -1,0 +1,312 @@
+"""Models of transformers compared on real speech, against plain code over transformers' own hidden states."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import oracles
+import pytest
+import soundfile
+import torch
+from models import model_class, transformers
+
+from speechft_merge import ProbeRequest, Recipe, compare, merge
+from speechft_merge.errors import CheckpointError, MismatchError, UsageError
+from speechft_merge.selectors import parse_rule
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import SavePair
+    from numpy.typing import NDArray
+
+FAMILIES = [
+    ("Hubert", "ForCTC"),
+    ("Hubert", "ForSequenceClassification"),
+    ("Wav2Vec2", "ForPreTraining"),
+    ("WavLM", "ForXVector"),
+    ("Data2VecAudio", "ForCTC"),
+]
+LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+"""The Large models' kind of CNN, with norms before the blocks."""
+
+
+def features_by_transformers(
+    path: str, family: str, kind: str, clips: tuple[Path, ...]
+) -> list[list[NDArray[np.float64]]]:
+    """Layer by layer, utterance by utterance: the class's own encoder on one normalised clip at a time."""
+    encoder = model_class(family, kind).from_pretrained(path).base_model.eval()
+    layers: list[list[NDArray[np.float64]]] = []
+    for clip in clips:
+        samples = torch.from_numpy(soundfile.read(clip, dtype="float32")[0])
+        samples = (samples - samples.mean()) / torch.sqrt(samples.var(correction=0) + 1e-7)
+        with torch.no_grad():
+            out = encoder(samples[None], output_hidden_states=True)
+        states = [*out.hidden_states[:-1], out.last_hidden_state]
+        layers = layers or [[] for _ in states]
+        for layer, state in zip(layers, states, strict=True):
+            layer.append(state[0].double().numpy())
+    return layers
+
+
+@pytest.mark.parametrize(("family", "kind"), FAMILIES)
+def test_figures_are_those_of_transformers_own_hidden_states(
+    family: str, kind: str, save_pair: SavePair, few_clips: tuple[Path, ...]
+) -> None:
+    base, finetuned = save_pair(family, kind)
+    report = compare(base, finetuned, request=ProbeRequest(paths=few_clips))
+    ours = features_by_transformers(base, family, "Model", few_clips)
+    theirs = features_by_transformers(finetuned, family, kind, few_clips)
+    assert len(report.layers) == len(ours) == 3
+    assert report.frames == sum(map(len, ours[0]))
+    for layer, xs, ys in zip(report.layers, ours, theirs, strict=True):
+        found = layer.pairs["base_finetuned"]
+        x, y = np.concatenate(xs), np.concatenate(ys)
+        assert found.biased == pytest.approx(oracles.ratio(oracles.hsic_biased, x, y), abs=1e-4)
+        assert found.frame == pytest.approx(oracles.ratio(oracles.hsic_song, x, y), abs=1e-4)
+        assert found.cka == pytest.approx(oracles.ratio(oracles.hsic_of_utterances, xs, ys), abs=1e-4)
+        cosines = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+        lengths = np.cumsum([len(one) for one in xs])[:-1]
+        assert found.cosine == pytest.approx(np.mean([part.mean() for part in np.split(cosines, lengths)]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "base_kind"),
+    [
+        ("Whisper", "ForAudioClassification", "Model"),
+        ("Whisper", "ForConditionalGeneration", "ForConditionalGeneration"),
+        ("Wav2Vec2Bert", "ForCTC", "Model"),
+        ("Wav2Vec2", "ForCTC", "ForPreTraining"),
+    ],
+)
+def test_encoders_of_any_class_are_run(
+    family: str, kind: str, base_kind: str, save_pair: SavePair, few_clips: tuple[Path, ...]
+) -> None:
+    report = compare(*save_pair(family, kind, base_kind), request=ProbeRequest(paths=few_clips))
+    assert [layer.layer for layer in report.layers] == [0, 1, 2]
+    for layer in report.layers:
+        assert layer.pairs["base_finetuned"].cka < layer.pairs["base_merged"].cka <= 1.0001
+
+
+def test_batches_of_large_models_give_what_single_clips_give(
+    save_pair: SavePair, few_clips: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, finetuned = save_pair("Hubert", "ForCTC", **LARGE)
+    together = compare(base, finetuned, request=ProbeRequest(paths=few_clips))
+    monkeypatch.setattr("speechft_merge.similarity.inputs.BATCH_SECONDS", 0.1)
+    alone = compare(base, finetuned, request=ProbeRequest(paths=few_clips))
+    for one, other in zip(together.layers, alone.layers, strict=True):
+        for pair, found in one.pairs.items():
+            assert found.cka == pytest.approx(other.pairs[pair].cka, abs=1e-4)
+
+
+def test_a_clip_of_a_base_model_does_not_depend_on_its_neighbours(
+    save_pair: SavePair, few_clips: tuple[Path, ...]
+) -> None:
+    """Padding would move its frames by a third: the group norm runs over time."""
+    base, finetuned = save_pair("Hubert", "ForCTC")
+    report = compare(base, finetuned, request=ProbeRequest(paths=few_clips))
+    backwards = compare(base, finetuned, request=ProbeRequest(paths=few_clips[::-1]))
+    for one, other in zip(report.layers, backwards.layers, strict=True):
+        assert one.pairs["base_finetuned"].cka == pytest.approx(other.pairs["base_finetuned"].cka, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Hubert", "Whisper"])
+def test_alpha_0_reads_exactly_one_against_the_base_and_alpha_1_against_the_fine_tune(
+    family: str, save_pair: SavePair, few_clips: tuple[Path, ...]
+) -> None:
+    pair = save_pair(family)
+    request = ProbeRequest(paths=few_clips)
+    nothing = compare(*pair, request=request, recipe=Recipe(alpha=0))
+    everything = compare(*pair, request=request, recipe=Recipe(alpha=1))
+    for none, all_ in zip(nothing.layers, everything.layers, strict=True):
+        assert none.pairs["base_merged"].cka == 1
+        assert none.pairs["base_merged"].se == 0
+        assert all_.pairs["finetuned_merged"].cka == 1
+        assert none.pairs["finetuned_merged"].cka == pytest.approx(none.pairs["base_finetuned"].cka, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(alpha=0.4), Recipe(rules=(parse_rule("0=0.1"), parse_rule("1=0.9")))], ids=["alpha", "layers"]
+)
+def test_merged_in_memory_or_read_from_a_file_the_figures_are_the_same(
+    recipe: Recipe, save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path
+) -> None:
+    base, finetuned = save_pair("Hubert", "ForCTC")
+    merge(base, finetuned, tmp_path / "merged", recipe, durable=False)
+    request = ProbeRequest(paths=few_clips)
+    in_memory = compare(base, finetuned, request=request, recipe=recipe)
+    from_file = compare(base, finetuned, str(tmp_path / "merged"), request)
+    assert in_memory.layers == from_file.layers
+
+
+def test_the_drift_of_a_layer_is_that_of_its_weights(save_pair: SavePair, few_clips: tuple[Path, ...]) -> None:
+    base, finetuned = save_pair("Hubert")
+    report = compare(base, finetuned, request=ProbeRequest(paths=few_clips))
+    ours = transformers().HubertModel.from_pretrained(base).encoder.layers[0].state_dict()
+    theirs = transformers().HubertModel.from_pretrained(finetuned).encoder.layers[0].state_dict()
+    moved = sum(float((theirs[name].double() - ours[name].double()).square().sum()) for name in ours)
+    whole = sum(float(values.double().square().sum()) for values in ours.values())
+    assert report.layers[1].drift == pytest.approx(math.sqrt(moved / whole))
+
+
+def test_without_memory_for_the_features_the_figures_are_the_same_but_for_the_errors(
+    save_pair: SavePair, few_clips: tuple[Path, ...]
+) -> None:
+    pair = save_pair("Hubert", "ForCTC")
+    kept = compare(*pair, request=ProbeRequest(paths=few_clips))
+    summed = compare(*pair, request=ProbeRequest(paths=few_clips, memory=1000, null=True, grid=True))
+    assert any("no standard errors, floor or grid" in warning for warning in summed.warnings)
+    assert summed.grids == {}
+    for one, other in zip(kept.layers, summed.layers, strict=True):
+        for pair_name, found in one.pairs.items():
+            assert math.isfinite(found.se)
+            assert math.isnan(other.pairs[pair_name].se)
+            assert other.pairs[pair_name].cka == found.cka
+
+
+def test_the_floor_lies_below_what_it_is_the_floor_of(save_pair: SavePair) -> None:
+    report = compare("examples/pair/base", "examples/pair/finetuned", request=ProbeRequest(null=True))
+    assert len(report.layers) == 7
+    assert report.warnings == ()
+    for layer in report.layers:
+        assert layer.null is not None
+        assert layer.null < 0.25 < 0.7 < layer.pairs["base_merged"].cka
+
+
+def test_fine_tuning_moved_the_shipped_pair_and_the_merge_takes_most_of_it_back() -> None:
+    """Ordered as every run must order them, with margins of many standard errors."""
+    report = compare("examples/pair/base", "examples/pair/finetuned")
+    last = report.layers[-1].pairs
+    assert last["base_finetuned"].cka < 0.3 < 0.6 < last["base_merged"].cka < 0.95
+    assert last["base_finetuned"].cka < last["finetuned_merged"].cka < last["base_merged"].cka
+    assert all(0 < found.se < 0.1 for found in last.values())
+    assert report.utterances == 24
+
+
+def test_the_grid_has_the_table_as_its_diagonal(save_pair: SavePair, few_clips: tuple[Path, ...]) -> None:
+    report = compare(*save_pair("Hubert"), request=ProbeRequest(paths=few_clips, grid=True))
+    assert set(report.grids) == {"base_finetuned", "base_merged"}
+    for name, grid in report.grids.items():
+        assert np.shape(grid) == (3, 3)
+        for number, layer in enumerate(report.layers):
+            assert grid[number][number] == pytest.approx(layer.pairs[name].cka, abs=1e-9)
+
+
+@pytest.mark.parametrize("estimator", ["frame", "biased"])
+def test_the_estimator_that_was_asked_for_is_the_figure(
+    estimator: Any, save_pair: SavePair, few_clips: tuple[Path, ...]
+) -> None:
+    report = compare(*save_pair("Hubert"), request=ProbeRequest(paths=few_clips, estimator=estimator))
+    for layer in report.layers:
+        for found in layer.pairs.values():
+            assert found.cka == getattr(found, estimator)
+            assert math.isnan(found.se)
+
+
+def test_the_document_has_the_fields_that_were_promised(save_pair: SavePair, few_clips: tuple[Path, ...]) -> None:
+    document = compare(*save_pair("Hubert"), request=ProbeRequest(paths=few_clips, null=True)).to_json()
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["estimator"] == "utterance"
+    assert document["utterances"] == 5
+    assert len(document["probe"]["sha256"]) == 64
+    assert {"layer", "base_finetuned", "base_merged", "finetuned_merged", "drift", "null"} == set(document["layers"][0])
+    assert {"cka", "se", "frame", "biased", "procrustes", "cosine"} == set(document["layers"][0]["base_merged"])
+    assert {"cka", "se"} == set(document["mean"]["base_merged"])
+
+
+# What cannot be compared.
+
+
+def test_three_utterances_are_refused_with_the_number_that_is_needed(
+    save_pair: SavePair, few_clips: tuple[Path, ...]
+) -> None:
+    with pytest.raises(CheckpointError, match="3 usable utterances; at least 4 are needed, better 20"):
+        compare(*save_pair("Hubert"), request=ProbeRequest(paths=few_clips[:3]))
+
+
+def test_few_utterances_are_warned_of(save_pair: SavePair, few_clips: tuple[Path, ...]) -> None:
+    report = compare(*save_pair("Hubert"), request=ProbeRequest(paths=few_clips))
+    assert any("fewer than 20" in warning for warning in report.warnings)
+
+
+def test_models_of_other_widths_are_refused(save_pair: SavePair) -> None:
+    wide = save_pair("Hubert", hidden_size=64)
+    with pytest.raises(MismatchError, match="other shapes"):
+        compare(save_pair("Hubert")[0], wide[1])
+
+
+def test_models_of_other_depths_are_refused(save_pair: SavePair, few_clips: tuple[Path, ...]) -> None:
+    deep = save_pair("Hubert", num_hidden_layers=3)
+    with pytest.raises(MismatchError, match=r"differ in depth \(base 4, finetuned 3, merged 4 layers\)"):
+        compare(deep[0], save_pair("Hubert")[1], request=ProbeRequest(paths=few_clips))
+
+
+def test_features_that_are_not_finite_are_refused(
+    save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path
+) -> None:
+    base, _ = save_pair("Hubert")
+    model = transformers().HubertModel.from_pretrained(base)
+    model.encoder.layers[0].final_layer_norm.weight.data.fill_(1e38)
+    model.save_pretrained(tmp_path / "huge")
+    with pytest.raises(MismatchError, match="not finite on the probe"):
+        compare(base, str(tmp_path / "huge"), request=ProbeRequest(paths=few_clips))
+
+
+def test_a_model_that_transformers_does_not_know_is_named(save_pair: SavePair, tmp_path: Path) -> None:
+    base, finetuned = save_pair("Hubert")
+    strange = shutil.copytree(base, tmp_path / "strange")
+    config = json.loads((strange / "config.json").read_text()) | {"model_type": "hubble"}
+    (strange / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="does not know its model_type 'hubble'"):
+        compare(str(strange), finetuned)
+
+
+def test_weights_without_a_config_are_named(save_pair: SavePair, tmp_path: Path) -> None:
+    base, finetuned = save_pair("Hubert")
+    (tmp_path / "bare").mkdir()
+    shutil.copy(f"{base}/model.safetensors", tmp_path / "bare")
+    with pytest.raises(CheckpointError, match=r"no config\.json beside the weights"):
+        compare(str(tmp_path / "bare"), finetuned)
+
+
+def test_a_config_of_another_model_is_found_out(
+    save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path
+) -> None:
+    base, finetuned = save_pair("Hubert")
+    other = shutil.copytree(base, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text()) | {"num_hidden_layers": 3}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="must be of the same model as its weights"):
+        compare(str(other), finetuned, request=ProbeRequest(paths=few_clips))
+
+
+def test_an_unknown_device_or_estimator_is_refused(save_pair: SavePair) -> None:
+    with pytest.raises(CheckpointError, match="device 'quantum' cannot be used"):
+        compare(*save_pair("Hubert"), request=ProbeRequest(device="quantum"))
+    with pytest.raises(UsageError, match="expected one of utterance, frame, biased"):
+        ProbeRequest(estimator="debiased")  # type: ignore[arg-type]
+
+
+def test_feature_extractors_that_disagree_are_warned_of(
+    save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path
+) -> None:
+    base, finetuned = (shutil.copytree(path, tmp_path / str(i)) for i, path in enumerate(save_pair("Hubert")))
+    for folder, normalise in ((base, True), (finetuned, False)):
+        extractor = transformers().Wav2Vec2FeatureExtractor(do_normalize=normalise)
+        extractor.save_pretrained(folder)
+    report = compare(str(base), str(finetuned), request=ProbeRequest(paths=few_clips))
+    assert any("differ in do_normalize" in warning for warning in report.warnings)
+
+
+def test_a_model_that_is_not_the_same_twice_is_refused(
+    save_pair: SavePair, few_clips: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise alpha 0 would not read 1, and no figure could be trusted."""
+    monkeypatch.setattr(transformers().PreTrainedModel, "eval", lambda self: self.train())
+    with pytest.raises(MismatchError, match="gives other features each time"):
+        compare(*save_pair("Hubert", hidden_dropout=0.5), request=ProbeRequest(paths=few_clips))

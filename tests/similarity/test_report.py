@@ -1,0 +1,141 @@
+"""What is made of the figures: document, table, words, drawings, and the section of the model card."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from speechft_merge import card
+from speechft_merge.errors import UsageError
+from speechft_merge.similarity.attach import attach
+from speechft_merge.similarity.measure import LayerResult, Similarity
+from speechft_merge.similarity.plot import draw_grids, draw_lines
+from speechft_merge.similarity.report import Report, make_report, with_error
+from speechft_merge.similarity.request import figure_kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def similarity(cka: float, se: float = 0.01) -> Similarity:
+    return Similarity(cka, se, cka, cka, cka, cka)
+
+
+def a_report(
+    base_finetuned: Sequence[float] = (0.9, 0.5, 0.3), base_merged: Sequence[float] = (0.99, 0.9, 0.8), **told: Any
+) -> Report:
+    results = []
+    for moved, merged in zip(base_finetuned, base_merged, strict=True):
+        pairs = {(0, 1): similarity(moved), (0, 2): similarity(merged), (1, 2): similarity(0.7)}
+        around = torch.tensor([0.98, 1.0, 1.02], dtype=torch.float64)
+        results.append(LayerResult(pairs, {pair: found.cka * around for pair, found in pairs.items()}))
+    defaults: dict[str, Any] = {
+        "models": {"base": "a/base", "finetuned": "<b>", "merged": "merged"},
+        "probe": {"origin": "built-in", "sha256": "ab" * 32, "clips": 24, "seconds": 50.0, "rate": 16_000},
+        "estimator": "utterance", "utterances": 24, "frames": 2400, "grids": {},
+    }  # fmt: skip
+    return make_report(results, {0: 0.1, 1: 0.2}, **(defaults | told))
+
+
+def test_what_is_not_defined_is_null_in_the_document_and_empty_in_the_table() -> None:
+    report = a_report((0.9, math.nan, 0.3))
+    document = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert document["layers"][1]["base_finetuned"]["cka"] is None
+    assert document["layers"][2]["drift"] is None
+    rows = list(csv.DictReader(io.StringIO(report.to_csv())))
+    assert len(rows) == 9
+    assert [row["cka"] for row in rows if row["pair"] == "base_finetuned"] == ["0.9", "", "0.3"]
+
+
+def test_the_mean_is_over_layers_where_there_is_a_value_and_has_an_error_of_its_own() -> None:
+    mean = a_report().mean["base_finetuned"]
+    assert mean[0] == pytest.approx((0.9 + 0.5 + 0.3) / 3)
+    replicates = [mean[0] * factor for factor in (0.98, 1.0, 1.02)]
+    spread = sum((value - mean[0]) ** 2 for value in replicates)
+    assert mean[1] == pytest.approx(math.sqrt(2 / 3 * spread))
+    assert a_report((0.9, math.nan, 0.3)).mean["base_finetuned"][0] == pytest.approx(0.6)
+
+
+def test_the_words_name_the_layer_that_moved_most_and_how_much_came_back() -> None:
+    moved, back = a_report().in_words()
+    assert "most in layer 2" in moved
+    share = (sum((0.99, 0.9, 0.8)) - sum((0.9, 0.5, 0.3))) / (3 - sum((0.9, 0.5, 0.3)))
+    assert f"{share:.0%} of the way back" in back
+    assert "not how well they serve a task" in back
+
+
+@pytest.mark.parametrize(
+    ("values", "said"), [((1.0, 0.9999, 0.9995), "hardly changed"), ((math.nan,) * 3, "do not vary enough")]
+)
+def test_the_words_do_not_claim_what_was_not_found(values: Sequence[float], said: str) -> None:
+    assert said in a_report(values, values).in_words()[0]
+
+
+def test_a_value_without_an_error_is_shown_without_one() -> None:
+    assert with_error(0.51239, 0.0349) == "0.512 ±0.035"
+    assert with_error(0.51239, math.nan) == "0.512"
+    assert with_error(math.nan, math.nan) == "-"
+
+
+@pytest.mark.parametrize(
+    ("kind", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml"), (".html", b"<!doctype")]
+)
+def test_figures_are_drawn_in_every_kind_and_are_the_same_each_time(kind: str, magic: bytes) -> None:
+    report = replace(a_report(), grids={"base_finetuned": [[1.0, 0.5], [0.5, math.nan]]})
+    for draw in (draw_lines, draw_grids):
+        drawn = draw(report, kind)
+        assert drawn.startswith(magic)
+        assert draw(report, kind) == drawn
+
+
+def test_the_figure_has_its_words_as_text_and_a_line_for_each_pair() -> None:
+    drawn = ElementTree.fromstring(draw_lines(a_report(), ".svg"))
+    texts = {"".join(node.itertext()).strip() for node in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"layer", "CKA", "base, fine-tuned", "base, merged", "fine-tuned, merged"} <= texts
+
+
+def test_the_page_needs_nothing_else_and_escapes_names() -> None:
+    page = draw_lines(a_report(), ".html").decode()
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "<script" not in page
+    assert page.count("<tr>") == 5
+
+
+def test_a_figure_of_another_kind_is_refused_before_anything_is_done() -> None:
+    with pytest.raises(UsageError, match=r"must end in one of \.png, \.svg, \.pdf, \.html"):
+        figure_kind(Path("figure.bmp"))
+
+
+def test_a_card_gets_one_section_however_often_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / card.NAME).write_text("---\ntags: []\n---\n\n# Title\n\nMine.\n\nMade by speechft-merge:\n\nrest\n")
+    attach(tmp_path, a_report())
+    attach(tmp_path, a_report((0.9, 0.5, 0.1)))
+    text = (tmp_path / card.NAME).read_text()
+    assert text.count(card.SECTION) == 1
+    assert text.index("Mine.") < text.index(card.SECTION) < text.index("Made by speechft-merge:\n\nrest")
+    assert "| 2 | 0.100 ±0.010 |" in text
+    assert "| 2 | 0.300" not in text
+    assert (tmp_path / "similarity.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "similarity.json").read_text())["models"]["merged"] == tmp_path.name
+
+
+def test_a_card_that_its_owner_rewrote_keeps_every_word(tmp_path: Path) -> None:
+    (tmp_path / card.NAME).write_text("# Mine\n\nall mine\n")
+    attach(tmp_path, a_report())
+    text = (tmp_path / card.NAME).read_text()
+    assert text.startswith("# Mine\n\nall mine\n\n" + card.SECTION)
+    (tmp_path / card.NAME).write_text(text + "\n## Thanks\n\nto all\n")
+    attach(tmp_path, a_report())
+    again = (tmp_path / card.NAME).read_text()
+    assert again.count(card.SECTION) == 1
+    assert again.endswith("## Thanks\n\nto all\n")
