@@ -143,7 +143,7 @@ class Cross:
         product = x.frames.T @ y.frames
         sums.frames += product
         sums.utterances.add_(product, alpha=1 / count)
-        self.norms.append(float(torch.linalg.vector_norm(product, dtype=torch.float64)) ** 2 / count**2)
+        self.norms.append(float(torch.dot(product.view(-1), product.view(-1))) / count**2)
         right = x64.T @ (y64 @ y.mean) / count
         sums.right += right
         sums.left += y64.T @ (x64 @ x.mean) / count

@@ -19,7 +19,7 @@ from speechft_merge.layouts.anatomy import canonical, is_head, place_of
 from speechft_merge.plan import Action, PlannedTensor, make_plan
 from speechft_merge.recipe import Recipe
 from speechft_merge.similarity.cka import LEAST_UTTERANCES
-from speechft_merge.similarity.encoders import WHISPER, build_encoder, choose_device, load_weights
+from speechft_merge.similarity.encoders import WHISPER, build_encoder, choose_device, exact_products, load_weights
 from speechft_merge.similarity.inputs import InputMaker, settings_differ
 from speechft_merge.similarity.measure import measure, measure_grid, measure_kept, measure_null
 from speechft_merge.similarity.probe import Probe, read_probe
@@ -95,7 +95,8 @@ def compare(
     finally:
         for checkpoint in models.checkpoints:
             checkpoint.close()
-    return _measure(models, encoders, maker, probe, clips, request, progress)
+    with exact_products():
+        return _measure(models, encoders, maker, probe, clips, request, progress)
 
 
 def _open(references: list[str], merged: str | None, recipe: Recipe, download: bool) -> _Models:

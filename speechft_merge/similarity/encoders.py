@@ -79,7 +79,7 @@ class Encoder:
             MismatchError: a hidden state is not finite.
         """
         inputs = {name: values.to(self.device) for name, values in batch.inputs.items()}
-        with torch.inference_mode(), exact_products():
+        with torch.inference_mode():
             out = self.model(**inputs, output_hidden_states=True)
         # transformers 5.16 took the norm after the last block out of hidden_states[-1]
         states = [*out.hidden_states[:-1], out.last_hidden_state]
