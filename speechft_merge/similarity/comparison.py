@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.similarity.encoders import Encoder
     from speechft_merge.similarity.inputs import Batch
-    from speechft_merge.similarity.measure import LayerResult, Utterance
+    from speechft_merge.similarity.measure import Utterance
 
 FEW_UTTERANCES = 20
 """Below it the standard error is itself uncertain by a sixth or more."""
@@ -199,20 +200,17 @@ def _measure(
     models: _Models, encoders: list[Encoder], maker: InputMaker, probe: Probe, clips: list[Any], request: ProbeRequest,
     progress: Progress | None,
 ) -> Report:  # fmt: skip
-    seconds = dict.fromkeys((*ROLES, "statistics"), 0.0)
-    frames = sum(maker.frames_of(len(clip)) for clip in clips)
     _require_repeatable(encoders[0], next(iter(maker.batches(clips[:1]))))
+    frames = sum(maker.frames_of(len(clip)) for clip in clips)
+    seconds = dict.fromkeys((*ROLES, "statistics"), 0.0)
+    began = time.perf_counter()
     utterances = _features(encoders, maker.batches(clips), len(clips), seconds, progress)
     first = next(utterances)
-    counted = len(first[0][0])
-    kept = sum(side.numel() * 4 for layer in first for side in layer) / counted * frames <= request.memory
-    began, forward = time.perf_counter(), sum(seconds.values())
     nulls: list[float] = []
     grids: dict[str, list[list[float]]] = {}
-    if kept:
-        layers = _by_layer(first, utterances)
-        began, forward = time.perf_counter(), 0.0
-        results: list[LayerResult] = measure_kept(layers, request.estimator)
+    if _bytes_per_frame(first) * frames <= request.memory:
+        layers = [list(layer) for layer in zip(first, *utterances, strict=True)]
+        results = measure_kept(layers, request.estimator)
         nulls = measure_null(layers, request.estimator) if request.null else []
         wanted = ("base_finetuned", "base_merged") if request.grid else ()
         grids = {name: measure_grid(layers, PAIRS[name], request.estimator) for name in wanted}
@@ -221,9 +219,8 @@ def _measure(
             f"the features of {frames} frames do not fit into {request.memory / 1e9:.1f} GB: no standard errors, floor "
             "or grid; give fewer --probe-seconds or more --memory"
         )
-        results = measure(_chain(first, utterances), request.estimator)
-        forward = sum(seconds.values()) - forward
-    seconds["statistics"] = time.perf_counter() - began - forward
+        results = measure(itertools.chain([first], utterances), request.estimator)
+    seconds["statistics"] = time.perf_counter() - began - sum(seconds.values())
     return make_report(
         results, _drifts(encoders[0], encoders[1]), nulls,
         models=dict(zip(ROLES, (source.reference for source in models.sources), strict=False)), probe=probe.describe(),
@@ -270,14 +267,9 @@ def _features(
                 progress(done, total)
 
 
-def _by_layer(first: list[Utterance], rest: Iterable[list[Utterance]]) -> list[list[Utterance]]:
-    """Layer by layer, the features of every utterance."""
-    return [list(layer) for layer in zip(first, *rest, strict=True)]
-
-
-def _chain(first: list[Utterance], rest: Iterable[list[Utterance]]) -> Iterator[list[Utterance]]:
-    yield first
-    yield from rest
+def _bytes_per_frame(utterance: list[Utterance]) -> float:
+    """Of the features of all layers and models, as they are kept."""
+    return sum(features.numel() * 4 / len(features) for layer in utterance for features in layer)
 
 
 def _drifts(base: Encoder, finetuned: Encoder) -> dict[int, float]:
