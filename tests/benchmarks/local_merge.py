@@ -102,11 +102,11 @@ def warm(paths: list[Path]) -> None:
                 pass
 
 
-def measure(command: list[str], log: Path) -> Run:
+def measure(command: list[str], log: Path, environment: dict[str, str] = ENVIRONMENT) -> Run:
     """Run a command to its end, its output going to a log."""
     to_log = [(os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)]
     start = time.perf_counter()
-    pid = os.posix_spawnp(command[0], command, ENVIRONMENT, file_actions=[*to_log, (os.POSIX_SPAWN_DUP2, 1, 2)])
+    pid = os.posix_spawnp(command[0], command, environment, file_actions=[*to_log, (os.POSIX_SPAWN_DUP2, 1, 2)])
     _, status, usage = os.wait4(pid, 0)
     wall = time.perf_counter() - start
     if status:
