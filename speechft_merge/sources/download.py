@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import random
-import re
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from speechft_merge.errors import CheckpointError, TemporaryError
-from speechft_merge.sources.hub_errors import RETRIED, HubError, hub_errors
+from speechft_merge.sources.hub_errors import HubError, hub_errors
+from speechft_merge.sources.retries import RETRIED, TRIES, pause, retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-TRIES = 6
-"""Failures in a row, without a byte between them, after which a range is given up."""
 MOST_FAILURES = 40
 """Failures of one range in all: a connection that breaks every few bytes must end, too."""
-LONGEST_WAIT = 60.0
-"""Seconds that a server's Retry-After is heeded at the most."""
 
 
 class _Again(Exception):  # noqa: N818  (not an error: what to do next)
@@ -73,13 +67,8 @@ class Download:
                     ) from again
                 if again.expired:
                     self._resolve(location)
-                self._pause(again, tries)
-
-    def _pause(self, again: _Again, tries: int) -> None:
-        if again.seconds is not None:
-            time.sleep(min(again.seconds, LONGEST_WAIT))
-        elif not (again.expired and tries == 1):
-            time.sleep(min(8.0, 0.5 * 2 ** (tries - 1)) * random.uniform(0.5, 1.0))
+                if not (again.expired and tries == 1):
+                    pause(tries, again.seconds)
 
     def _resolve(self, stale: str | None) -> str:
         """The URL to read from; a new one if it is still the stale one."""
@@ -113,7 +102,7 @@ class Download:
 
     def _check(self, status: int, headers: Mapping[str, str], start: int, stop: int) -> None:
         if status in RETRIED:
-            raise _Again(f"HTTP {status}", _retry_after(headers))
+            raise _Again(f"HTTP {status}", retry_after(headers))
         if status in (400, 401, 403, 404, 410):
             raise _Again(f"HTTP {status} (a signed URL that expired?)", expired=True)
         expected = f"bytes {start}-{stop - 1}/{self._size}"
@@ -128,12 +117,3 @@ class Download:
 def _origin(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     return parts.scheme, parts.netloc
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by the Hub's RateLimit header (`"api";r=0;t=37`) or by Retry-After."""
-    limit = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
-    if limit and re.search(r"\br=0\b", headers.get("RateLimit", "")):
-        return float(limit[1]) + 1
-    after = headers.get("Retry-After", "")
-    return float(after) if after.isdigit() else None

@@ -11,9 +11,10 @@ from speechft_merge.sources.base import read_range
 from speechft_merge.sources.download import Download
 from speechft_merge.sources.hub_errors import hub_errors
 from speechft_merge.sources.local import LocalFile, LocalFolder
+from speechft_merge.sources.retries import RETRIED, pause, retry_after
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoSibling
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
     from speechft_merge.sources.base import ByteSource, Folder
     from speechft_merge.sources.reference import HubReference
@@ -24,6 +25,8 @@ TAIL = 128 << 10
 """Bytes fetched at the first look at a file's end: holds the directory of a zip of a thousand records."""
 SMALL = 4 << 20
 """Bytes up to which a file is fetched whole, with one request."""
+LISTING_TRIES = 4
+"""Fewer than of a range: no work is lost yet."""
 
 
 def open_hub_folder(reference: HubReference, download: bool = False) -> tuple[Folder, str | None]:
@@ -46,9 +49,7 @@ def open_hub_folder(reference: HubReference, download: bool = False) -> tuple[Fo
                 reference.repo, revision=reference.revision, local_files_only=True
             )
             return _open_cached(Path(cached), reference)
-        info = huggingface_hub.HfApi().model_info(
-            reference.repo, revision=reference.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
-        )
+        info = _list_repository(reference)
     files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     folder = inner if any(name.startswith(inner + "/") for name in files) else inner.rpartition("/")[0]
     if inner and inner not in files and folder != inner:
@@ -56,6 +57,29 @@ def open_hub_folder(reference: HubReference, download: bool = False) -> tuple[Fo
     license_name = getattr(info.card_data, "license", None)
     file = inner.rpartition("/")[2] if inner in files else None
     return HubFolder(reference, str(info.sha), folder, files, download, license_name), file
+
+
+def _list_repository(reference: HubReference) -> ModelInfo:
+    """The commit and the files of a revision; the client tries this request once, and busy Hubs refuse it first."""
+    from huggingface_hub import HfApi, constants, errors
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    tries = 1
+    while True:
+        try:
+            return HfApi().model_info(
+                reference.repo, revision=reference.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
+        except errors.HfHubHTTPError as error:
+            if error.response.status_code not in RETRIED or tries == LISTING_TRIES:
+                raise
+            wait = retry_after(error.response.headers)
+        except httpx.TransportError as error:
+            if isinstance(error, httpx.ConnectError) or tries == LISTING_TRIES:  # nobody is there: say so at once
+                raise
+            wait = None
+        pause(tries, wait)
+        tries += 1
 
 
 class HubFolder:

@@ -6,12 +6,10 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import NotFoundError, SpeechFTMergeError, TemporaryError
+from speechft_merge.sources.retries import RETRIED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Status codes that a later try may not meet."""
 
 
 class HubError(SpeechFTMergeError):

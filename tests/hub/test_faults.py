@@ -94,14 +94,24 @@ def test_resolving_is_tried_again(
     assert any(entry.spoiled for entry in put.log())
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_listing_that_fails_once(status: int, put: HubServer, spawn: Run, tmp_path: Path, expected: bytes) -> None:
-    put.fault("GET /api/models/", status=status, headers={"Retry-After": "0"})
-    ran = spawn(*MERGE, env=put.env(**QUICK))
-    if ran.code:
-        assert_clean(ran, tmp_path, 75)
-    else:
-        assert_same(ran, tmp_path, expected)
+@pytest.mark.parametrize(
+    "fault", [{"status": 429, "headers": {"Retry-After": "0"}}, {"status": 500}, {"drop_after": 0}, {"sleep": 3}]
+)
+def test_a_listing_is_asked_for_again(
+    fault: dict[str, Any], put: HubServer, spawn: Run, tmp_path: Path, expected: bytes
+) -> None:
+    put.fault("GET /api/models/", times=2, **fault)
+    assert_same(spawn(*MERGE, env=put.env(**QUICK)), tmp_path, expected)
+
+
+@pytest.mark.parametrize("match", ["GET /api/models/", CDN])
+def test_a_busy_hub_is_left_alone_for_as_long_as_it_asks(
+    match: str, put: HubServer, spawn: Run, tmp_path: Path, expected: bytes
+) -> None:
+    put.fault(match, status=429, headers={"Retry-After": "2"})
+    began = time.monotonic()
+    assert_same(spawn(*MERGE, env=put.env(), patient=True), tmp_path, expected)
+    assert time.monotonic() - began > 2
 
 
 def test_a_dropped_range_goes_on_where_it_ended(put: HubServer, spawn: Run, tmp_path: Path, expected: bytes) -> None:
@@ -125,13 +135,14 @@ def test_another_range_than_was_asked_for_is_refused(
 def test_urls_that_expire_meanwhile_are_renewed(
     put: HubServer, tmp_path: Path, expected: bytes, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put.fault(CDN, skip=2, times=100, sleep=0.7)
+    put.fault(CDN, skip=2, hold=True)
     for name, value in put.env().items():
         monkeypatch.setenv(name, value)
     process = start(*MERGE)
     wait_for(lambda: any(entry.spoiled for entry in put.log(CDN)))
     put.expire()
-    _, err = process.communicate(timeout=60)
+    put.release()
+    _, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
     assert (tmp_path / "out" / SINGLE).read_bytes() == expected
     assert any(entry.status == 403 for entry in put.log(CDN))
@@ -153,7 +164,7 @@ def test_a_connection_that_drops_every_time_ends(put: HubServer, spawn: Run, tmp
 
 @pytest.mark.slow
 def test_a_server_that_is_silent_for_good_ends(put: HubServer, spawn: Run, tmp_path: Path) -> None:
-    put.fault(CDN, skip=4, times=1000, stall_after=1000, stall=100)
+    put.fault(CDN, skip=4, times=1000, stall_after=0, stall=100)
     assert_clean(spawn(*MERGE, env=put.env(**QUICK)), tmp_path, 75)
 
 
@@ -163,10 +174,7 @@ def test_files_that_changed_since_they_were_listed_are_refused(put: HubServer, s
     assert_clean(spawn(*MERGE, env=put.env()), tmp_path, 1, 65, 75)
 
 
-@pytest.mark.parametrize(
-    "moment",
-    ["listing", pytest.param("index", marks=pytest.mark.slow), pytest.param("weights", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("moment", ["listing", "index", "weights"])
 def test_a_server_that_dies(
     moment: str, start_hub: StartHub, streamed: Pair, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +182,7 @@ def test_a_server_that_dies(
     hub.repo("alice/base", streamed.base)
     hub.repo("alice/ft", streamed.finetuned)
     match, skip = {"listing": ("GET /api/models/", 1), "index": (CDN, 0), "weights": (CDN, 5)}[moment]
-    hub.fault(match, skip=skip, times=100, sleep=30)
+    hub.fault(match, skip=skip, times=100, hold=True)
     for name, value in hub.env().items():
         monkeypatch.setenv(name, value)
     process = start(*MERGE)
@@ -189,19 +197,19 @@ def test_a_server_that_dies(
 def test_ctrl_c_in_a_silent_download_ends_at_once(
     put: HubServer, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put.fault(CDN, skip=5, times=100, sleep=60)
-    for name, value in put.env(HF_HUB_DOWNLOAD_TIMEOUT="60").items():
+    put.fault(CDN, skip=5, times=100, hold=True)
+    for name, value in put.env(HF_HUB_DOWNLOAD_TIMEOUT="1000").items():
         monkeypatch.setenv(name, value)
     process = start(*MERGE)
     wait_for(lambda: any(entry.spoiled for entry in put.log(CDN)))
     process.terminate()
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=100)
     assert process.returncode == 143
     assert "Traceback" not in err
     assert left(tmp_path) == []
 
 
-def wait_for(happened: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(happened: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end
