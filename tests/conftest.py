@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from processes import COMMAND, Ran, plain_environment
 from safetensors.numpy import load_file, save_file
 
 from speechft_merge.__main__ import main
@@ -31,7 +32,6 @@ Run = Callable[..., "Ran"]
 Start = Callable[..., "subprocess.Popen[str]"]
 Snapshot = Callable[[Path], dict[str, str]]
 
-COMMAND = [sys.executable, "-m", "speechft_merge"]
 SINGLE = "model.safetensors"
 CONFIG = {"model_type": "hubert", "architectures": ["HubertModel"], "hidden_size": 32, "dtype": "float32"}
 CTC_CONFIG = CONFIG | {"architectures": ["HubertForCTC"], "vocab_size": 12}
@@ -48,23 +48,6 @@ class Pair:
     @property
     def args(self) -> list[str]:
         return [str(self.base), str(self.finetuned)]
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 class Tiny:
@@ -117,6 +100,13 @@ class Tiny:
     def _values(self, random: np.random.Generator, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         centre = 1 if name.endswith(("norm.weight", "original0")) else 0
         return (centre + 0.1 * random.standard_normal(shape)).astype(np.float32)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _heed_interrupts() -> None:
+    """A shell without job control starts `pytest &` with SIGINT ignored, and every process started here would be so."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +166,7 @@ def spawn(tmp_path: Path) -> Run:
     ) -> Ran:
         done = subprocess.run(
             [*wrapper, *COMMAND, *map(str, args)], cwd=cwd, env=plain_environment() | dict(env), capture_output=True,
-            encoding="utf-8", timeout=120, check=False, **kwargs,
+            encoding="utf-8", timeout=300, check=False, **kwargs,
         )  # fmt: skip
         return Ran(done.returncode, done.stdout, done.stderr)
 
@@ -188,10 +178,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start the command in `tmp_path` and leave it running; it is killed at the end of the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*args: object) -> subprocess.Popen[str]:
+    def start(*args: object, command: Sequence[str] = COMMAND) -> subprocess.Popen[str]:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
         started.append(
-            subprocess.Popen([*COMMAND, *map(str, args)], cwd=tmp_path, env=plain_environment(), **pipes)  # type: ignore[call-overload]
+            subprocess.Popen([*command, *map(str, args)], cwd=tmp_path, env=plain_environment(), **pipes)  # type: ignore[call-overload]
         )
         return started[-1]
 
@@ -199,12 +189,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in started:
         process.kill()
         process.communicate()
-
-
-def plain_environment() -> dict[str, str]:
-    """This process's, without what changes the command's output."""
-    changing = ("FORCE_COLOR", "NO_COLOR", "SPEECHFT_MERGE_DEBUG", "HF_HUB_DISABLE_PROGRESS_BARS")
-    return {name: value for name, value in os.environ.items() if name not in changing}
 
 
 @pytest.fixture(scope="session")

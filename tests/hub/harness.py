@@ -21,6 +21,7 @@ WRITER = "hf_alice"
 READER = "hf_alice_read"  # of the same user
 STRANGER = "hf_bob"  # may write, but to bob's repositories only
 UNKNOWN = "hf_unknown"
+IMPATIENT = [sys.executable, str(Path(__file__).with_name("commands.py"))]
 ACCOUNTS = (f"{WRITER}:alice:write", f"{READER}:alice:read", f"{STRANGER}:bob:write")
 
 Files = Path | Mapping[str, Path | str | bytes]
@@ -60,8 +61,8 @@ class HubServer:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DOWNLOAD_TIMEOUT": "3",
-            "HF_HUB_ETAG_TIMEOUT": "3",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "30",  # on a busy machine an answer may take seconds
+            "HF_HUB_ETAG_TIMEOUT": "30",
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
         } | more
@@ -105,6 +106,7 @@ class HubServer:
         times: int = 1,
         skip: int = 0,
         sleep: float = 0,
+        hold: bool = False,
         status: int | None = None,
         headers: Mapping[str, str] = {},
         body: str = '{"error": "injected"}',
@@ -117,6 +119,10 @@ class HubServer:
     ) -> None:
         """Spoil requests whose "METHOD path" `match` is found in; see `server.faults.Fault`."""
         self._control("fault", **{name: value for name, value in locals().items() if name != "self"})
+
+    def release(self) -> None:
+        """Let the requests go on that a fault holds."""
+        self._control("release")
 
     def latency(self, seconds: float) -> None:
         """Let every answer wait first."""

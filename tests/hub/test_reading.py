@@ -60,10 +60,10 @@ def sent(hub: HubServer, match: str = "GET .*/cdn/") -> int:
     return sum(entry.sent for entry in hub.log(match))
 
 
-def fill_cache(hub: HubServer, repo: str, revision: str | None = None) -> None:
+def fill_cache(hub: HubServer, *repos: str) -> None:
     """What other programs do before."""
-    code = "import sys, huggingface_hub as h; h.snapshot_download(sys.argv[1], revision=sys.argv[2] or None)"
-    subprocess.run([sys.executable, "-c", code, repo, revision or ""], env=os.environ | hub.env(), check=True)
+    code = "import sys, huggingface_hub as h; [h.snapshot_download(repo) for repo in sys.argv[1:]]"
+    subprocess.run([sys.executable, "-c", code, *repos], env=os.environ | hub.env(), check=True)
 
 
 # containers
@@ -375,8 +375,7 @@ def test_a_file_in_the_cache_is_read_there(
     large: Pair, hub: HubServer, spawn: Run, tmp_path: Path, merged: Callable[..., bytes]
 ) -> None:
     put(hub, large)
-    fill_cache(hub, "alice/base")
-    fill_cache(hub, "alice/ft")
+    fill_cache(hub, "alice/base", "alice/ft")
     hub.reset()
     ran = spawn(*MERGE, env=hub.env())
     assert ran.code == 0, ran.err
@@ -386,8 +385,7 @@ def test_a_file_in_the_cache_is_read_there(
 
 def test_the_same_content_under_another_commit_is_read_in_the_cache(large: Pair, hub: HubServer, spawn: Run) -> None:
     put(hub, large)
-    fill_cache(hub, "alice/base")
-    fill_cache(hub, "alice/ft")
+    fill_cache(hub, "alice/base", "alice/ft")
     for repo in ("alice/base", "alice/ft"):
         hub.commit(repo, {"README.md": CARD})
     hub.reset()
@@ -399,8 +397,7 @@ def test_a_cache_of_older_weights_is_not_read(
     large: Pair, pair: Pair, hub: HubServer, spawn: Run, tmp_path: Path, merged: Callable[..., bytes]
 ) -> None:
     put(hub, large)
-    fill_cache(hub, "alice/base")
-    fill_cache(hub, "alice/ft")
+    fill_cache(hub, "alice/base", "alice/ft")
     hub.commit("alice/base", pair.base)
     hub.commit("alice/ft", pair.finetuned)
     assert spawn(*MERGE, env=hub.env()).code == 0
@@ -423,8 +420,7 @@ def test_offline_what_is_cached_is_merged(
     large: Pair, hub: HubServer, spawn: Run, tmp_path: Path, merged: Callable[..., bytes]
 ) -> None:
     base, _ = put(hub, large)
-    fill_cache(hub, "alice/base")
-    fill_cache(hub, "alice/ft")
+    fill_cache(hub, "alice/base", "alice/ft")
     hub.reset()
     ran = spawn(*MERGE, env=hub.env(HF_HUB_OFFLINE="1"))
     assert ran.code == 0, ran.err
@@ -436,8 +432,7 @@ def test_offline_what_is_cached_is_merged(
 
 def test_offline_and_online_are_the_same_merge(large: Pair, hub: HubServer, spawn: Run) -> None:
     put(hub, large)
-    for repo in ("alice/base", "alice/ft"):
-        fill_cache(hub, repo)
+    fill_cache(hub, "alice/base", "alice/ft")
     assert spawn(*MERGE, env=hub.env()).code == 0
     again = spawn(*MERGE, "--json", env=hub.env(HF_HUB_OFFLINE="1"))
     assert again.code == 0, again.err

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -349,6 +350,19 @@ def test_sleep(hub: HubServer) -> None:
     began = time.monotonic()
     assert ask(location).body == CONTENT
     assert time.monotonic() - began >= 0.2
+
+
+def test_hold(hub: HubServer) -> None:
+    location = signed(hub)
+    hub.fault("/cdn/", hold=True)
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(ask, location)
+        while not hub.log("/cdn/"):
+            time.sleep(0.01)
+        assert ask(location).body == CONTENT  # the next one is not
+        assert not held.done()
+        hub.release()
+        assert held.result(60).body == CONTENT
 
 
 @pytest.mark.parametrize("after", [0, 1000])

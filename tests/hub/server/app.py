@@ -43,7 +43,8 @@ class App:
         self._controls.journal.append(entry)
         fault = self._controls.faults.take(entry)
         wire = Wire(receive, send, entry, fault)
-        await asyncio.sleep(self._controls.latency + fault.sleep)
+        await asyncio.sleep(self._controls.latency)
+        await self._controls.faults.delay(fault)
         if fault.wrong_range:
             scope = misread(scope, fault.wrong_range)
         response = fault.answer

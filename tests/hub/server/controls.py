@@ -37,6 +37,7 @@ class Controls:
             "epoch": self._epoch,
             "fault": self._fault,
             "latency": self._latency,
+            "release": self._release,
             "repo": self._repo,
             "reset": self._reset,
             "stored": self._stored,
@@ -91,6 +92,9 @@ class Controls:
 
     def _latency(self, seconds: float) -> None:
         self.latency = seconds
+
+    def _release(self) -> None:
+        self.faults.release()
 
     def _epoch(self) -> None:
         """Let every signed URL expire."""

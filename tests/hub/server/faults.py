@@ -22,6 +22,7 @@ class Fault:
     times: int = 1
     skip: int = 0  # so many requests pass first
     sleep: float = 0  # seconds before the request is looked at
+    hold: bool = False  # it is not looked at before `Faults.release`
     # an answer instead of the true one; if late, the request is carried out nevertheless
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
@@ -49,12 +50,25 @@ class Faults:
 
     def __init__(self) -> None:
         self._waiting: list[Fault] = []
+        self._gate = asyncio.Event()
 
     def add(self, fault: Fault) -> None:
         self._waiting.append(fault)
 
     def clear(self) -> None:
         self._waiting.clear()
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the requests that are held, but not of later ones."""
+        self._gate.set()
+        self._gate = asyncio.Event()
+
+    async def delay(self, fault: Fault) -> None:
+        """Wait before a request is looked at."""
+        await asyncio.sleep(fault.sleep)
+        if fault.hold:
+            await self._gate.wait()
 
     def take(self, entry: Entry) -> Fault:
         """The first fault that has its turn at this request; one that does nothing if there is none."""
