@@ -19,6 +19,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from processes import COMMAND, Ran, plain_environment
 from safetensors.numpy import load_file, save_file
@@ -31,6 +32,16 @@ Weights = dict[str, NDArray[Any]]
 Run = Callable[..., "Ran"]
 Start = Callable[..., "subprocess.Popen[str]"]
 Snapshot = Callable[[Path], dict[str, str]]
+
+# the same examples in every run; on a busy machine time says nothing; and no example minds that of the one before a
+# file is left in the test's folder
+settings.register_profile(
+    "busy",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("busy")
 
 SINGLE = "model.safetensors"
 CONFIG = {"model_type": "hubert", "architectures": ["HubertModel"], "hidden_size": 32, "dtype": "float32"}

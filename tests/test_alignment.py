@@ -134,7 +134,7 @@ def test_a_prefix_nobody_knows_on_both_sides_hides_no_head(family: str, kind: st
 
 
 @given(words=st.lists(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), max_size=3), swap=st.booleans())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_prefix_of_any_words_is_seen_through(words: list[str], swap: bool) -> None:
     prefix = "".join(word + "." for word in words)
     base, finetuned = dict(shapes("Hubert", "Model")), with_prefix(prefix, dict(shapes("Hubert", "ForCTC")))
@@ -221,7 +221,7 @@ def test_a_quantizer_of_the_base_is_a_head() -> None:
 
 
 @given(lost=st.sets(st.integers(0, 50), max_size=25))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_what_is_left_of_a_finetune_still_matches(lost: set[int]) -> None:
     theirs = dict(shapes("Hubert", "ForCTC"))
     for name in list(itertools.compress(theirs, [i in lost for i in range(len(theirs))])):
@@ -265,7 +265,7 @@ def test_models_without_a_common_name_have_no_pairs() -> None:
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_order_of_names_does_not_matter(data: st.DataObject) -> None:
     base, finetuned = dict(shapes("Wav2Vec2", "ForPreTraining")), dict(shapes("Wav2Vec2", "ForXVector"))
     found = align(dict(data.draw(st.permutations(list(base.items())))), finetuned)

@@ -255,7 +255,7 @@ def test_a_terminal_gets_the_same_words(pair: Pair, tmp_path: Path) -> None:
         with contextlib.suppress(OSError):  # how a terminal ends
             while part := terminal.read(1 << 16):
                 shown += part
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=100) == 0
     lines = shown.decode().split("\r\n")
     assert lines[-2:] == ["out", ""]
     assert "48 interpolated, 2 left out" in shown.decode()

@@ -66,7 +66,7 @@ def test_an_identical_model_has_a_cosine_of_one() -> None:
     assert relation(weights(0), weights(0)).median == pytest.approx(1, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(1, 1 << 30), centre=st.sampled_from([0.0, 0.5, -3.0]))
 def test_independent_weights_are_unrelated_even_with_a_common_mean(seed: int, centre: float) -> None:
     found = relation(weights(0, centre=centre), weights(seed, centre=centre))
@@ -260,7 +260,7 @@ def test_the_fingerprint_tells_of_any_change_that_training_makes(change: str) ->
     assert fingerprint(checkpoint_of(before)) != fingerprint(checkpoint_of(after))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(order=st.permutations(list(weights(0))))
 def test_the_order_in_the_file_does_not_matter(order: list[str]) -> None:
     tensors = weights(0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -18,7 +18,6 @@ from speechft_merge.interpolate import OVERFLOW, Sums, all_finite, interpolate, 
 ALPHAS = (0.0, 0.1, 0.25, 0.3, 0.4999, 0.5, 0.75, 0.9, 1.0)
 BEYOND = (-0.5, 1.5, 3.0)
 REALS = (np.float32, np.float64)
-relaxed = settings(deadline=None)  # on a busy machine time says nothing
 HALVES = {DType.F16: torch.float16, DType.BF16: torch.bfloat16}
 
 alphas = st.one_of(st.sampled_from(ALPHAS), st.floats(0, 1))
@@ -60,7 +59,6 @@ def test_float32_is_within_two_ulp_of_the_exact_value(alpha: float, spread: floa
     assert (error <= 2 * np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)).all()
 
 
-@relaxed
 @given(st.floats(2**-10, 2**10, width=32), st.floats(-0.5, 0.5), alphas)
 def test_float32_is_within_two_ulp_of_the_exact_rational(base: float, move: float, alpha: float) -> None:
     a, b = np.float32(base), np.float32(base * (1 + move))
@@ -88,7 +86,6 @@ def test_both_ends_are_exact_even_for_far_apart_numbers(real: Any, alpha: float)
     assert np.array_equal(merged(base, finetuned, alpha=alpha), finetuned if alpha else base)
 
 
-@relaxed
 @given(hnp.arrays(np.float32, 8, elements=singles), hnp.arrays(np.float32, 8, elements=singles), alphas)
 def test_the_result_lies_between_base_and_finetune(base: Any, finetuned: Any, alpha: float) -> None:
     result = merged(base, finetuned, alpha=alpha)
@@ -117,7 +114,6 @@ def test_equals_three_steps_in_torch_bit_for_bit(real: Any, alpha: float, n: int
     assert result.tobytes() == torch_three_steps(base, finetuned, alpha).tobytes()
 
 
-@relaxed
 @given(
     hnp.arrays(np.float32, 5, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)),
     hnp.arrays(np.float32, 5, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)),
@@ -139,7 +135,6 @@ def test_subnormals_are_not_flushed_to_zero() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("real", REALS)
-@relaxed
 @given(alpha=st.floats(0, 1, exclude_max=True), values=st.data())
 def test_elements_equal_on_both_sides_come_out_bit_identical(
     count: int, real: Any, alpha: float, values: st.DataObject
@@ -203,7 +198,6 @@ def test_sums_are_those_of_the_base_and_of_the_difference(real: Any, alpha: floa
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.75])
-@relaxed
 @given(where=st.integers(0, 99), bits=st.integers(1, 3))
 def test_a_change_of_the_last_bit_of_one_element_is_noticed(alpha: float, where: int, bits: int) -> None:
     base = np.full(100, 1e-20, np.float32)  # the square of the difference is 0 in float32
@@ -261,7 +255,6 @@ def test_float64_to_half_types_is_rounded_once(dtype: DType) -> None:
         assert np.array_equal(narrowed(-near, dtype).view(np.uint16), expected | 0x8000)
 
 
-@relaxed
 @given(st.floats(allow_nan=False))
 def test_float64_to_bfloat16_is_one_of_the_two_neighbours_and_the_nearer(value: float) -> None:
     word = int(narrowed(np.array([value]), DType.BF16).view(np.uint16)[0])

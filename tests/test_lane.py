@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import dtype_of, from_bytes, span_of, to_bytes
 
@@ -21,7 +21,6 @@ from speechft_merge.plan import Action, PlannedTensor
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ALPHAS = (0.1, 0.25, 0.5, 0.7)
-relaxed = settings(deadline=None)  # on a busy machine time says nothing
 
 
 def plan_of(
@@ -128,7 +127,6 @@ def test_several_finetunes_of_several_types_equal_torch(dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@relaxed
 @given(data=st.data())
 def test_any_finite_half_numbers_equal_torch(dtype: torch.dtype, data: st.DataObject) -> None:
     exponent = 0x7C00 if dtype is torch.float16 else 0x7F80
@@ -185,7 +183,7 @@ def test_integers_and_booleans_are_copied_as_they_are(values: torch.Tensor) -> N
 
 
 @pytest.mark.parametrize("dtypes", list(itertools.product(FLOATS, [torch.float32, torch.bfloat16])))
-@settings(relaxed, max_examples=25)
+@settings(max_examples=25)
 @given(cuts=st.lists(st.integers(0, 300), max_size=6), alpha=st.floats(0, 1, exclude_min=True))
 def test_any_cut_of_a_tensor_gives_the_same_bytes(
     dtypes: tuple[torch.dtype, torch.dtype], cuts: list[int], alpha: float
@@ -195,7 +193,7 @@ def test_any_cut_of_a_tensor_gives_the_same_bytes(
     assert run(tensor, tuple(cuts))[0] == run(tensor)[0]
 
 
-@settings(relaxed, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(block=st.integers(1, 400), alpha=st.sampled_from(ALPHAS), dtype=st.sampled_from(FLOATS))
 def test_the_block_size_leaves_no_trace(
     block: int, alpha: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -287,7 +285,7 @@ def test_sums_over_a_chunk_equal_those_in_float64(dtype: torch.dtype, alpha: flo
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@settings(relaxed, max_examples=10)
+@settings(max_examples=10)
 @given(where=st.none() | st.integers(0, BLOCK + 9), alpha=st.sampled_from(ALPHAS))
 def test_one_changed_element_is_enough_to_be_changed(dtype: torch.dtype, where: int | None, alpha: float) -> None:
     base: Any = torch.ones(BLOCK + 10, dtype=dtype)

@@ -364,7 +364,7 @@ def test_a_finetune_with_a_tensor_that_cannot_be_read_is_refused_only_if_all_are
     keep_head=st.booleans(),
     rules=st.sets(st.sampled_from(["encoder=0.5", "layers=0", "layers=0.1:0.9", "encoder.layers.*.**=1"]), max_size=2),
 )
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_every_tensor_of_either_side_is_accounted_for_once(
     lost: set[int], lost_in_base: set[int], heads: tuple[bool, bool], keep_head: bool, rules: set[str]
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechft_merge.errors import NotFoundError, UsageError
@@ -18,7 +18,6 @@ from speechft_merge.selectors import AlphaRule, parse_rule
 if TYPE_CHECKING:
     from pathlib import Path
 
-relaxed = settings(deadline=None)  # on a busy machine time says nothing
 shares = st.floats(0, 1)
 rules = st.builds(
     AlphaRule, st.sampled_from(["layers", "encoder", "0-5", "decoder.3", "11"]), shares, shares
@@ -34,7 +33,7 @@ recipes = st.builds(
     keep_head=st.booleans(),
     extrapolate=st.booleans(),
 )
-on_disk = settings(relaxed, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+on_disk = settings(max_examples=60)
 
 
 def read(tmp_path: Path, text: str) -> Recipe:
@@ -155,7 +154,6 @@ def test_weights_are_positive_numbers(weights: tuple[float, ...]) -> None:
         Recipe(weights=weights)
 
 
-@relaxed
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=6))
 def test_weights_are_normalised_to_one(weights: list[float]) -> None:
     found = Recipe(weights=tuple(weights)).normalised_weights(len(weights))
@@ -163,7 +161,6 @@ def test_weights_are_normalised_to_one(weights: list[float]) -> None:
     assert [a / found[0] for a in found] == pytest.approx([a / weights[0] for a in weights], rel=1e-9)
 
 
-@relaxed
 @given(st.floats(0, exclude_min=True, allow_infinity=False))
 def test_the_weight_of_a_single_finetune_is_exactly_one(weight: float) -> None:
     assert Recipe(weights=(weight,)).normalised_weights(1) == (1.0,)

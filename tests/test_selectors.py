@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from speechft_merge.errors import UsageError
 from speechft_merge.layouts.anatomy import PARTS, Place, place_of
 from speechft_merge.selectors import AlphaRule, Subject, alphas_of, parse_alpha, parse_rule
 
-relaxed = settings(deadline=None)  # on a busy machine time says nothing
 DEFAULT = 0.25
 NAMES = (
     "masked_spec_embed",
@@ -101,7 +100,6 @@ ramps = st.from_regex(r"(layers|encoder|decoder|(decoder\.)?[0-9]{1,2}(-[0-9]{1,
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@relaxed
 @given(st.builds(AlphaRule, ramps, numbers, numbers) | st.builds(lambda s, x: AlphaRule(s, x, x), selectors, numbers))
 def test_a_rule_written_out_reads_as_itself(rule: AlphaRule) -> None:
     assert parse_rule(str(rule)) == rule
@@ -185,7 +183,6 @@ def test_a_pattern_is_on_the_words_of_a_whole_name(pattern: str, count: int) -> 
             alphas(f"{pattern}=0.9")
 
 
-@relaxed
 @given(st.sampled_from(NAMES))
 def test_a_name_selects_itself_only(name: str) -> None:
     assert chosen(name) == {name}
@@ -205,7 +202,6 @@ def test_later_rules_win() -> None:
     assert {alphas("3=0.4", "layers=0.1")[name] for name in layer(3)} == {0.1}
 
 
-@relaxed
 @given(st.lists(st.tuples(st.integers(0, 11), st.sampled_from([0.0, 0.1, 0.5, 1.0])), max_size=8))
 def test_the_last_rule_on_a_layer_is_the_one_that_counts(rules: list[tuple[int, float]]) -> None:
     found = alphas(*(f"{index}={alpha}" for index, alpha in rules))
@@ -214,7 +210,6 @@ def test_the_last_rule_on_a_layer_is_the_one_that_counts(rules: list[tuple[int, 
         assert {found[name] for name in layer(index)} == {last.get(index, DEFAULT)}
 
 
-@relaxed
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 11), st.integers(0, 11))
 def test_a_ramp_is_exact_at_its_ends_and_even_and_monotone_between(
     start: float, stop: float, one: int, other: int

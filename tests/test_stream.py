@@ -177,7 +177,7 @@ def test_a_tensor_of_many_chunks_equals_the_formula() -> None:
     assert torch.equal(from_bytes(sink.content, torch.float32), expected)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(chunk=st.integers(8, 5000), workers=st.integers(1, 3), n=st.integers(0, 3000))
 def test_the_chunk_size_leaves_no_trace(chunk: int, workers: int, n: int) -> None:
     tensors = [plan_of(str(dtype), *pair(n, dtype)) for dtype in FLOATS]

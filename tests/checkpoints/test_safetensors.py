@@ -46,7 +46,7 @@ SHAPES = st.lists(st.integers(0, 3), max_size=4).map(tuple)
 DTYPES = st.sampled_from(sorted(set(DType) - UNKNOWN_TO_THE_LIBRARY_S_TORCH_READER, key=str))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.dictionaries(NAMES, st.tuples(DTYPES, SHAPES), min_size=1, max_size=5),
     st.none() | st.dictionaries(NAMES, NAMES, max_size=3),

@@ -122,7 +122,7 @@ def largest(value: object, depth: int = 0) -> int:
     return max([sum(sizes) if sizes else -1, *(largest(item, depth + 1) for item in named.values())])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(STATES)
 def test_no_dictionary_of_tensors_is_larger_than_the_one_found(open_bytes: Open, root: object) -> None:
     most = largest(root)

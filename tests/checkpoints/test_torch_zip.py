@@ -67,14 +67,14 @@ def views(draw: st.DrawFn) -> torch.Tensor:
     return torch.arange(max(24, offset + last + 1)).to(dtype).as_strided(shape, strides, offset)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(views(), st.booleans())
 def test_any_view_of_a_storage_reads_back(open_bytes: Open, view: torch.Tensor, legacy: bool) -> None:
     file = saved({"a": view}, legacy=legacy)
     assert_holds(open_bytes(file), loaded(file))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(views(), st.data())
 def test_any_part_of_a_view_reads_back(open_bytes: Open, view: torch.Tensor, data: st.DataObject) -> None:
     span = open_bytes(saved({"a": view})).tensors["a"]

@@ -1,0 +1,23 @@
+"""The command on a disk that takes some time for every chunk: `slowly.py SECONDS BASE FINETUNED...`.
+
+So a merge of a small model can be met while it writes, on a busy machine too.
+"""
+
+import sys
+import time
+
+from speechft_merge.__main__ import main
+from speechft_merge.staging import OutputWriter
+
+seconds = float(sys.argv.pop(1))
+write = OutputWriter.write
+
+
+def write_slowly(self: OutputWriter, offset: int, data: memoryview) -> None:
+    write(self, offset, data)
+    time.sleep(seconds)
+
+
+if __name__ == "__main__":
+    OutputWriter.write = write_slowly  # type: ignore[method-assign]
+    main()
