@@ -43,6 +43,10 @@ def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, b
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import LocalTokenNotFoundError
 
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(
+            f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo}; push later, where there is a network"
+        )
     api = HfApi()
     with hub_errors(repo):
         try:
@@ -58,6 +62,11 @@ def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, b
             if branch is not None:
                 api.create_branch(repo, branch=branch, exist_ok=True)
         info = api.model_info(repo, revision=branch, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    if private and info.private is False:
+        raise HubError(
+            f"{repo} is there already and is public, and --private holds for a new repository; make it private on the "
+            "Hub first, choose another name, or leave --private out"
+        )
     files = frozenset(sibling.rfilename for sibling in info.siblings or ())
     return PushTarget(repo, branch, private, create_pr, str(info.sha), files)
 

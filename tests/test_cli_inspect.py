@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zipfile
 from typing import TYPE_CHECKING
@@ -143,3 +144,15 @@ def test_errors_have_the_codes_of_merge(words: list[str], code: int, run: Run) -
     ran = run("inspect", *words)
     assert (ran.code, ran.out) == (code, "")
     assert "Traceback" not in ran.err
+
+
+def test_weights_that_were_not_opened_are_listed(pair: Pair, run: Run, tmp_path: Path) -> None:
+    """Whisper's repositories have several precisions, and an index of a name of its own."""
+    shutil.copytree(pair.base, tmp_path / "model")
+    others = ["model.fp32-00001-of-00002.safetensors", "model.safetensors.index.fp32.json", "pytorch_model.bin"]
+    for name in (*others, "training_args.bin", "tf_model.h5"):
+        (tmp_path / "model" / name).write_bytes(b"")
+    assert run("inspect", "model", "--json").json["other_weights"] == others[1:]
+    ran = run("inspect", "model")
+    assert "model.safetensors.index.fp32.json, pytorch_model.bin (not opened; name one to open it)" in ran.out
+    assert "other weights" not in run("inspect", pair.base).out

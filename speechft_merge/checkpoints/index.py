@@ -53,6 +53,8 @@ class Checkpoint:
     """Where in a pickled file the state dict was found; empty when it is the whole file."""
     others: dict[str, str] = field(default_factory=dict)
     """What else a pickled file holds, each described in a few words."""
+    file: str = ""
+    """The file, or the index of shards, that was opened."""
     folder: Folder | None = None
     """The model directory, for config.json and its like; None for a lone file that has no such company."""
 

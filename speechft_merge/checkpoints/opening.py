@@ -31,6 +31,11 @@ USUAL_NAMES = (
 NOT_WEIGHTS = ("training_args.bin", "optimizer.", "scheduler.", "scaler.", "rng_state", "random_states")
 """What training code leaves beside the weights under the same suffixes."""
 
+_INDEX = re.compile(
+    r"\.(safetensors|bin)\.index\b[^/]*\.json$"
+)  # whisper-large-v3 has model.safetensors.index.fp32.json
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+
 
 def open_checkpoint(reference: str, download: bool = False) -> Checkpoint:
     """Index the model that `reference` names: a directory, a weights file or an index of shards, on disk or on the Hub.
@@ -72,8 +77,7 @@ def choose_weights(folder: Folder) -> str:
             f"{folder.name} holds an adapter (PEFT), not a whole model; fold it into its base first "
             "(merge_and_unload) and save the result"
         )
-    indexes = [name for name in names if name.endswith((".safetensors.index.json", ".bin.index.json"))]
-    loose = [name for name in names if name.endswith(WEIGHT_SUFFIXES) and not name.startswith(NOT_WEIGHTS)]
+    indexes, loose = _candidates(names)
     candidates = indexes or loose
     if not candidates:
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
@@ -89,11 +93,26 @@ def choose_weights(folder: Folder) -> str:
     return candidates[0]
 
 
-def _open_in(folder: Folder, name: str, reference: str) -> Checkpoint:
-    if re.search(r"\.index\b[^/]*\.json$", name):  # whisper-large-v3 has model.safetensors.index.fp32.json
-        checkpoint = _open_shards(folder, name, reference)
+def other_weights(checkpoint: Checkpoint) -> list[str]:
+    """What beside the file that was opened could have been: another precision, another container."""
+    if checkpoint.folder is None:
+        return []
+    indexes, loose = _candidates(checkpoint.folder.names())
+    return [name for name in (*indexes, *loose) if name != checkpoint.file and not _SHARD.search(name)]
+
+
+def _candidates(names: list[str]) -> tuple[list[str], list[str]]:
+    """Indexes of shards, and weights files."""
+    indexes = [name for name in names if _INDEX.search(name)]
+    loose = [name for name in names if name.endswith(WEIGHT_SUFFIXES) and not name.startswith(NOT_WEIGHTS)]
+    return indexes, loose
+
+
+def _open_in(folder: Folder, file: str, reference: str) -> Checkpoint:
+    if _INDEX.search(file):
+        checkpoint = _open_shards(folder, file, reference)
     else:
-        checkpoint = _open_file(folder.open(name), reference)
+        checkpoint = _open_file(folder.open(file), reference)
     if not checkpoint.tensors:
         odd = (
             f" (only ones that cannot be read, such as {next(iter(checkpoint.unreadable))!r})"
@@ -104,7 +123,7 @@ def _open_in(folder: Folder, name: str, reference: str) -> Checkpoint:
     for name in (*checkpoint.tensors, *checkpoint.unreadable):
         if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
             raise CheckpointError(f"{reference}: the tensor name {name!r} is not valid text (half a surrogate pair)")
-    checkpoint.folder = folder
+    checkpoint.file, checkpoint.folder = file, folder
     return checkpoint
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 References = Annotated[
     list[str],
-    typer.Argument(help="A model, or a base and fine-tunes to be matched with it."),
+    typer.Argument(metavar="MODEL...", help="A model, or a base and fine-tunes to be matched with it."),
 ]
 
 
@@ -45,11 +45,14 @@ def inspect(
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """The index as a JSON document."""
+    from speechft_merge.checkpoints.opening import other_weights
+
     return {
         "reference": checkpoint.reference,
         "container": checkpoint.container,
         "model_type": _model_type(checkpoint),
         "files": [{"file": source.name, "size": source.size} for source in checkpoint.sources],
+        "other_weights": other_weights(checkpoint),
         "state_dict": checkpoint.state_path or None,
         "parameters": checkpoint.parameters,
         "dtypes": dict(Counter(span.dtype.torch_name for span in checkpoint.tensors.values())),
@@ -70,6 +73,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def show_checkpoint(shown: Output, checkpoint: Checkpoint) -> None:
     """The same for people."""
+    from speechft_merge.checkpoints.opening import other_weights
     from speechft_merge.layouts.alignment import backbone_prefix
     from speechft_merge.layouts.anatomy import canonical, is_head, place_of
 
@@ -77,6 +81,7 @@ def show_checkpoint(shown: Output, checkpoint: Checkpoint) -> None:
     prefix = backbone_prefix(shapes)
     dtypes = Counter(span.dtype.torch_name for span in checkpoint.tensors.values())
     size = sum(source.size for source in checkpoint.sources)
+    others = other_weights(checkpoint)
     architecture = _model_type(checkpoint)
     facts = [
         (
@@ -90,6 +95,7 @@ def show_checkpoint(shown: Output, checkpoint: Checkpoint) -> None:
         ),
         ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.tensors)} tensors"),
         ("element types", ", ".join(f"{name} ({count})" for name, count in dtypes.items())),
+        *([("other weights", f"{', '.join(others)} (not opened; name one to open it)")] if others else []),
         *((f"cannot be read: {name}", why) for name, why in checkpoint.unreadable.items()),
         *((f"also holds {key}", what) for key, what in checkpoint.others.items()),
         *((f"metadata {key}", value) for key, value in checkpoint.metadata.items()),

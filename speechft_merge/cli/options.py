@@ -10,10 +10,11 @@ import typer
 Base = Annotated[
     str,
     typer.Argument(
-        help="The pre-trained model: a directory, a weights file, or org/name[@revision][:file] on the Hub."
+        metavar="BASE",
+        help="The pre-trained model: a directory, a weights file, or org/name[@revision][:file] on the Hub.",
     ),
 ]
-Finetuned = Annotated[list[str], typer.Argument(help="One or more fine-tunes of it, likewise.")]
+Finetuned = Annotated[list[str], typer.Argument(metavar="FINETUNED...", help="One or more fine-tunes of it, likewise.")]
 OutputDir = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="DIR", help="Directory to make; default: named after the fine-tune, here."),

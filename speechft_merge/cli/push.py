@@ -10,8 +10,10 @@ import typer
 from speechft_merge.cli import options
 from speechft_merge.cli.output import Output
 
-Folder = Annotated[Path, typer.Argument(help="The output of a merge.")]
-Repository = Annotated[str, typer.Argument(help="Where to: org/name on the Hub; it is made if it is not there.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The output of a merge.")]
+Repository = Annotated[
+    str, typer.Argument(metavar="REPO", help="Where to: org/name on the Hub; it is made if it is not there.")
+]
 
 
 def push(

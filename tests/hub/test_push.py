@@ -278,6 +278,20 @@ def test_a_pull_request_needs_a_repository(pair: Pair, hub: HubServer, target: s
     assert not (tmp_path / "out").exists()
 
 
+def test_private_does_not_mean_a_repository_that_is_public(
+    pair: Pair, hub: HubServer, empty: str, spawn: Run, tmp_path: Path
+) -> None:
+    ran = spawn(*pair.args, "-o", "out", "--push-to-hub", empty, "--private", env=hub.env())
+    assert_refused(ran, 1, f"{empty} is there already and is public", "leave --private out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_offline_nothing_can_be_pushed(pair: Pair, hub: HubServer, target: str, spawn: Run, tmp_path: Path) -> None:
+    ran = spawn(*pair.args, "-o", "out", "--push-to-hub", target, env=hub.env(HF_HUB_OFFLINE="1"))
+    assert_refused(ran, 1, "HF_HUB_OFFLINE is set", "nothing can be pushed")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["a/b/c", "alice/a--b", "alice/../x", "", "alice/my model"])
 def test_a_name_that_no_repository_can_have(name: str, pair: Pair, hub: HubServer, spawn: Run, tmp_path: Path) -> None:
     ran = spawn(*pair.args, "-o", "out", "--push-to-hub", name, env=hub.env())
