@@ -88,9 +88,13 @@ class _Folder:
         self.path = path
         self._durable = durable
         self._owner = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-        with explained(path):
-            path.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fd = -1
+
+    def make(self) -> None:
+        """Make it, unless it is there, and take hold of it."""
+        with explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def create(self, name: str) -> tuple[str, int]:
         """A new file under a name that no other process on any host uses; that name, and its descriptor.
@@ -168,12 +172,18 @@ class Staging:
     def __init__(self, output: Path, digest: str, durable: bool = True) -> None:
         self.output = output
         self.path = output.parent / f".{output.name}.{digest[:16]}.partial"
-        self._folder = _Folder(self.path, durable)
         self._durable = durable
-        self._remove_stale()
-        self.finished = self._read_journal()
-        _, sign = self._folder.create("run")  # tells other runs of the same merge that this one is at work
-        os.close(sign)
+        self._new_parents = [parent for parent in output.parents if not parent.exists()]
+        self._folder = _Folder(self.path, durable)
+        try:
+            self._folder.make()
+            self._remove_stale()
+            self.finished = self._read_journal()
+            _, sign = self._folder.create("run")  # tells other runs of the same merge that this one is at work
+            os.close(sign)
+        except BaseException:
+            self.abandon()
+            raise
 
     def open(self, planned: OutputFile) -> OutputWriter:
         """Begin one weight file."""
@@ -228,9 +238,11 @@ class Staging:
                     self._write_journal()
                 raise
         if self._durable:
-            parent = _Folder(self.output.parent, durable=True)
-            parent.sync()
-            parent.close()
+            for path in (self.output.parent, *(parent.parent for parent in self._new_parents)):
+                parent = _Folder(path, durable=True)
+                parent.make()
+                parent.sync()
+                parent.close()
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
         self._folder.close()
@@ -253,6 +265,9 @@ class Staging:
             return True
         if not any(self.path.glob(".*.tmp")):
             shutil.rmtree(self.path, ignore_errors=True)
+        for parent in self._new_parents:
+            with contextlib.suppress(OSError):  # another run has something in it
+                parent.rmdir()
         return False
 
     def _read_journal(self) -> dict[str, dict[str, Any]]:
@@ -279,6 +294,7 @@ def write_whole(path: Path, content: bytes) -> None:
         OutputError, WriteError: it cannot be written.
     """
     folder = _Folder(path.parent, durable=False)
+    folder.make()
     try:
         folder.put(path.name, content)
     finally:

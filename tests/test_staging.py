@@ -143,6 +143,29 @@ def test_an_abandoned_folder_goes_unless_it_holds_finished_files(tmp_path: Path)
     assert Staging(tmp_path / "out", DIGEST).is_finished(FILE)
 
 
+def test_folders_made_for_an_output_that_never_comes_go_with_it(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    output = tmp_path / "there" / "new" / "newer" / "out"
+    assert not Staging(output, DIGEST).abandon()
+    assert names_in(tmp_path / "there") == set()
+    staging = Staging(output, DIGEST)
+    (output.parent / "other").mkdir()  # by somebody else, meanwhile
+    assert not staging.abandon()
+    assert names_in(output.parent) == {"other"}
+
+
+def test_nothing_is_left_when_a_signal_comes_while_the_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(Staging, "_read_journal", stop)
+    with pytest.raises(SystemExit):
+        Staging(tmp_path / "new" / "out", DIGEST)
+    assert names_in(tmp_path) == set()
+
+
 def test_a_file_is_removed_though_a_signal_came_before_anyone_knew_of_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

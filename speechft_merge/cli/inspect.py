@@ -35,12 +35,16 @@ def inspect(
     shown = Output(json, quiet, verbose)
     opened = [open_checkpoint(reference) for reference in models]
     if len(opened) == 1:
-        shown.document(describe_checkpoint(opened[0]))
-        show_checkpoint(shown, opened[0])
+        if json:
+            shown.document(describe_checkpoint(opened[0]))
+        else:
+            show_checkpoint(shown, opened[0])
         return
     plan = make_plan(opened[0], opened[1:], Recipe())
-    shown.document(describe_mapping(plan, models))
-    show_mapping(shown, plan)
+    if json:
+        shown.document(describe_mapping(plan, models))
+    else:
+        show_mapping(shown, plan)
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
