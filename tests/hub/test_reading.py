@@ -483,3 +483,23 @@ def test_after_download_the_same_works_offline(
     assert {name: before[name] for name in before.keys() - written} == {
         name: after[name] for name in after.keys() - written
     }
+
+
+# Xet
+
+
+@pytest.mark.parametrize("options", [(), ("--download",)], ids=["streamed", "downloaded"])
+def test_a_model_that_was_stored_by_way_of_xet_is_read(
+    options: tuple[str, ...], large: Pair, hub: HubServer, spawn: Run, tmp_path: Path
+) -> None:
+    pytest.importorskip("hf_xet")
+    hub.delete("alice/xet")
+    env = hub.env(HF_HUB_DISABLE_XET="0")
+    ran = spawn(*large.args, "-o", "base", "--push-to-hub", "alice/xet", env=env)
+    assert ran.code == 0, ran.err
+    assert hub.log("xet-write-token")
+    ran = spawn("alice/xet", large.finetuned, *options, "-o", "out", env=env)
+    assert ran.code == 0, ran.err
+    assert bool(hub.log("xet-read-token")) == bool(options)  # ranges come from the bridge over HTTP
+    assert spawn("base", large.finetuned, "-o", "local").code == 0
+    assert (tmp_path / "out" / SINGLE).read_bytes() == (tmp_path / "local" / SINGLE).read_bytes()
