@@ -173,3 +173,14 @@ def test_no_token_in_what_is_written(put: HubServer, spawn: Run, tmp_path: Path)
     written = "".join(path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix in (".json", ".md"))
     assert WRITER not in ran.out + ran.err + written
     assert "Signature=" not in ran.out + ran.err + written
+
+
+@pytest.mark.parametrize("match", ["GET /api/models/", "HEAD .*/resolve/", "GET /cdn/"])
+def test_no_token_in_a_traceback_either(match: str, put: HubServer, large: Pair, spawn: Run, tmp_path: Path) -> None:
+    put.repo("alice/base", large.base)
+    put.fault(match, times=1000, status=500)
+    ran = spawn(*MERGE, env=put.env(SPEECHFT_MERGE_DEBUG="1"))
+    assert ran.code == 75
+    assert "Traceback" in ran.err
+    assert WRITER not in ran.err
+    assert "Signature=" not in ran.err
