@@ -174,7 +174,7 @@ def main() -> None:
     folder = options.pairs / "hubert"
     needed = sum(tensor_bytes(folder / "safetensors" / side / WEIGHTS["safetensors"]) for side in ("base", "finetuned"))
     record: dict[str, object] = {"machine": facts, "latency": options.latency}
-    with tempfile.TemporaryDirectory(dir=options.pairs, prefix="bench-") as temporary:
+    with tempfile.TemporaryDirectory(dir=options.pairs.resolve(), prefix="bench-") as temporary:
         scratch = Path(temporary)
         with serving(scratch / "hub") as hub:
             for kind in WEIGHTS:
