@@ -134,8 +134,12 @@ class Cross:
         assert self._sums is not None
         return self._sums
 
-    def add(self, x: Shifted, y: Shifted) -> None:
-        """Count in one utterance, as `Representation.add` returned it for either side."""
+    def add(self, x: Shifted, y: Shifted) -> Tensor:
+        """Count in one utterance, as `Representation.add` returned it for either side.
+
+        Returns:
+            X'Y of its frames: float32, (width of x, width of y).
+        """
         if self._sums is None:
             self._sums = _Products.zeros(x.mean, y.mean)
         sums, count = self._sums, len(x.frames)
@@ -151,6 +155,7 @@ class Cross:
         sums.weighted_x += y.squares @ x64
         sums.weighted_y += x.squares @ y64
         self.squares += float(x.squares @ y.squares)
+        return product
 
 
 def hsic(cross: Cross, estimator: Estimator) -> float:
@@ -186,10 +191,11 @@ def cka(cross: Cross, x: Cross, y: Cross, estimator: Estimator = "utterance") ->
         y: the second with itself.
         estimator: see this module.
     """
-    return _ratio(hsic(cross, estimator), hsic(x, estimator), hsic(y, estimator))
+    return normalise(hsic(cross, estimator), hsic(x, estimator), hsic(y, estimator))
 
 
-def _ratio(cross: float, x: float, y: float) -> float:
+def normalise(cross: float, x: float, y: float) -> float:
+    """CKA from its three HSICs."""
     return cross / math.sqrt(x * y) if x > 0 and y > 0 else math.nan
 
 
@@ -197,13 +203,13 @@ def procrustes(cross: Cross) -> float:
     """Orthogonal Procrustes similarity: ||C||_* / sqrt(tr Cxx tr Cyy) of the centred products, 1 up to a rotation.
 
     Less ruled by the leading principal components than CKA (Cloos et al. 2024, arXiv:2407.07059). Nan where a
-    representation does not vary.
+    representation does not vary. To six digits: in double precision it would cost as much as all the rest.
     """
     scale = math.sqrt(max(cross.x.scatter, 0.0) * max(cross.y.scatter, 0.0))
     if not scale > 0:
         return math.nan
     centred = cross.sums.frames - torch.outer(cross.x.sum, cross.y.sum / cross.x.frames)
-    return float(torch.linalg.svdvals(centred).sum()) / scale
+    return float(torch.linalg.svdvals((centred / scale).float()).sum(dtype=torch.float64))
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> float:
@@ -266,7 +272,10 @@ class _Quadruples:
 
 
 class LeaveOneOut:
-    """HSIC (`utterance`) without each utterance: a second pass, over the same utterances in the same order."""
+    """HSIC (`utterance`) without each utterance: a second pass, over the same utterances in the same order.
+
+    All sums are linear in the utterances but <W, C_v>, which needs the sum of all first: hence the second pass.
+    """
 
     def __init__(self, cross: Cross) -> None:
         self._cross = cross
@@ -275,12 +284,13 @@ class LeaveOneOut:
         self._sums = self._s.sum(0), self._t.sum(0)
         self._terms: list[tuple[float, ...]] = []
 
-    def add(self, x: Shifted, y: Shifted) -> None:
-        """One utterance, as `Representation.add` returned it."""
+    def add(self, x: Shifted, y: Shifted, product: Tensor | None = None) -> None:
+        """One utterance, as `Representation.add` returned it; and what `Cross.add` did, if it was kept."""
+        product = x.frames.T @ y.frames if product is None else product
         count, (sum_s, sum_t) = len(x.frames), self._sums
         x64, y64 = x.frames.double(), y.frames.double()
         xs, xss, yt, ytt = x64 @ x.mean, x64 @ sum_s, y64 @ y.mean, y64 @ sum_t
-        overlap = ((x.frames @ self._single) * y.frames).sum(dtype=torch.float64)  # <W, C_v>
+        overlap = torch.dot(product.view(-1), self._single.view(-1)).double()  # <W, C_v>
         means = ((x64 @ self._s.T) * (y64 @ self._t.T)).sum()  # sum over u of s_u' C_v t_u
         terms = torch.stack([overlap, means, xss @ ytt, xs @ ytt, xss @ yt]) / count
         self._terms.append(tuple(terms.tolist()))

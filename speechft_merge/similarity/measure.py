@@ -14,11 +14,14 @@ from speechft_merge.similarity.cka import (
     LeaveOneOut,
     Representation,
     cka,
+    hsic,
     mean_cosine,
+    normalise,
     procrustes,
     replicates,
     standard_error,
 )
+from speechft_merge.similarity.request import ESTIMATORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 
     from speechft_merge.similarity.cka import Shifted
     from speechft_merge.similarity.request import Estimator
+
+PRODUCTS = 256 << 20
+"""Bytes of products, of one pair of encoders in one layer, that are kept for the second pass rather than made again."""
 
 Utterance = list["Tensor"]
 """The features of one utterance in one layer, one tensor (frames, width) for each encoder."""
@@ -70,44 +76,62 @@ class LayerMeter:
         }
         self._cosines = dict.fromkeys(itertools.combinations(range(encoders), 2), 0.0)
 
-    def add(self, utterance: Utterance) -> list[Shifted]:
-        """Count in one utterance; returns it shifted, as `finish` may want it again."""
-        shifted = [side.add(frames) for side, frames in zip(self._sides, utterance, strict=True)]
+    def add(self, utterance: Utterance) -> None:
+        """Count in one utterance."""
+        shifted = self._shift(utterance)
         for (i, j), cross in self._crosses.items():
             cross.add(shifted[i], shifted[j])
+
+    def add_all(self, utterances: Sequence[Utterance], errors: bool) -> dict[Pair, Tensor]:
+        """Count in all utterances, one pair of encoders after the other.
+
+        Returns:
+            With `errors`, CKA without each utterance: of each pair, float64, (utterances,).
+        """
+        shifted = [self._shift(utterance) for utterance in utterances]
+        without = {}
+        for (i, j), cross in self._crosses.items():
+            pairs = [(sides[i], sides[j]) for sides in shifted]
+            size = 4 * len(pairs) * pairs[0][0].frames.shape[1] * pairs[0][1].frames.shape[1]
+            products: list[Tensor | None] = []
+            for x, y in pairs:
+                product = cross.add(x, y)
+                products.append(product if errors and size <= PRODUCTS else None)
+            if errors:
+                second = LeaveOneOut(cross)
+                for (x, y), kept in zip(pairs, products, strict=True):
+                    second.add(x, y, kept)
+                without[i, j] = second.hsic()
+        return {
+            (i, j): replicates(without[i, j], without[i, i], without[j, j]).cpu() for i, j in self._cosines if without
+        }
+
+    def _shift(self, utterance: Utterance) -> list[Shifted]:
         for i, j in self._cosines:
             alike = utterance[i].shape == utterance[j].shape
             self._cosines[i, j] += mean_cosine(utterance[i], utterance[j]) if alike else math.nan
         self.utterances += 1
-        return shifted
+        return [side.add(frames) for side, frames in zip(self._sides, utterance, strict=True)]
 
-    def finish(self, estimator: Estimator, kept: Sequence[list[Shifted]] | None = None) -> LayerResult:
-        """The figures; with standard errors if `kept` has what `add` returned, utterance by utterance."""
-        pairs, without = {}, {}
-        errors = self._without_each(kept) if kept is not None and estimator == "utterance" else {}
-        for (i, j), cosine in self._cosines.items():
-            sums = self._crosses[i, j], self._crosses[i, i], self._crosses[j, j]
-            if errors:
-                without[i, j] = replicates(errors[i, j], errors[i, i], errors[j, j]).cpu()
-            pairs[i, j] = Similarity(
-                cka=cka(*sums, estimator),
-                se=standard_error(without[i, j]) if errors else math.nan,
-                frame=cka(*sums, "frame"),
-                biased=cka(*sums, "biased"),
-                procrustes=procrustes(sums[0]),
+    def finish(self, estimator: Estimator, without: dict[Pair, Tensor] | None = None) -> LayerResult:
+        """The figures; with standard errors if `without` is what `add_all` returned."""
+        found = {name: {pair: hsic(cross, name) for pair, cross in self._crosses.items()} for name in ESTIMATORS}
+        values = {
+            name: {(i, j): normalise(hsics[i, j], hsics[i, i], hsics[j, j]) for i, j in self._cosines}
+            for name, hsics in found.items()
+        }
+        pairs = {
+            pair: Similarity(
+                cka=values[estimator][pair],
+                se=standard_error(without[pair]) if without else math.nan,
+                frame=values["frame"][pair],
+                biased=values["biased"][pair],
+                procrustes=procrustes(self._crosses[pair]),
                 cosine=cosine / self.utterances,
             )
-        return LayerResult(pairs, without)
-
-    def _without_each(self, kept: Sequence[list[Shifted]]) -> dict[Pair, Tensor]:
-        """HSIC of every pair without each utterance."""
-        found = {}
-        for (i, j), cross in self._crosses.items():
-            pass_ = LeaveOneOut(cross)
-            for shifted in kept:
-                pass_.add(shifted[i], shifted[j])
-            found[i, j] = pass_.hsic()
-        return found
+            for pair, cosine in self._cosines.items()
+        }
+        return LayerResult(pairs, without or {})
 
 
 def measure(utterances: Iterable[Sequence[Utterance]], estimator: Estimator) -> list[LayerResult]:
@@ -135,8 +159,8 @@ def measure_kept(layers: Sequence[Sequence[Utterance]], estimator: Estimator) ->
     results = []
     for utterances in layers:
         meter = LayerMeter(len(utterances[0]))
-        shifted = [meter.add(utterance) for utterance in utterances]
-        results.append(meter.finish(estimator, shifted))
+        without = meter.add_all(utterances, errors=estimator == "utterance")
+        results.append(meter.finish(estimator, without))
     return results
 
 
