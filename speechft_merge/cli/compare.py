@@ -122,25 +122,17 @@ def write_files(report: Report, plot: Path | None, heatmap: Path | None, csv: Pa
 
 def show_report(shown: Output, report: Report) -> None:
     """The table for people, and how to read it."""
-    from speechft_merge.similarity.plot import LABELS
-    from speechft_merge.similarity.report import with_error
-
     for warning in report.warnings:
         shown.warn(warning)
-    pairs = list(report.mean)
-    floor = any(layer.null is not None for layer in report.layers)
-    heads = ["layer", "drift", *(LABELS[pair] for pair in pairs), *(["floor"] if floor else [])]
-    rows = [
-        [
-            str(layer.layer),
-            "-" if layer.drift is None else f"{layer.drift:.4f}",
-            *(with_error(layer.pairs[pair].cka, layer.pairs[pair].se) for pair in pairs),
-            *([f"{layer.null:.3f}" if layer.null is not None else "-"] if floor else []),
-        ]
-        for layer in report.layers
-    ]
-    rows.append(["mean", "-", *(with_error(*report.mean[pair]) for pair in pairs), *(["-"] if floor else [])])
-    shown.table(heads, rows)
+    (title, *titles), *rows = report.to_table()
+    drifts = ["-" if layer.drift is None else f"{layer.drift:.4f}" for layer in report.layers]
+    rows = [[label, drift, *cells] for (label, *cells), drift in zip(rows, [*drifts, "-"], strict=True)]
+    titles = [title, "drift", *titles]
+    if any(layer.null is not None for layer in report.layers):
+        floors = ["-" if layer.null is None else f"{layer.null:.3f}" for layer in report.layers]
+        rows = [[*cells, floor] for cells, floor in zip(rows, [*floors, "-"], strict=True)]
+        titles = [*titles, "floor"]
+    shown.table(titles, rows)
     if shown.verbose:
         show_others(shown, report)
     shown.say(
@@ -159,7 +151,7 @@ def show_means(shown: Output, report: Report) -> None:
 
 def show_others(shown: Output, report: Report) -> None:
     """The other measures, and what took how long."""
-    from speechft_merge.similarity.plot import LABELS
+    from speechft_merge.similarity.report import LABELS
 
     heads = ["layer", "models", "frame", "biased", "procrustes", "cosine"]
     rows = [

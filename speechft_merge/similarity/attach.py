@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from speechft_merge import card, manifest
-from speechft_merge.similarity.plot import LABELS, draw_lines
-from speechft_merge.similarity.report import with_error
+from speechft_merge.similarity.plot import draw_lines
 from speechft_merge.staging import write_whole
 
 if TYPE_CHECKING:
@@ -39,13 +38,8 @@ def attach(output: Path, report: Report) -> Report:
 
 def make_section(report: Report) -> str:
     """The section of the card, in Markdown."""
-    pairs = list(report.mean)
-    rows = [
-        [str(layer.layer), *(with_error(layer.pairs[pair].cka, layer.pairs[pair].se) for pair in pairs)]
-        for layer in report.layers
-    ]
-    rows.append(["mean", *(with_error(*report.mean[pair]) for pair in pairs)])
-    table = [["layer", *(LABELS[pair] for pair in pairs)], ["---"] * (len(pairs) + 1), *rows]
+    titles, *rows = report.to_table()
+    table = [titles, ["---"] * len(titles), *rows]
     origin = "the tool's built-in probe" if report.probe["origin"] == "built-in" else "a probe"
     return "\n".join(
         [

@@ -9,16 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import UsageError
 from speechft_merge.similarity.extra import needs_extra
-from speechft_merge.similarity.report import with_error
+from speechft_merge.similarity.report import LABELS
 
 if TYPE_CHECKING:
     from speechft_merge.similarity.report import Report
 
-LABELS = {
-    "base_finetuned": "base, fine-tuned",
-    "base_merged": "base, merged",
-    "finetuned_merged": "fine-tuned, merged",
-}
 STYLES = {  # Okabe and Ito's colours, which the colour-blind can tell apart; and markers, for print in grey
     "base_finetuned": {"color": "#D55E00", "marker": "s"},
     "base_merged": {"color": "#0072B2", "marker": "o"},
@@ -106,14 +101,9 @@ def _saved(figure: Any, kind: str) -> bytes:
 
 def _page(report: Report, svg: str) -> bytes:
     """One self-contained page with a figure, its figures in a table, and what they mean."""
-    pairs = list(report.mean)
-    rows = [
-        [str(layer.layer), *(with_error(layer.pairs[pair].cka, layer.pairs[pair].se) for pair in pairs)]
-        for layer in report.layers
-    ]
-    rows.append(["mean", *(with_error(*report.mean[pair]) for pair in pairs)])
+    heads, *rows = report.to_table()
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    heads = "".join(f"<th>{html.escape(head)}</th>" for head in ["layer", *(LABELS[pair] for pair in pairs)])
+    titles = "".join(f"<th>{html.escape(head)}</th>" for head in heads)
     models = "".join(f"<li>{role}: {html.escape(name)}</li>" for role, name in report.models.items())
     words = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in report.in_words())
     probe = f"{report.utterances} utterances, {report.frames} frames, probe {report.probe['sha256'][:12]}"
@@ -123,5 +113,5 @@ def _page(report: Report, svg: str) -> bytes:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>CKA by layer</title><style>{style}</style>'
         f"<h1>CKA by layer</h1><ul>{models}</ul>{svg[svg.index('<svg') :]}{words}"
-        f"<table><tr>{heads}</tr>{cells}</table><p>Estimator: {report.estimator}; {html.escape(probe)}.</p></html>\n"
+        f"<table><tr>{titles}</tr>{cells}</table><p>Estimator: {report.estimator}; {html.escape(probe)}.</p></html>\n"
     ).encode()

@@ -22,6 +22,12 @@ SCHEMA = 1
 PAIRS: dict[str, Pair] = {"base_finetuned": (0, 1), "base_merged": (0, 2), "finetuned_merged": (1, 2)}
 """Key in the document -> the models, by their order base, finetuned, merged."""
 
+LABELS = {
+    "base_finetuned": "base, fine-tuned",
+    "base_merged": "base, merged",
+    "finetuned_merged": "fine-tuned, merged",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSimilarity:
@@ -83,6 +89,15 @@ class Report:
                 values = [*(asdict(similarity)[name] for name in figures), layer.drift, layer.null]
                 writer.writerow([layer.layer, pair, *("" if _number(value) is None else value for value in values)])
         return out.getvalue()
+
+    def to_table(self) -> list[list[str]]:
+        """For people: titles, a row for each layer, and the mean."""
+        rows = [
+            [str(layer.layer), *(with_error(layer.pairs[pair].cka, layer.pairs[pair].se) for pair in self.mean)]
+            for layer in self.layers
+        ]
+        titles = ["layer", *(LABELS[pair] for pair in self.mean)]
+        return [titles, *rows, ["mean", *(with_error(*mean) for mean in self.mean.values())]]
 
     def in_words(self) -> list[str]:
         """Two sentences on what the figures mean for this merge."""
