@@ -1,17 +1,19 @@
 """Which tensor of a fine-tune is which of the base: by rules and by the evidence of names and shapes.
 
-A task class puts a prefix before the encoder's names (`hubert.`, `model.`, `module.` ...) and a head beside it. Nothing
-here knows the classes: the pair of prefixes under which most parameters agree in name and shape is the right one.
+Both sides are compared under transformers' names, whatever naming scheme each follows. A task class puts a prefix
+before the encoder's names (`hubert.`, `model.`, `module.` ...) and a head beside it. Nothing here knows the classes:
+the pair of prefixes under which most parameters agree in name and shape is the right one.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from speechft_merge.layouts.anatomy import STACKS, canonical, is_head
+from speechft_merge.layouts.naming import Naming, read_naming
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,14 +62,39 @@ class Alignment:
     mismatched: dict[str, str]
     """Backbone tensors of equal names and different shapes."""
     relative: dict[str, str]
-    """Base name -> canonical name within the model, for every tensor of the base's backbone."""
+    """Base name -> canonical name within the model (transformers'), for every tensor of the base's backbone."""
     finetuned_relative: dict[str, str]
     """The same for the fine-tune's."""
 
 
 def align(base: Shapes, finetuned: Shapes) -> Alignment:
-    """Match the tensors of two models by their names and shapes."""
-    base_prefix, finetuned_prefix = _common_ground(base, finetuned)
+    """Match the tensors of two models by their names and shapes, in whatever naming scheme each is."""
+    ours, theirs = read_naming(base), read_naming(finetuned)
+    found = _align(_translated(base, ours), _translated(finetuned, theirs), ours.roots, theirs.roots)
+    return _in_own_names(found, ours, theirs)
+
+
+def _translated(shapes: Shapes, naming: Naming) -> Shapes:
+    return {naming.names[name]: shape for name, shape in shapes.items()}
+
+
+def _in_own_names(found: Alignment, base: Naming, finetuned: Naming) -> Alignment:
+    """An alignment of transformers' names, told in the files' own."""
+    ours = {theirs: own for own, theirs in base.names.items()}
+    others = {theirs: own for own, theirs in finetuned.names.items()}
+    return replace(
+        found,
+        pairs={ours[name]: others[other] for name, other in found.pairs.items()},
+        heads={ours[name]: others[other] for name, other in found.heads.items()},
+        mismatched={ours[name]: others[other] for name, other in found.mismatched.items()},
+        relative={ours[name]: relative for name, relative in found.relative.items()},
+        finetuned_relative={others[name]: relative for name, relative in found.finetuned_relative.items()},
+    )
+
+
+def _align(base: Shapes, finetuned: Shapes, base_roots: tuple[str, ...], finetuned_roots: tuple[str, ...]) -> Alignment:
+    """The same for names of transformers; roots are the prefixes of encoders where they are known beforehand."""
+    base_prefix, finetuned_prefix = _common_ground(base, finetuned, base_roots, finetuned_roots)
     of_base, of_finetuned = _backbone(base, base_prefix), _backbone(finetuned, finetuned_prefix)
     theirs = {relative: name for name, relative in of_finetuned.items()}
     common = {name: theirs[relative] for name, relative in of_base.items() if relative in theirs}
@@ -99,16 +126,20 @@ def _is_list(shapes: Shapes, prefix: str) -> bool:
     return any(name[len(prefix) :].partition(".")[0].isdigit() or "." not in name[len(prefix) :] for name in shapes)
 
 
-def _common_ground(base: Shapes, finetuned: Shapes) -> tuple[str, str]:
+def _common_ground(
+    base: Shapes, finetuned: Shapes, base_roots: tuple[str, ...], finetuned_roots: tuple[str, ...]
+) -> tuple[str, str]:
     """The pair of prefixes under which the most parameters agree; the shorter pair where several do."""
-    ours = {prefix: _under(base, prefix) for prefix in _candidates(base)}
-    theirs = {prefix: _under(finetuned, prefix) for prefix in _candidates(finetuned)}
+    ours = {prefix: _under(base, prefix) for prefix in base_roots or _candidates(base)}
+    theirs = {prefix: _under(finetuned, prefix) for prefix in finetuned_roots or _candidates(finetuned)}
 
     def agreement(pair: tuple[str, str]) -> tuple[int, int]:
         mine, other = ours[pair[0]], theirs[pair[1]]
         return sum(math.prod(shape) for name, shape in mine.items() if other.get(name) == shape), -len("".join(pair))
 
     base_prefix, finetuned_prefix = max(((p, q) for p in ours for q in theirs), key=agreement)
+    if base_roots or finetuned_roots:
+        return base_prefix, finetuned_prefix
     return _lengthen(base, base_prefix, finetuned, finetuned_prefix)
 
 

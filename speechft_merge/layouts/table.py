@@ -1,0 +1,48 @@
+"""A reversible table between two naming schemes: how names begin in the one, and in the other."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of two beginnings, in whole words; `*` stands for a number. The longest that fits a name is replaced.
+
+    What fits no row has the same name in both schemes. Rows are to be such that no two share a beginning on either
+    side: then `renamed` of the `reversed` table undoes `renamed`.
+    """
+
+    rows: tuple[tuple[str, str], ...]
+
+    @staticmethod
+    def parse(text: str) -> Table:
+        """One row a line, two columns."""
+        rows = [line.split() for line in text.strip().splitlines()]
+        return Table(tuple((ours, theirs) for ours, theirs in rows))
+
+    def __add__(self, other: Table) -> Table:
+        return Table(self.rows + other.rows)
+
+    @property
+    def reversed(self) -> Table:
+        """The same table read from right to left."""
+        return Table(tuple((theirs, ours) for ours, theirs in self.rows))
+
+    def renamed(self, name: str) -> str:
+        """The name in the other scheme."""
+        for pattern, template in self._patterns:
+            found = pattern.match(name)
+            if found:
+                return found.expand(template) + name[found.end() :]
+        return name
+
+    @cached_property
+    def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
+        longest_first = sorted(self.rows, key=lambda row: -len(row[0].split(".")))
+        return [
+            (re.compile(re.escape(ours).replace(r"\*", r"(\d+)") + r"(?![^.])"), theirs.replace("*", r"\1"))
+            for ours, theirs in longest_first
+        ]

@@ -1,0 +1,39 @@
+"""torchaudio's names of HuBERT, wav2vec 2.0 and WavLM, against transformers'.
+
+Source: torchaudio's models/wav2vec2/components.py and its utils/import_huggingface.py.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from speechft_merge.layouts.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+NAME = "torchaudio"
+
+MARK = re.compile(r"(?P<root>(?:.+\.)?)encoder\.transformer\.pos_conv_embed\.")
+"""A name that only this layout has, in all of its models."""
+
+HEADS = Table(())
+"""The head of a CTC fine-tune stands among the encoder's names, not beside them."""
+
+_COMMON = Table.parse("""
+    encoder.feature_projection  feature_projection
+    encoder.transformer         encoder
+""")
+_WAVLM = Table.parse("""
+    encoder.transformer.layers.*.attention.attention.out_proj  encoder.layers.*.attention.out_proj
+""")
+_HEAD = Table.parse("aux  lm_head")
+_OLD_HEAD = Table.parse("encoder.readout  lm_head")  # before torchaudio 0.10
+
+
+def table(names: Collection[str]) -> Table:
+    """The table for a model with these names, in either of the two schemes, without prefix."""
+    wavlm = any(".attention.gru_rel_pos" in name for name in names)
+    old_head = any(name.startswith("encoder.readout.") for name in names)
+    return _COMMON + (_WAVLM if wavlm else Table(())) + (_OLD_HEAD if old_head else _HEAD)
