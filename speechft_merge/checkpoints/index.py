@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.dtypes import DType
+    from speechft_merge.checkpoints.labs import Origin
     from speechft_merge.sources import ByteSource, Folder
 
 
@@ -53,6 +54,8 @@ class Checkpoint:
     """Where in a pickled file the state dict was found; empty when it is the whole file."""
     others: dict[str, str] = field(default_factory=dict)
     """What else a pickled file holds, each described in a few words."""
+    origin: Origin | None = None
+    """The lab whose file it is; None for any other."""
     file: str = ""
     """The file, or the index of shards, that was opened."""
     folder: Folder | None = None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints import torch_legacy, torch_zip
 from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
+from speechft_merge.checkpoints.labs import recognise
 from speechft_merge.checkpoints.safetensors import read_safetensors
 from speechft_merge.checkpoints.shards import join_shards, read_weight_map, require_shards
 from speechft_merge.checkpoints.state_dict import find_state_dict, shorten
@@ -148,7 +149,8 @@ def _open_file(source: ByteSource, reference: str) -> Checkpoint:
 
 
 def _from_pickle(opened: torch_zip.TorchZip | torch_legacy.TorchLegacy, container: str, reference: str) -> Checkpoint:
-    state = find_state_dict(opened.root, opened.source.name)
+    origin = recognise(opened.root, opened.source.name)
+    state = find_state_dict(opened.root, opened.source.name, origin.path if origin else None)
     tensors: dict[str, TensorSpan] = {}
     spans: dict[TensorView, TensorSpan] = {}  # tied tensors share one
     for name, view in state.tensors.items():
@@ -157,7 +159,7 @@ def _from_pickle(opened: torch_zip.TorchZip | torch_legacy.TorchLegacy, containe
         tensors[name] = spans[view]
     unreadable = {name: odd.reason for name, odd in state.odd.items()}
     path = ".".join(map(shorten, state.path)) or ("''" if state.path else "")
-    return Checkpoint(reference, container, tensors, [opened.source], {}, unreadable, path, state.others)
+    return Checkpoint(reference, container, tensors, [opened.source], {}, unreadable, path, state.others, origin)
 
 
 def _what_it_is(start: bytes) -> str:

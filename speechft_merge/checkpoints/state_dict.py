@@ -34,8 +34,13 @@ class StateDict:
         return sum(_elements(view) for view in self.tensors.values())
 
 
-def find_state_dict(root: Any, name: str) -> StateDict:
+def find_state_dict(root: Any, name: str, known: tuple[str, ...] | None = None) -> StateDict:
     """The dictionary with the most parameters; among equals the one under the more usual key.
+
+    Args:
+        root: what the pickle holds.
+        name: what to call the file in messages.
+        known: where it stands, if that is known; a head may have more parameters than the encoder.
 
     Raises:
         CheckpointError: there is none, or the file is a whole pickled module.
@@ -55,7 +60,7 @@ def find_state_dict(root: Any, name: str) -> StateDict:
         todo += [((*path, key), item) for key, item in value.items() if isinstance(key, str) and isinstance(item, dict)]
     if not found:
         raise CheckpointError(f"{name} holds no state dict: {_explain(root)}")
-    best = max(found, key=lambda candidate: (candidate.parameters, -_rank(candidate.path), -len(candidate.path)))
+    best = max(found, key=lambda one: (one.path == known, one.parameters, -_rank(one.path), -len(one.path)))
     return StateDict(best.path, best.tensors, best.odd, _describe_others(root, best.path))
 
 

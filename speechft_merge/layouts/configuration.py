@@ -1,0 +1,243 @@
+"""The config.json that transformers needs, derived from a lab's configuration and from the shapes of the tensors.
+
+Shapes are evidence and come first; the configuration tells what no shape does (strides, heads, where norms stand).
+Sources: transformers' configuration_{hubert,wav2vec2,wavlm}.py, fairseq's Wav2Vec2Config and HubertConfig.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Shapes = Mapping[str, tuple[int, ...]]
+    Settings = Mapping[str, Any]
+
+CLASSES = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}
+"""model_type -> how transformers' classes of it begin."""
+
+MAX_TEXT = 1000
+"""Characters of `conv_feature_layers`."""
+MAX_CONVOLUTIONS = 64
+
+_HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
+"""Width -> attention heads, in every published model of these widths."""
+_KERNELS, _STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
+"""In every published model that downsamples 320-fold."""
+_ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "gelu_accurate": "gelu_new", "gelu_fast": "gelu_new", "swish": "swish"}
+
+_DROPOUTS = {
+    "dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "dropout_input": "feat_proj_dropout",
+    "encoder_layerdrop": "layerdrop",
+}
+
+
+def derive_config(model_type: str, shapes: Shapes, settings: Settings) -> dict[str, Any]:
+    """config.json of a model of HuBERT's, wav2vec 2.0's or WavLM's kind.
+
+    Args:
+        model_type: `hubert`, `wav2vec2` or `wavlm`.
+        shapes: by transformers' names without prefix, heads among them.
+        settings: the lab's configuration of the model, by fairseq's names; may be empty.
+
+    Raises:
+        CheckpointError: transformers has no such model, or a setting is told by neither.
+    """
+    try:
+        return _derive(model_type, shapes, settings)
+    except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError("the shapes of its tensors are not those of such a model") from error
+
+
+def _derive(model_type: str, shapes: Shapes, settings: Settings) -> dict[str, Any]:
+    if model_type not in CLASSES or settings.get("layer_type", "transformer") != "transformer":
+        raise CheckpointError(f"transformers has no class for a model of this kind ({model_type})")
+    missing = [name for name in _NEEDED if name not in shapes]
+    if missing:
+        raise CheckpointError(f"transformers has no class for such a model: it has no {missing[0]}")
+    hidden = shapes["encoder.layer_norm.weight"][0]
+    return {
+        "architectures": [CLASSES[model_type] + task_of(shapes)],
+        "model_type": model_type,
+        "hidden_size": hidden,
+        "num_hidden_layers": len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}),
+        "num_attention_heads": _heads(hidden, shapes, settings),
+        "intermediate_size": shapes["encoder.layers.0.feed_forward.intermediate_dense.weight"][0],
+        "hidden_act": _activation(settings),
+        **_convolutions(shapes, settings),
+        **_position(hidden, shapes),
+        **_relative_position(shapes, settings),
+        "do_stable_layer_norm": bool(settings.get("layer_norm_first", _has_layer_norm(shapes))),
+        **{
+            theirs: settings[ours] for ours, theirs in _DROPOUTS.items() if isinstance(settings.get(ours), (int, float))
+        },
+        **({"feat_proj_layer_norm": False} if "feature_projection.layer_norm.weight" not in shapes else {}),
+        **_quantizer(shapes, settings),
+        **({"vocab_size": shapes["lm_head.weight"][0]} if "lm_head.weight" in shapes else {}),
+    }
+
+
+_NEEDED = (
+    "encoder.layer_norm.weight",
+    "encoder.layers.0.feed_forward.intermediate_dense.weight",
+    "feature_extractor.conv_layers.0.conv.weight",
+    "feature_projection.projection.weight",
+)
+
+
+def derive_extractor(shapes: Shapes, model: Settings, task: Settings) -> dict[str, Any]:
+    """preprocessor_config.json: how waveforms are to be prepared."""
+    normalised = task.get("normalize", model.get("normalize", _has_layer_norm(shapes)))
+    rate = task.get("sample_rate")
+    return {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": rate if isinstance(rate, int) and rate > 0 else 16000,
+        "padding_value": 0.0,
+        "padding_side": "right",
+        "do_normalize": bool(normalised),
+        "return_attention_mask": _has_layer_norm(shapes),
+    }
+
+
+def task_of(shapes: Shapes) -> str:
+    """Ending of the class that has a place for the heads that are there."""
+    if "lm_head.weight" in shapes:
+        return "ForCTC"
+    quantized = ("quantizer.codevectors", "project_q.weight", "project_hid.weight")
+    return "ForPreTraining" if all(name in shapes for name in quantized) else "Model"
+
+
+def parse_convolutions(text: str) -> list[tuple[int, int, int]]:
+    """(channels, kernel, stride) of each convolution in `[(512,10,5)] + [(512,3,2)] * 4`, without running it.
+
+    Raises:
+        CheckpointError: it is no such expression.
+    """
+    try:
+        layers = _evaluate(ast.parse(text.strip(), mode="eval").body) if len(text) <= MAX_TEXT else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        layers = None
+    if not isinstance(layers, list) or not all(map(_is_convolution, layers)):
+        raise CheckpointError(f"conv_feature_layers {text[:80]!r} is no list of (channels, kernel, stride)")
+    return layers
+
+
+def _is_convolution(layer: Any) -> bool:
+    return isinstance(layer, tuple) and len(layer) == 3 and all(isinstance(size, int) for size in layer)
+
+
+def _evaluate(node: ast.expr) -> Any:
+    """Lists and tuples of whole numbers, added and repeated; ValueError for anything else."""
+    match node:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.Tuple(elts=items):
+            return tuple(_evaluate(item) for item in items)
+        case ast.List(elts=items):
+            return [_evaluate(item) for item in items]
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            a, b = _evaluate(left), _evaluate(right)
+            if isinstance(a, list) and isinstance(b, list):
+                return a + b
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            a, b = _evaluate(left), _evaluate(right)
+            if isinstance(a, int):
+                a, b = b, a
+            if isinstance(a, list) and isinstance(b, int) and len(a) * b <= MAX_CONVOLUTIONS:
+                return a * b
+    raise ValueError("not a list of convolutions")
+
+
+def _has_layer_norm(shapes: Shapes) -> bool:
+    """In every convolution; else group norm in the first."""
+    return "feature_extractor.conv_layers.1.layer_norm.weight" in shapes
+
+
+def _convolutions(shapes: Shapes, settings: Settings) -> dict[str, Any]:
+    weights = {
+        int(found[1]): shape
+        for name, shape in shapes.items()
+        if (found := re.fullmatch(r"feature_extractor\.conv_layers\.(\d+)\.conv\.weight", name)) and len(shape) == 3
+    }
+    kernels = tuple(weights[i][2] for i in sorted(weights))
+    stated = settings.get("conv_feature_layers")
+    if isinstance(stated, str):
+        strides = tuple(stride for *_, stride in parse_convolutions(stated))
+    elif kernels == _KERNELS:
+        strides = _STRIDES
+    else:
+        raise CheckpointError(
+            "the strides of its convolutions are not known: its file has no configuration, and its kernels "
+            f"{list(kernels)} are not the usual ones"
+        )
+    if len(strides) != len(kernels):
+        raise CheckpointError(f"its configuration has {len(strides)} convolutions, its tensors {len(kernels)}")
+    return {
+        "conv_dim": [weights[i][0] for i in sorted(weights)],
+        "conv_kernel": list(kernels),
+        "conv_stride": list(strides),
+        "conv_bias": "feature_extractor.conv_layers.0.conv.bias" in shapes,
+        "feat_extract_norm": "layer" if _has_layer_norm(shapes) else "group",
+        "feat_extract_activation": "gelu",
+    }
+
+
+def _position(hidden: int, shapes: Shapes) -> dict[str, Any]:
+    stem = "encoder.pos_conv_embed."
+    batch_norm = f"{stem}batch_norm.weight" in shapes
+    kernel = shapes.get(f"{stem}conv.weight_v", shapes.get(f"{stem}conv.weight"))
+    if kernel is None or len(kernel) != 3 or not kernel[1]:
+        raise CheckpointError("transformers has no class for a model without a positional convolution")
+    return {
+        "num_conv_pos_embeddings": kernel[2],
+        "num_conv_pos_embedding_groups": hidden // kernel[1],
+        **({"conv_pos_batch_norm": True} if batch_norm else {}),
+    }
+
+
+def _heads(hidden: int, shapes: Shapes, settings: Settings) -> int:
+    gate = shapes.get("encoder.layers.0.attention.gru_rel_pos_const")
+    stated = settings.get("encoder_attention_heads")
+    heads = gate[1] if gate and len(gate) == 4 else stated if isinstance(stated, int) else _HEADS.get(hidden)
+    if not heads or hidden % heads:
+        raise CheckpointError(
+            f"the number of attention heads is not known: its file has no configuration, and a width of {hidden} is "
+            "not a usual one"
+        )
+    return heads
+
+
+def _activation(settings: Settings) -> str:
+    stated = str(settings.get("activation_fn", "gelu"))
+    if stated not in _ACTIVATIONS:
+        raise CheckpointError(f"its activation {stated[:40]!r} has no name in transformers")
+    return _ACTIVATIONS[stated]
+
+
+def _relative_position(shapes: Shapes, settings: Settings) -> dict[str, Any]:
+    table = shapes.get("encoder.layers.0.attention.rel_attn_embed.weight")
+    return {"num_buckets": table[0], "max_bucket_distance": settings.get("max_distance", 800)} if table else {}
+
+
+def _quantizer(shapes: Shapes, settings: Settings) -> dict[str, Any]:
+    if task_of(shapes) != "ForPreTraining":
+        return {}
+    _, entries, dim = shapes["quantizer.codevectors"]
+    groups = settings.get("latent_groups", 2)
+    return {
+        "num_codevector_groups": groups,
+        "num_codevectors_per_group": entries // groups,
+        "codevector_dim": dim * groups,
+        "proj_codevector_dim": shapes["project_hid.weight"][0],
+    }

@@ -1,0 +1,85 @@
+"""Which family of speech encoders a model is of, and how large, told by transformers' names of its tensors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+TITLES = {
+    "hubert": "HuBERT",
+    "wav2vec2": "wav2vec 2.0",
+    "wavlm": "WavLM",
+    "decoar2": "DeCoAR 2.0",
+    "data2vec-audio": "data2vec",
+    "wav2vec2-bert": "w2v-BERT",
+    "whisper": "Whisper",
+}
+"""transformers' `model_type` (DeCoAR 2.0 has none) -> what its authors call it."""
+
+_SIZES = {(12, 768): "Base", (24, 1024): "Large", (48, 1280): "X-Large", (48, 1920): "2B"}
+_WHISPER = {(4, 384): "tiny", (6, 512): "base", (12, 768): "small", (24, 1024): "medium", (32, 1280): "large"}
+
+_HINTS = ("hubert", "wavlm", "wav2vec2", "wav2vec", "decoar2", "data2vec")
+"""What a lab's name of a model may have in it: fairseq's `_name` or `arch`, S3PRL's upstream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What is known of the encoder."""
+
+    model_type: str | None
+    """transformers' name of the family, or `decoar2`; None if nothing tells it."""
+    layers: int
+    """Of the encoder's transformer."""
+    width: int
+    """Elements of a hidden state; 0 if the names do not tell."""
+
+    @property
+    def title(self) -> str:
+        """For people: HuBERT Base, WavLM Large."""
+        if self.model_type is None:
+            return "unknown"
+        title = TITLES.get(self.model_type, self.model_type)
+        sizes = _WHISPER if self.model_type == "whisper" else _SIZES
+        size = sizes.get((self.layers, self.width))
+        if size:
+            return f"{title} {size}"
+        return f"{title}, {self.layers} layers of width {self.width}" if self.layers and self.width else title
+
+
+def family_of(shapes: Mapping[str, tuple[int, ...]], stated: str | None = None, hint: str | None = None) -> Family:
+    """The family and size of a model.
+
+    Args:
+        shapes: by transformers' names, without prefix for the encoder; heads may stand among them.
+        stated: the `model_type` of its config.json.
+        hint: what a lab's configuration calls it.
+    """
+    layers = {int(found[1]) for name in shapes if (found := re.match(r"encoder\.layers\.(\d+)\.", name))}
+    norm = shapes.get("encoder.layer_norm.weight", shapes.get("encoder.layers.0.final_layer_norm.weight", (0,)))
+    return Family(stated or _by_names(shapes.keys()) or _by_hint(hint), len(layers), norm[0] if norm else 0)
+
+
+def _by_names(names: Collection[str]) -> str | None:
+    """What only one family has. HuBERT and wav2vec 2.0 differ in the heads of their pre-training, if in anything."""
+    firsts = {name.partition(".")[0] for name in names}
+    evidence = (
+        ("whisper", "encoder.conv1.weight" in names),
+        ("wavlm", any(".gru_rel_pos" in name for name in names)),
+        ("data2vec-audio", any(name.startswith("encoder.pos_conv_embed.layers.") for name in names)),
+        ("decoar2", "encoder.pos_conv_embed.conv.bias" in names and "feature_extractor" not in firsts),
+        ("wav2vec2", not firsts.isdisjoint({"quantizer", "project_q", "project_hid"})),
+        ("hubert", not firsts.isdisjoint({"label_embs_concat", "final_proj"})),
+        ("hubert", any(name.startswith("encoder.pos_conv_embed.batch_norm.") for name in names)),
+        ("wav2vec2-bert", "encoder.layers.0.conv_module.depthwise_conv.weight" in names),
+    )
+    return next((family for family, seen in evidence if seen), None)
+
+
+def _by_hint(hint: str | None) -> str | None:
+    found = next((word for word in _HINTS if hint and word in hint.lower()), None)
+    return {"wav2vec": "wav2vec2", "data2vec": "data2vec-audio"}.get(found, found) if found else None
