@@ -33,22 +33,8 @@ class Family:
 
     model_type: str | None
     """transformers' name of the family, or `decoar2`; None if nothing tells it."""
-    layers: int
-    """Of the encoder's transformer."""
-    width: int
-    """Elements of a hidden state; 0 if the names do not tell."""
-
-    @property
-    def title(self) -> str:
-        """For people: HuBERT Base, WavLM Large."""
-        if self.model_type is None:
-            return "unknown"
-        title = TITLES.get(self.model_type, self.model_type)
-        sizes = _WHISPER if self.model_type == "whisper" else _SIZES
-        size = sizes.get((self.layers, self.width))
-        if size:
-            return f"{title} {size}"
-        return f"{title}, {self.layers} layers of width {self.width}" if self.layers and self.width else title
+    title: str
+    """For people: HuBERT Base, WavLM Large."""
 
 
 def family_of(shapes: Mapping[str, tuple[int, ...]], stated: str | None = None, hint: str | None = None) -> Family:
@@ -59,9 +45,23 @@ def family_of(shapes: Mapping[str, tuple[int, ...]], stated: str | None = None, 
         stated: the `model_type` of its config.json.
         hint: what a lab's configuration calls it.
     """
+    model_type = stated or _by_names(shapes.keys()) or _by_hint(hint)
     layers = {int(found[1]) for name in shapes if (found := re.match(r"encoder\.layers\.(\d+)\.", name))}
-    norm = shapes.get("encoder.layer_norm.weight", shapes.get("encoder.layers.0.final_layer_norm.weight", (0,)))
-    return Family(stated or _by_names(shapes.keys()) or _by_hint(hint), len(layers), norm[0] if norm else 0)
+    norm = shapes.get("encoder.layer_norm.weight", shapes.get("encoder.layers.0.final_layer_norm.weight", ()))
+    return Family(model_type, _title(model_type, shapes.keys(), len(layers), norm[0] if norm else 0))
+
+
+def _title(model_type: str | None, names: Collection[str], layers: int, width: int) -> str:
+    if model_type is not None:
+        title = TITLES.get(model_type, model_type)
+    elif any(name.startswith("encoder.pos_conv_embed.") for name in names):
+        title = "HuBERT or wav2vec 2.0"  # without their heads they are one architecture
+    else:
+        return "unknown"
+    size = (_WHISPER if model_type == "whisper" else _SIZES).get((layers, width))
+    if size:
+        return f"{title} {size}"
+    return f"{title}, {layers} layers of width {width}" if layers and width else title
 
 
 def _by_names(names: Collection[str]) -> str | None:
