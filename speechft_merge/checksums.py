@@ -1,72 +1,85 @@
 """A checksum of weight files that costs a tenth of sha256, and can be made in any order while they are written.
 
-Every 256 KiB of a tensor's bytes give one sum, of their 64-bit words modulo 2^64; the checksum is the sha256 of the
-file's header and these sums. It tells damage (bytes lost, zeroed, flipped, blocks swapped), not forgery.
+Every 256 KiB of the file give one sum, of their 64-bit words modulo 2^64; the checksum is the sha256 of these sums. It
+tells damage (bytes lost, zeroed, flipped, blocks swapped), not forgery.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from typing import TYPE_CHECKING
 
-from speechft_merge.checkpoints.safetensors import read_safetensors
 from speechft_merge.errors import SpeechFTMergeError
 from speechft_merge.sources import LocalFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 BLOCK = 256 << 10
-"""Bytes of a tensor that share a sum. The executor's chunks are multiples of it."""
+"""Bytes of the file that share a sum."""
 
 _READ = 4 * BLOCK
+_MODULUS = 1 << 64
 
 
-def block_sums(data: memoryview) -> bytes:
-    """The sums of each block of `data`, little-endian; the last block is filled up with zeros."""
+def block_sums(offset: int, data: memoryview) -> Iterator[tuple[int, int]]:
+    """What `data`, at `offset` of the file, adds to which block: (block, sum of little-endian words)."""
+    while data:
+        block, within = divmod(offset, BLOCK)
+        piece = data[: BLOCK - within]
+        yield block, _word_sum(offset % 8, piece)
+        data, offset = data[len(piece) :], offset + len(piece)
+
+
+def _word_sum(lead: int, data: memoryview) -> int:
+    """The sum of the words of bytes that begin at byte `lead` of a word; what is missing of a word counts as zeros."""
     import numpy as np
 
-    words, rest = divmod(len(data), 8)
-    values = np.frombuffer(data, "<u8", words)
-    whole = values[: words // (BLOCK // 8) * (BLOCK // 8)].reshape(-1, BLOCK // 8)
-    sums = [np.add.reduce(whole, axis=1)]
-    if len(data) % BLOCK:
-        tail = np.add.reduce(values[whole.size :]) if words > whole.size else np.uint64(0)
-        last = np.frombuffer(bytes(data[words * 8 :]).ljust(8, b"\0"), "<u8")[0] if rest else np.uint64(0)
-        sums.append(np.add(np.atleast_1d(tail), last))
-    return np.concatenate(sums).astype("<u8").tobytes()
+    head = data[: -lead % 8]
+    words, rest = divmod(len(data) - len(head), 8)
+    middle = int(np.add.reduce(np.frombuffer(data, "<u8", words, len(head)))) if words else 0
+    tail = bytes(data[len(data) - rest :]) if rest else b""
+    return middle + (int.from_bytes(bytes(head), "little") << 8 * lead) + int.from_bytes(tail, "little")
 
 
 class Checksum:
-    """The checksum of a file in the making; `add` may be called by several threads, in any order of offsets."""
+    """The checksum of a file in the making; its bytes may be added by several threads, in pieces of any order."""
 
-    def __init__(self, header: bytes) -> None:
-        self._header = header
-        self._sums: dict[int, bytes] = {}
+    def __init__(self) -> None:
+        self._sums: dict[int, int] = {}
+        self._lock = threading.Lock()
 
     def add(self, offset: int, data: memoryview) -> None:
-        """Count in bytes at `offset` of the file, which must begin a block of their tensor."""
-        self._sums[offset] = block_sums(data)
+        """Count in bytes at `offset` of the file, each of which must be added once."""
+        self._change(offset, data, 1)
+
+    def remove(self, offset: int, data: memoryview) -> None:
+        """Take back bytes that are to be overwritten."""
+        self._change(offset, data, -1)
+
+    def _change(self, offset: int, data: memoryview, sign: int) -> None:
+        sums = list(block_sums(offset, data))
+        with self._lock:
+            for block, total in sums:
+                self._sums[block] = (self._sums.get(block, 0) + sign * total) % _MODULUS
 
     def hexdigest(self) -> str:
-        """The checksum of header and sums."""
-        digest = hashlib.sha256(self._header)
-        for offset in sorted(self._sums):
-            digest.update(self._sums[offset])
+        """The sha256 of the sums, in order of their blocks."""
+        digest = hashlib.sha256()
+        for block in range(max(self._sums, default=-1) + 1):
+            digest.update(self._sums.get(block, 0).to_bytes(8, "little"))
         return digest.hexdigest()
 
 
 def checksum_of(path: Path) -> str | None:
-    """The checksum of a file on disk; None if it is not a safetensors file, or cannot be read."""
+    """The checksum of a file on disk; None if it cannot be read."""
+    checksum = Checksum()
     try:
         source = LocalFile(path)
-        tensors, _ = read_safetensors(source)
-        start = min((span.offset for span in tensors.values()), default=source.size)
-        checksum = Checksum(source.read(0, start))
-        for span in tensors.values():
-            for done in range(0, span.nbytes, _READ):
-                offset = span.offset + done
-                checksum.add(offset, memoryview(source.read(offset, min(_READ, span.nbytes - done))))
+        for offset in range(0, source.size, _READ):
+            checksum.add(offset, memoryview(source.read(offset, min(_READ, source.size - offset))))
     except SpeechFTMergeError:
         return None
     source.close()

@@ -37,11 +37,11 @@ class OutputWriter:
     def __init__(self, folder: _Folder, planned: OutputFile) -> None:
         self._planned = planned
         self._folder = folder
-        self._checksum = Checksum(planned.header)
+        self._checksum = Checksum()
         self._temporary, self._fd = folder.create(planned.name)
         try:
             self._reserve()
-            self._put(0, memoryview(planned.header))
+            self.write(0, memoryview(planned.header))
         except BaseException:
             self.abandon()
             raise
@@ -57,7 +57,7 @@ class OutputWriter:
                 os.ftruncate(self._fd, self._planned.size)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Put a chunk of a tensor at `offset`."""
+        """Put bytes at `offset`, each once."""
         self._checksum.add(offset, data)
         self._put(offset, data)
 

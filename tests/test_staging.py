@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 from speechft_merge.checksums import BLOCK, Checksum, checksum_of
@@ -24,6 +27,7 @@ from speechft_merge.staging import JOURNAL, OutputWriter, Staging, require_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from random import Random
 
     from conftest import Pair, Run, Snapshot, Tiny
 
@@ -239,7 +243,8 @@ def test_a_checksum_made_while_writing_is_that_of_the_file(size: int, tmp_path: 
     path.write_bytes(save({"odd": data[:5], "weight": data}))
     content = path.read_bytes()
     start = len(content) - size - len(data[:5])
-    made = Checksum(content[:start])
+    made = Checksum()
+    made.add(0, memoryview(content[:start]))
     order = [name for name in json.loads(content[8:start]) if name != "__metadata__"]
     for name in reversed(order):
         begin, end = (start + offset for offset in json.loads(content[8:start])[name]["data_offsets"])
@@ -271,9 +276,26 @@ def test_a_checksum_tells_swapped_blocks_and_zeroed_pages(tmp_path: Path) -> Non
     assert len(found) == 3
 
 
-def test_what_is_no_safetensors_file_has_no_checksum(tmp_path: Path) -> None:
+@given(st.binary(min_size=40, max_size=60), st.lists(st.integers(0, 60), max_size=6), st.randoms(), st.integers(0, 9))
+def test_a_checksum_is_the_same_in_whatever_pieces_and_order(
+    content: bytes, cuts: list[int], random: Random, spoilt: int
+) -> None:
+    """Also where pieces begin within a word, and where bytes are taken back and written anew."""
+    whole, pieces = Checksum(), Checksum()
+    whole.add(BLOCK - 20, memoryview(content))
+    edges = sorted({0, len(content), *(min(cut, len(content)) for cut in cuts)})
+    spans = list(itertools.pairwise(edges))
+    random.shuffle(spans)
+    for start, stop in spans:
+        pieces.add(BLOCK - 20 + start, memoryview(content[start:stop]))
+    pieces.add(BLOCK + spoilt, memoryview(b"old bytes"))
+    pieces.remove(BLOCK + spoilt, memoryview(b"old bytes"))
+    assert pieces.hexdigest() == whole.hexdigest()
+
+
+def test_any_file_has_a_checksum_and_none_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"text")
-    assert checksum_of(tmp_path / "file") is None
+    assert checksum_of(tmp_path / "file") is not None
     assert checksum_of(tmp_path / "missing") is None
 
 

@@ -54,7 +54,7 @@ class Sink:
         self.content = bytearray(size)
         self.written = np.zeros(size, np.uint8)
         """How often each byte was."""
-        self.checksum = Checksum(b"")
+        self.checksum = Checksum()
 
     def write(self, offset: int, data: memoryview) -> None:
         self.content[offset : offset + len(data)] = data
@@ -150,7 +150,7 @@ def test_the_checksum_is_that_of_the_file_whatever_the_order_of_the_chunks(worke
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(lane, "CHUNK", BLOCK)
         sink = Sink(planned.size)
-        sink.checksum = Checksum(planned.header)
+        sink.checksum.add(0, memoryview(planned.header))
         execute([Placed(tensor, sink, offset) for tensor, offset in planned.tensors], workers)
     sink.content[: len(planned.header)] = planned.header
     path = tmp_path / planned.name
