@@ -34,18 +34,20 @@ MAX_SIZE = 64 << 20
 """Bytes of such a file; Whisper's tokenizer.json has 2.5 MB."""
 
 
-def companions_of(plan: Plan, base: Checkpoint, finetuned: list[Checkpoint]) -> dict[str, bytes]:
+def companions_of(
+    plan: Plan, base: Checkpoint, finetuned: list[Checkpoint], derived: dict[str, bytes] | None = None
+) -> dict[str, bytes]:
     """Name -> content of the files that belong to the output's class.
 
-    They come from the base, or with its head from the first fine-tune. The feature extractor's settings are the model's
-    own whatever its head, so where that side lacks them they come from the other.
+    Where they are not derived already, they come from the base, or with its head from the first fine-tune. The feature
+    extractor's settings are the model's own whatever its head, so where that side lacks them they come from the other.
 
     Raises:
         CheckpointError: the config is not JSON, or a file is far too large.
     """
     owner, other = (finetuned[0], base) if plan.recipe.keep_head else (base, finetuned[0])
-    found = _read(owner, (CONFIG, FEATURE_EXTRACTOR, *OTHERS))
-    if FEATURE_EXTRACTOR not in found:
+    found = _read(owner, (CONFIG, FEATURE_EXTRACTOR, *OTHERS)) if derived is None else dict(derived)
+    if derived is None and FEATURE_EXTRACTOR not in found:
         found |= _read(other, (FEATURE_EXTRACTOR,))
     if CONFIG in found:
         found[CONFIG] = _with_dtype(found[CONFIG], plan, owner.reference)

@@ -11,7 +11,8 @@ from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.companions import companions_of, parse_config
 from speechft_merge.errors import MismatchError, UsageError
 from speechft_merge.evidence import Relation, measure_relation
-from speechft_merge.outline import INDEX, make_outline
+from speechft_merge.formats import write_form
+from speechft_merge.outline import INDEX
 from speechft_merge.plan import LEAST_COVERAGE, make_plan
 from speechft_merge.recipe import Recipe
 from speechft_merge.staging import Staging, require_place, require_space
@@ -83,14 +84,15 @@ def prepare(
         raise UsageError("a fine-tuned model is missing; give the base first, then one or more fine-tunes of it")
     opened = [open_checkpoint(reference, download) for reference in (base, *finetuned)]
     plan = make_plan(opened[0], opened[1:], recipe or Recipe())
-    outline = make_outline(plan.tensors, max_shard_size)
     warnings: list[str] = []
     relations = [measure_relation(plan, which) for which in range(len(finetuned))]
     for checkpoint, relation, coverage in zip(opened[1:], relations, plan.coverages, strict=True):
         _require_related(opened[0], checkpoint, coverage, relation, force, warnings)
+    written = write_form(plan, opened[1] if plan.recipe.keep_head else opened[0], max_shard_size)
+    companions = companions_of(written.plan, opened[0], opened[1:], written.companions)
     return Prepared(
-        opened[0], opened[1:], plan, outline, companions_of(plan, opened[0], opened[1:]), relations,
-        choose_workers(outline.size, workers, plan.converts), warnings,
+        opened[0], opened[1:], written.plan, written.outline, companions, relations,
+        choose_workers(written.outline.size, workers, plan.converts), warnings,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from speechft_merge.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from speechft_merge.checkpoints.torch_zip import Record
     from speechft_merge.plan import PlannedTensor
 
 SINGLE = "model.safetensors"
@@ -26,13 +27,15 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One safetensors file."""
+    """One file of weights."""
 
     name: str
     header: bytes
     tensors: tuple[tuple[PlannedTensor, int], ...]
     """Each with its offset in the file."""
     size: int
+    records: tuple[Record, ...] = ()
+    """Of a zip: those whose CRC-32 has to be made anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,11 @@ class Outline:
     def size(self) -> int:
         """Bytes of all weight files."""
         return sum(file.size for file in self.files)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that must be read for them."""
+        return sum(span.nbytes for file in self.files for tensor, _ in file.tensors for span in tensor.inputs)
 
     @property
     def digest(self) -> str:

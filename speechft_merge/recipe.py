@@ -16,7 +16,8 @@ DEFAULT_ALPHA = 0.25
 """Speech-FT's own (Lin et al. 2026): three quarters pre-trained."""
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
-_KEYS = ("alpha", "layer_alpha", "weights", "dtype", "keep_head", "extrapolate")
+FORMATS = ("auto", "safetensors", "s3prl", "fairseq")
+_KEYS = ("alpha", "layer_alpha", "weights", "dtype", "format", "keep_head", "extrapolate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Recipe:
     weights: tuple[float, ...] = ()
     """One for each fine-tune, normalised to sum 1; empty: equal weights."""
     dtype: str = "keep"
+    format: str = "auto"
+    """What is written; `auto` is what the base is."""
     keep_head: bool = False
     """Write the fine-tuned class, its head and config, rather than the base's."""
     extrapolate: bool = False
@@ -37,6 +40,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype {self.dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
+        if self.format not in FORMATS:
+            raise UsageError(f"format {self.format!r} is unknown; expected one of {', '.join(FORMATS)}")
         for alpha in (self.alpha, *(value for rule in self.rules for value in (rule.start, rule.stop))):
             if not math.isfinite(alpha):
                 raise UsageError(f"alpha must be finite, got {alpha}")
@@ -66,6 +71,7 @@ class Recipe:
             "layer_alpha": [str(rule) for rule in self.rules],
             "weights": list(self.weights),
             "dtype": self.dtype,
+            "format": self.format,
             "keep_head": self.keep_head,
             "extrapolate": self.extrapolate,
         }
@@ -108,6 +114,7 @@ def _parse(content: dict[str, Any], path: Path) -> Recipe:
         rules=tuple(parse_rule(str(rule)) for rule in rules),
         weights=tuple(parse_alpha(str(weight)) for weight in weights),
         dtype=str(content.get("dtype", "keep")),
+        format=str(content.get("format", "auto")),
         **flags,
     )
 

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checksums import Checksum, checksum_of
+from speechft_merge.crc32 import Pieces
 from speechft_merge.errors import OutputError, UsageError, WriteError
 from speechft_merge.sources.reference import WEIGHT_SUFFIXES, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from speechft_merge.checkpoints.torch_zip import Record
     from speechft_merge.outline import OutputFile
 
 JOURNAL = "finished.json"
@@ -38,6 +40,7 @@ class OutputWriter:
         self._planned = planned
         self._folder = folder
         self._checksum = Checksum()
+        self._pieces = Pieces()
         self._temporary, self._fd = folder.create(planned.name)
         try:
             self._reserve()
@@ -59,6 +62,8 @@ class OutputWriter:
     def write(self, offset: int, data: memoryview) -> None:
         """Put bytes at `offset`, each once."""
         self._checksum.add(offset, data)
+        if self._planned.records:
+            self._pieces.add(offset, data)
         self._put(offset, data)
 
     def _put(self, offset: int, data: memoryview) -> None:
@@ -69,9 +74,19 @@ class OutputWriter:
 
     def finish(self) -> dict[str, Any]:
         """Make the file durable and give it its name; returns its entry in the manifest."""
+        for record in self._planned.records:
+            self._renew_crc(record)
         fd, self._fd = self._fd, -1
         self._folder.settle(self._temporary, fd, self._planned.name)
         return {"file": self._planned.name, "size": self._planned.size, "checksum": self._checksum.hexdigest()}
+
+    def _renew_crc(self, record: Record) -> None:
+        crc = memoryview(self._pieces.crc_of(record.offset, record.size).to_bytes(4, "little"))
+        for place in record.crc_places:
+            with explained(self._folder.path / self._planned.name):
+                self._checksum.remove(place, memoryview(os.pread(self._fd, len(crc), place)))
+            self._checksum.add(place, crc)
+            self._put(place, crc)
 
     def abandon(self) -> None:
         """Remove what there is; after `finish` this does nothing."""
@@ -103,7 +118,7 @@ class _Folder:
         """
         temporary = f".{name}.{self._owner}.tmp"
         with explained(self.path / name):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             return temporary, os.open(temporary, flags, 0o666, dir_fd=self._fd)
 
     def settle(self, temporary: str, fd: int, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import io
 import struct
 import zipfile
@@ -25,6 +26,8 @@ ALIGNMENT = 64
 """Bytes; torch pads records to it."""
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # APPNOTE.TXT 4.3.7
+_DESCRIPTORS = {12: 0, 16: 4, 20: 0, 24: 4}
+"""Bytes of a data descriptor -> bytes in it before the CRC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +50,64 @@ class TorchZip:
         return self.records[storage.key]
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A stored record, and where the archive keeps the CRC-32 of it."""
+
+    offset: int
+    size: int
+    crc_places: tuple[int, ...]
+    """Offsets of 4 bytes each, little-endian."""
+
+    @property
+    def end(self) -> int:
+        """Offset behind its last byte."""
+        return self.offset + self.size
+
+
+def read_records(source: ByteSource) -> list[Record]:
+    """Every record of a file that `read_torch_zip` has read, in the order of the archive's directory."""
+    archive = _open_archive(source)
+    entries, directory = archive.infolist(), archive.start_dir
+    placed = _place_records(source, entries, directory)
+    starts = sorted([directory, *(entry.header_offset for entry in entries)])
+    content = source.read(directory, source.size - directory)
+    found, position = [], 0
+    for entry in entries:
+        name_length, extra_length, comment_length = struct.unpack_from("<3H", content, position + 28)
+        offset, size = placed[entry.filename.partition("/")[2]]
+        gap = starts[bisect.bisect_right(starts, entry.header_offset)] - (offset + size)
+        if entry.flag_bits & 8:  # then it stands in a descriptor behind the data, which may begin with a signature
+            inner = [offset + size + lead for length, lead in _DESCRIPTORS.items() if length == gap]
+        else:
+            inner = [entry.header_offset + 14]
+        found.append(Record(offset, size, (*inner, directory + position + 16)))
+        position += 46 + name_length + extra_length + comment_length
+    return found
+
+
 def read_torch_zip(source: ByteSource) -> TorchZip:
     """Read the pickle and the list of records; no storage is read.
 
     Raises:
         CheckpointError: not such a zip, big-endian, or records that are compressed or overlap.
     """
+    archive = _open_archive(source)
+    entries, central_directory = archive.infolist(), archive.start_dir
+    _require_checkpoint(source, [entry.filename.partition("/")[2] for entry in entries])
+    records = _place_records(source, entries, central_directory)
+    if "byteorder" in records and source.read(*_checked(source, records, "byteorder", 16)) != b"little":
+        raise CheckpointError(f"{source.name} was written on a big-endian machine; load and save it with torch")
+    pickled = source.read(*_checked(source, records, "data.pkl", MAX_PICKLE))
+    if zlib.crc32(pickled) != next(e.CRC for e in entries if e.filename.endswith("/data.pkl")):
+        raise CheckpointError(f"{source.name}: the checksum of its data.pkl is wrong; copy or download it again")
+    root = read_pickle(io.BytesIO(pickled), source.name, CONSTRUCTORS, storage_of)
+    return TorchZip(source, root, {n.removeprefix("data/"): r for n, r in records.items() if n.startswith("data/")})
+
+
+def _open_archive(source: ByteSource) -> zipfile.ZipFile:
     try:
-        archive = zipfile.ZipFile(SourceReader(source))
-        entries = archive.infolist()
-        central_directory = archive.start_dir
+        return zipfile.ZipFile(SourceReader(source))
     except (
         zipfile.BadZipFile,
         ValueError,
@@ -69,15 +120,6 @@ def read_torch_zip(source: ByteSource) -> TorchZip:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{source.name} is a damaged zip file ({error}); copy or download it again") from error
-    _require_checkpoint(source, [entry.filename.partition("/")[2] for entry in entries])
-    records = _place_records(source, entries, central_directory)
-    if "byteorder" in records and source.read(*_checked(source, records, "byteorder", 16)) != b"little":
-        raise CheckpointError(f"{source.name} was written on a big-endian machine; load and save it with torch")
-    pickled = source.read(*_checked(source, records, "data.pkl", MAX_PICKLE))
-    if zlib.crc32(pickled) != next(e.CRC for e in entries if e.filename.endswith("/data.pkl")):
-        raise CheckpointError(f"{source.name}: the checksum of its data.pkl is wrong; copy or download it again")
-    root = read_pickle(io.BytesIO(pickled), source.name, CONSTRUCTORS, storage_of)
-    return TorchZip(source, root, {n.removeprefix("data/"): r for n, r in records.items() if n.startswith("data/")})
 
 
 def _place_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int) -> dict[str, tuple[int, int]]:

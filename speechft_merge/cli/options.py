@@ -45,6 +45,14 @@ DTypeName = Annotated[
     str | None,
     typer.Option("--dtype", metavar="TYPE", help="keep (the base's; default), float32, float16 or bfloat16."),
 ]
+FormatName = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="auto (the base's own kind; default), safetensors (for transformers), s3prl or fairseq.",
+    ),
+]
 KeepHead = Annotated[
     bool,
     typer.Option("--keep-head", help="Write the fine-tuned class: its names, config and head; the encoder is merged."),
