@@ -52,7 +52,7 @@ def s3prl_finetune(lab: Lab, weights: Weights) -> dict[str, Any]:
     """What `downstream/runner.py` saves with --upstream_trainable; the head is larger than the encoder."""
     upstream = prefixed("model.", weights)
     return {
-        "Downstream": {"model.proj.weight": torch.randn(600, 700), "model.proj.bias": torch.randn(600)},
+        "Downstream": {"model.proj.weight": torch.randn(200, 300), "model.proj.bias": torch.randn(200)},
         "Featurizer": {"weights": torch.rand(3)},
         "Upstream": upstream,
         "Optimizer": optimizer_of(upstream),

@@ -13,6 +13,7 @@ from speechft_merge.cli.output import Output, megabytes
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.layouts.view import TransformersView
     from speechft_merge.plan import Plan
 
 References = Annotated[
@@ -50,22 +51,34 @@ def inspect(
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """The index as a JSON document."""
     from speechft_merge.checkpoints.opening import other_weights
+    from speechft_merge.layouts.view import transformers_view
 
+    view = transformers_view(checkpoint)
     return {
         "reference": checkpoint.reference,
         "container": checkpoint.container,
-        "model_type": _model_type(checkpoint),
+        "lab": checkpoint.origin.lab if checkpoint.origin else None,
+        "layout": view.layout,
+        "family": view.title,
+        "model_type": view.family,
         "files": [{"file": source.name, "size": source.size} for source in checkpoint.sources],
         "other_weights": other_weights(checkpoint),
         "state_dict": checkpoint.state_path or None,
         "parameters": checkpoint.parameters,
         "dtypes": dict(Counter(span.dtype.torch_name for span in checkpoint.tensors.values())),
+        "merge": {
+            "prefix": view.prefix,
+            "tensors": len(view.tensors),
+            "parameters": sum(span.elements for span in view.tensors.values()),
+            "heads": [own for own, name in view.names.items() if name in view.heads],
+        },
         "tensors": {
             name: {
                 "dtype": span.dtype.torch_name,
                 "shape": list(span.shape),
                 "file": span.source.name,
                 "offset": span.offset,
+                "transformers": view.names[name],
             }
             for name, span in checkpoint.tensors.items()
         },
@@ -78,28 +91,23 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 def show_checkpoint(shown: Output, checkpoint: Checkpoint) -> None:
     """The same for people."""
     from speechft_merge.checkpoints.opening import other_weights
-    from speechft_merge.layouts.alignment import backbone_prefix
-    from speechft_merge.layouts.anatomy import canonical, is_head, place_of
+    from speechft_merge.layouts.view import transformers_view
 
-    shapes = {name: span.shape for name, span in checkpoint.tensors.items()}
-    prefix = backbone_prefix(shapes)
+    view = transformers_view(checkpoint)
     dtypes = Counter(span.dtype.torch_name for span in checkpoint.tensors.values())
     size = sum(source.size for source in checkpoint.sources)
     others = other_weights(checkpoint)
-    architecture = _model_type(checkpoint)
+    lab = f" ({checkpoint.origin.lab})" if checkpoint.origin else ""
+    state = f", state dict at {checkpoint.state_path!r}" if checkpoint.state_path else ""
     facts = [
-        (
-            "container",
-            checkpoint.container + (f", state dict at {checkpoint.state_path!r}" if checkpoint.state_path else ""),
-        ),
+        ("family", view.title + (f" ({view.family})" if view.family else "")),
+        ("container", checkpoint.container + lab + state),
+        ("layout", f"{view.layout}'s names" + (f", under the prefix {view.prefix!r}" if view.prefix else "")),
         ("size", f"{megabytes(size)} in {len(checkpoint.sources)} file(s)"),
-        (
-            "architecture",
-            f"{architecture or 'unknown (no config.json)'}" + (f", under the prefix {prefix!r}" if prefix else ""),
-        ),
         ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.tensors)} tensors"),
         ("element types", ", ".join(f"{name} ({count})" for name, count in dtypes.items())),
         *([("other weights", f"{', '.join(others)} (not opened; name one to open it)")] if others else []),
+        ("a merge uses", _used(view)),
         *((f"cannot be read: {name}", why) for name, why in checkpoint.unreadable.items()),
         *((f"also holds {key}", what) for key, what in checkpoint.others.items()),
         *((f"metadata {key}", value) for key, value in checkpoint.metadata.items()),
@@ -109,10 +117,23 @@ def show_checkpoint(shown: Output, checkpoint: Checkpoint) -> None:
         return
     rows = []
     for name, span in checkpoint.tensors.items():
-        relative = canonical(name.removeprefix(prefix))
-        part = "head" if not name.startswith(prefix) or is_head(relative) else place_of(relative).part
-        rows.append([name, span.dtype.torch_name, " x ".join(map(str, span.shape)) or "()", part])
+        rows.append([name, span.dtype.torch_name, " x ".join(map(str, span.shape)) or "()", _part(view, name)])
     shown.table(["tensor", "type", "shape", "part"], rows)
+
+
+def _used(view: TransformersView) -> str:
+    """What of the checkpoint is interpolated, and which heads are not."""
+    parameters = sum(span.elements for span in view.tensors.values())
+    heads = dict.fromkeys(".".join(name.split(".")[:-1]) or name for name in view.heads)
+    told = ", ".join(list(heads)[:6]) + (", ..." if len(heads) > 6 else "")
+    return f"{parameters:,} parameters in {len(view.tensors)} tensors" + (f"; not the heads {told}" if heads else "")
+
+
+def _part(view: TransformersView, name: str) -> str:
+    from speechft_merge.layouts.anatomy import place_of
+
+    short = view.names[name]
+    return place_of(short).part if short in view.tensors else "head"
 
 
 def describe_mapping(plan: Plan, models: list[str]) -> dict[str, Any]:
@@ -157,11 +178,3 @@ def show_mapping(shown: Output, plan: Plan) -> None:
 
 def _partner_names(plan: Plan, name: str) -> list[str]:
     return [alignment.pairs[name] for alignment in plan.alignments if name in alignment.pairs]
-
-
-def _model_type(checkpoint: Checkpoint) -> str | None:
-    from speechft_merge.companions import CONFIG, read_companion_json
-
-    config = read_companion_json(checkpoint, CONFIG)
-    value = config.get("model_type")
-    return value if isinstance(value, str) else None
