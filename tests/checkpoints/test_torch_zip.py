@@ -34,7 +34,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechft_merge.checkpoints import DType
-from speechft_merge.checkpoints.torch_zip import TorchZip, read_torch_zip
+from speechft_merge.checkpoints.torch_zip import TorchZip, read_records, read_torch_zip
 from speechft_merge.errors import CheckpointError, SpeechFTMergeError
 from speechft_merge.sources import LocalFile
 
@@ -443,3 +443,51 @@ def test_a_whole_module_is_refused_with_the_way_out(legacy: bool, open_bytes: Op
     file = saved(torch.nn.Sequential(torch.nn.Linear(2, 2)), legacy=legacy)
     with pytest.raises(CheckpointError, match=r"pickled torch\.nn\.modules\.container\.Sequential .* state_dict\(\)"):
         open_bytes(file)
+
+
+# where the archive keeps the checksums
+class Stream(io.BytesIO):
+    """Where no zip program can go back to the header: it puts the CRC behind the data."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *_: int) -> int:
+        raise io.UnsupportedOperation
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation
+
+
+def streamed(zip64: bool) -> bytes:
+    file = Stream()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in (("data.pkl", pickled({"a": 1})), ("data/0", b"x" * 100), ("version", b"3\n")):
+            with archive.open(f"archive/{name}", "w", force_zip64=zip64) as record:
+                record.write(data)
+    return file.getvalue()
+
+
+ZIPS = {
+    "torch": saved({"a": torch.arange(50.0), "b": torch.arange(3), "c": torch.empty(0)}),
+    "python": torch_zip({"a": 1}, {"0": b"x" * 100}),
+    "streamed": streamed(zip64=False),
+    "streamed with 8-byte sizes": streamed(zip64=True),
+    "behind something else": b"#!/bin/sh\n" + torch_zip({"a": 1}, {"0": b"x" * 100}),
+}
+
+
+@pytest.mark.parametrize("kind", ZIPS)
+def test_the_places_of_every_checksum_are_found(kind: str, tmp_path: Path) -> None:
+    """Two each: in the directory, and before or behind the data."""
+    path = tmp_path / "file"
+    path.write_bytes(ZIPS[kind])
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        data = {name: archive.read(name) for name in entries}
+    records = read_records(LocalFile(path))
+    assert len(records) == len(entries)
+    for record, (name, entry) in zip(records, entries.items(), strict=True):
+        assert ZIPS[kind][record.offset : record.end] == data[name]
+        crcs = [struct.unpack_from("<L", ZIPS[kind], place)[0] for place in record.crc_places]
+        assert crcs == [entry.CRC] * 2
