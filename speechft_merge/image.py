@@ -6,6 +6,7 @@ understood, and no pickle is executed or written.
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from pathlib import PurePath
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
-from speechft_merge.checkpoints.torch_zip import read_records
+from speechft_merge.checkpoints.torch_zip import MAX_PICKLE, Directory, read_directory
 from speechft_merge.errors import CheckpointError, UsageError
 from speechft_merge.layouts.anatomy import Place
 from speechft_merge.outline import Outline, OutputFile
@@ -41,12 +42,18 @@ def make_image(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> Outline:
     """
     (source,) = owner.sources
     placed = _place(tensors, owner)
-    records = read_records(source) if owner.container == "torch zip" else []
+    directory = read_directory(source) if owner.container == "torch zip" else Directory([], _head_digest(owner, placed))
     foreign = sorted(at for at, tensor in placed.items() if tensor.single is not owner.tensors[tensor.name])
-    changed = tuple(r for r in records if bisect_left(foreign, r.offset) < bisect_left(foreign, r.end))
+    changed = tuple(r for r in directory.records if bisect_left(foreign, r.offset) < bisect_left(foreign, r.end))
     edges = sorted({0, source.size, *(edge for record in changed for edge in (record.offset, record.end))})
     whole = tuple(_filled(placed, edges, owner))
-    return Outline((OutputFile(_name(source.name), b"", whole, source.size, changed),), None)
+    return Outline((OutputFile(_name(source.name), b"", whole, source.size, changed, directory.digest),), None)
+
+
+def _head_digest(owner: Checkpoint, placed: dict[int, PlannedTensor]) -> str:
+    """sha256 of what a legacy file holds before its first tensor: the pickles."""
+    (source,) = owner.sources
+    return hashlib.sha256(source.read(0, min(next(iter(placed), 0), MAX_PICKLE))).hexdigest()
 
 
 def _name(pattern: str) -> str:

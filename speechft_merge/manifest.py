@@ -36,6 +36,7 @@ def describe_input(checkpoint: Checkpoint) -> dict[str, Any]:
         "reference": checkpoint.reference,
         **({"hub": checkpoint.folder.origin} if checkpoint.folder and checkpoint.folder.origin else {}),
         "container": checkpoint.container,
+        **({"lab": checkpoint.origin.lab} if checkpoint.origin else {}),
         "files": [{"file": source.name.rpartition("/")[2], "size": source.size} for source in checkpoint.sources],
         "tensors": len(checkpoint.tensors),
         "parameters": checkpoint.parameters,

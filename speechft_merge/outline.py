@@ -36,6 +36,8 @@ class OutputFile:
     size: int
     records: tuple[Record, ...] = ()
     """Of a zip: those whose CRC-32 has to be made anew."""
+    pattern: str = ""
+    """sha256 that stands for what the file has beside its header and tensors; empty if that is nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,9 @@ class Outline:
 
     @property
     def digest(self) -> str:
-        """sha256 over names and headers."""
-        return hashlib.sha256(b"".join(file.name.encode() + b"\0" + file.header for file in self.files)).hexdigest()
+        """sha256 over names, headers and patterns."""
+        told = (file.name.encode() + b"\0" + file.header + file.pattern.encode() for file in self.files)
+        return hashlib.sha256(b"".join(told)).hexdigest()
 
 
 def parse_size(text: str) -> int:

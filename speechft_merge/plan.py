@@ -12,6 +12,7 @@ from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.errors import MismatchError
 from speechft_merge.layouts.alignment import Alignment, align
 from speechft_merge.layouts.anatomy import Place, place_of
+from speechft_merge.layouts.torchaudio import PACKED
 from speechft_merge.selectors import Subject, alphas_of
 
 if TYPE_CHECKING:
@@ -143,6 +144,12 @@ def make_plan(base: Checkpoint, finetuned: list[Checkpoint], recipe: Recipe) -> 
 
 
 def _require_match(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment) -> None:
+    packed = [checkpoint for checkpoint in (base, finetuned) if any(map(PACKED.fullmatch, checkpoint.tensors))]
+    if len(packed) == 1:
+        raise MismatchError(
+            f"{packed[0].reference} is torchaudio's WavLM, which has query, key and value in one tensor "
+            "(in_proj_weight); it can be merged with another of torchaudio's only"
+        )
     if alignment.mismatched:
         name, other = next(iter(alignment.mismatched.items()))
         raise MismatchError(

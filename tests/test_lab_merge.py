@@ -204,6 +204,19 @@ def test_a_finished_output_is_known_again_and_a_damaged_one_is_not(tmp_path: Pat
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_another_configuration_beside_equal_weights_is_another_merge(legacy: bool, tmp_path: Path) -> None:
+    base, finetuned = pair(HUBERT)
+    whole = s3prl_base(HUBERT, base)
+    ours = save(whole, tmp_path / "base.pt", legacy)
+    theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
+    merge(ours, theirs, tmp_path / "out", durable=False)
+    whole["task_cfg"]["normalize"] = False
+    save(whole, tmp_path / "base.pt", legacy)
+    assert not merge(ours, theirs, tmp_path / "out", durable=False, force=True).already_done
+    assert load(tmp_path / "out" / "merged_model.pt")["task_cfg"]["normalize"] is False
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_the_same_bytes_whatever_the_number_of_workers(workers: int, tmp_path: Path) -> None:
     lab = Lab("hubert", width=256, inner=2048, conv_pos_groups=2)  # tensors of several chunks
@@ -393,6 +406,35 @@ def test_several_fine_tunes_in_several_layouts_are_averaged(tmp_path: Path) -> N
         assert torch.allclose(found[name].double(), tensor, rtol=1e-6, atol=1e-7), name
 
 
+@pytest.mark.parametrize("pattern", ["encoder.layers.*.self_attn.**", "encoder.layers.*.attention.**"])
+def test_patterns_may_use_the_labs_names_or_those_of_transformers(pattern: str, tmp_path: Path) -> None:
+    base, finetuned = pair(HUBERT)
+    ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
+    theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
+    plan = prepare(ours, [theirs], Recipe(rules=(parse_rule(f"{pattern}=0.5"),))).plan
+    assert {t.name for t in plan.tensors if t.alpha == 0.5} == {name for name in base if ".self_attn." in name}
+
+
+def test_torchaudios_wavlm_is_merged_with_its_like_only(tmp_path: Path) -> None:
+    """Its query, key and value are rows of one tensor."""
+    stem = "encoder.transformer.layers.0.attention."
+    packed = {
+        "encoder.transformer.pos_conv_embed.conv.bias": torch.randn(32),
+        f"{stem}attention.in_proj_weight": torch.randn(96, 32),
+        f"{stem}attention.out_proj.weight": torch.randn(32, 32),
+        f"{stem}gru_rel_pos_const": torch.randn(1, 2, 1, 1),
+        "encoder.transformer.layer_norm.weight": torch.randn(32),
+    }
+    ours, theirs = save(packed, tmp_path / "base.pth"), save(shaken(packed), tmp_path / "ft.pth")
+    merge(ours, theirs, tmp_path / "out", durable=False)
+    assert_equal(load(tmp_path / "out" / "merged_model.pth"), official(packed, shaken(packed)))
+    lab = BASE["wavlm"]
+    other = save(wavlm(lab, build_lab(lab).state_dict()), tmp_path / "lab.pt")
+    for pair_of_files in ((ours, other), (other, ours)):
+        with pytest.raises(MismatchError, match=r"base.pth is torchaudio's WavLM.*in_proj_weight"):
+            prepare(pair_of_files[0], [pair_of_files[1]])
+
+
 # for transformers
 def test_a_labs_model_written_for_transformers_computes_what_the_lab_would(tmp_path: Path) -> None:
     for kind, lab in LABS.items():
@@ -467,7 +509,7 @@ def test_decoar2_is_merged_part_by_part(tmp_path: Path) -> None:
         exact = tensor.double() + alpha * (finetuned[name].double() - tensor.double())
         assert torch.allclose(found[name].double(), exact, rtol=1e-6, atol=1e-7), name
     assert torch.equal(found["quantizer.vars"], whole["model"]["quantizer.vars"])
-    with pytest.raises(UsageError, match="no class"):
+    with pytest.raises(UsageError, match=r"no config.json can be derived.*leave out --format"):
         merge(ours, theirs, tmp_path / "tf", Recipe(format="safetensors"), durable=False)
     merge(ours, theirs, tmp_path / "s3prl", Recipe(format="s3prl"), durable=False)
 
@@ -509,9 +551,9 @@ def test_a_model_of_transformers_is_not_written_for_the_labs_and_the_way_out_is_
     loaded_twin(HUBERT, model).save_pretrained(tmp_path / "base")
     save(s3prl_finetune(HUBERT, shaken(model.state_dict())), tmp_path / "ft.ckpt")
     ran = run("./base", "ft.ckpt", "--format", "s3prl", "-o", "out")
-    assert (ran.code, "hf_hubert_custom" in ran.err) == (2, True)
+    assert (ran.code, "s3prl/converted_ckpts" in ran.err, "hf_hubert_custom" in ran.err) == (2, True, True)
     ran = run("./base", "ft.ckpt", "--format", "fairseq", "-o", "out")
-    assert (ran.code, "a file that fairseq wrote" in ran.err) == (2, True)
+    assert (ran.code, "a base that fairseq wrote" in ran.err) == (2, True)
     ran = run("./base", "ft.ckpt", "--format", "nonsense", "-o", "out")
     assert (ran.code, "auto, safetensors, s3prl, fairseq" in ran.err) == (2, True)
 

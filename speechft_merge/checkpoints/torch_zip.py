@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import io
 import struct
 import zipfile
@@ -65,8 +66,17 @@ class Record:
         return self.offset + self.size
 
 
-def read_records(source: ByteSource) -> list[Record]:
-    """Every record of a file that `read_torch_zip` has read, in the order of the archive's directory."""
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """What the archive tells of all its records, in its own order."""
+
+    records: list[Record]
+    digest: str
+    """sha256; it covers the names, sizes and CRCs of all records, and so their content."""
+
+
+def read_directory(source: ByteSource) -> Directory:
+    """The directory of a file that `read_torch_zip` has read."""
     archive = _open_archive(source)
     entries, directory = archive.infolist(), archive.start_dir
     placed = _place_records(source, entries, directory)
@@ -83,7 +93,7 @@ def read_records(source: ByteSource) -> list[Record]:
             inner = [entry.header_offset + 14]
         found.append(Record(offset, size, (*inner, directory + position + 16)))
         position += 46 + name_length + extra_length + comment_length
-    return found
+    return Directory(found, hashlib.sha256(content).hexdigest())
 
 
 def read_torch_zip(source: ByteSource) -> TorchZip:

@@ -60,8 +60,10 @@ def derive_config(model_type: str, shapes: Shapes, settings: Settings) -> dict[s
 
 
 def _derive(model_type: str, shapes: Shapes, settings: Settings) -> dict[str, Any]:
-    if model_type not in CLASSES or settings.get("layer_type", "transformer") != "transformer":
-        raise CheckpointError(f"transformers has no class for a model of this kind ({model_type})")
+    if model_type not in CLASSES:
+        raise CheckpointError(f"no config.json can be derived for a model of the kind {model_type}")
+    if settings.get("layer_type", "transformer") != "transformer":
+        raise CheckpointError(f"transformers has no class for layers of the kind {settings['layer_type']!s:.40}")
     missing = [name for name in _NEEDED if name not in shapes]
     if missing:
         raise CheckpointError(f"transformers has no class for such a model: it has no {missing[0]}")

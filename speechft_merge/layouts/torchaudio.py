@@ -18,6 +18,9 @@ NAME = "torchaudio"
 MARK = re.compile(r"(?P<root>(?:.+\.)?)encoder\.transformer\.pos_conv_embed\.")
 """A name that only this layout has, in all of its models."""
 
+PACKED = re.compile(r".+\.attention\.attention\.in_proj_(weight|bias)")
+"""Query, key and value of its WavLM in one tensor, for which no other layout has a name."""
+
 HEADS = Table(())
 """The head of a CTC fine-tune stands among the encoder's names, not beside them."""
 

@@ -34,7 +34,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechft_merge.checkpoints import DType
-from speechft_merge.checkpoints.torch_zip import TorchZip, read_records, read_torch_zip
+from speechft_merge.checkpoints.torch_zip import TorchZip, read_directory, read_torch_zip
 from speechft_merge.errors import CheckpointError, SpeechFTMergeError
 from speechft_merge.sources import LocalFile
 
@@ -485,7 +485,7 @@ def test_the_places_of_every_checksum_are_found(kind: str, tmp_path: Path) -> No
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         data = {name: archive.read(name) for name in entries}
-    records = read_records(LocalFile(path))
+    records = read_directory(LocalFile(path)).records
     assert len(records) == len(entries)
     for record, (name, entry) in zip(records, entries.items(), strict=True):
         assert ZIPS[kind][record.offset : record.end] == data[name]
