@@ -62,7 +62,8 @@ def write_form(plan: Plan, owner: Checkpoint, max_shard_size: int | None) -> Wri
             raise UsageError("a lab's checkpoint is one file; --max-shard-size goes with --format safetensors")
         return Written(plan, make_image(plan.tensors, owner), {})
     if form is Form.CONVERTED:
-        view = transformers_view(owner)
+        first = plan.alignments[0]
+        view = transformers_view(owner, first.finetuned_prefix if plan.recipe.keep_head else first.base_prefix)
         converted = convert(plan, view, owner)
         return Written(converted, make_outline(converted.tensors, max_shard_size), derive_companions(view, owner))
     return Written(plan, make_outline(plan.tensors, max_shard_size), None)
@@ -82,9 +83,9 @@ def choose_form(owner: Checkpoint, recipe: Recipe) -> Form:
             return Form.IMAGE if foreign and pickled else Form.SAFETENSORS
         case "safetensors":
             return Form.CONVERTED if foreign else Form.SAFETENSORS
-        case "s3prl" if lab in (labs.S3PRL, labs.S3PRL_FINETUNE, labs.WAVLM) or _is_decoar2(owner):
+        case "s3prl" if pickled and (lab in (labs.S3PRL, labs.S3PRL_FINETUNE, labs.WAVLM) or _is_decoar2(owner)):
             return Form.IMAGE
-        case "fairseq" if lab == labs.FAIRSEQ:
+        case "fairseq" if pickled and lab == labs.FAIRSEQ:
             return Form.IMAGE
     raise UsageError(f"{owner.reference} is {_called(owner, foreign)}; {_advice(recipe.format, lab, foreign)}")
 

@@ -72,6 +72,8 @@ def _place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, Pla
                 f"a file of this kind keeps its element types ({span.dtype.torch_name}); for others say "
                 "--format safetensors"
             )
+        if not tensor.nbytes:
+            continue
         if span.source is source:
             there = placed.get(span.offset)
             if there is not None and (there.nbytes, there.inputs, there.alpha) != (
@@ -80,8 +82,7 @@ def _place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, Pla
                 tensor.alpha,
             ):
                 raise _shared(owner, there, tensor)
-            if tensor.nbytes and there is None:
-                placed[span.offset] = tensor
+            placed.setdefault(span.offset, tensor)
         elif tensor.single is not span:
             raise CheckpointError(
                 f"{owner.reference}: tensor {tensor.name!r} is not contiguous, and cannot be merged in its place; "

@@ -270,6 +270,15 @@ def test_tensors_cut_from_one_storage_are_written_in_their_slices(tmp_path: Path
         assert archive.testzip() is None
 
 
+def test_empty_tensors_are_no_hindrance(tmp_path: Path) -> None:
+    base, finetuned = pair(HUBERT)
+    whole = torch.randn(3, 4)
+    extra = {"head.none": whole[:0], "head.some": whole}
+    ours = save(s3prl_base(HUBERT, base | extra), tmp_path / "base.pt")
+    merge(ours, save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", durable=False)
+    assert_equal(load(tmp_path / "out" / "merged_model.pt")["model_weight"], official(base, finetuned) | extra)
+
+
 def odd_base(kind: str, base: Weights) -> Weights:
     name = "encoder.layers.0.fc1.weight"
     if kind == "not contiguous":
@@ -488,6 +497,22 @@ def test_the_heads_of_wav2vec2_go_along_and_those_of_hubert_do_not(tmp_path: Pat
         )
         if kept:
             assert torch.equal(found["quantizer.codevectors"], base["quantizer.vars"])
+
+
+def test_of_teacher_and_student_the_one_that_was_fine_tuned_is_written(tmp_path: Path) -> None:
+    base, finetuned = pair(HUBERT)
+    student = build_lab(Lab("hubert", layers=1)).state_dict()
+    both = prefixed("student.", student) | prefixed("teacher.", base)
+    whole = {"model": both, "cfg": {"model": {"_name": "hubert", **HUBERT.settings}, "task": TASK}}
+    ours, theirs = save(whole, tmp_path / "base.pt"), save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
+    merge(ours, theirs, tmp_path / "out", Recipe(format="safetensors"), durable=False)
+    model = transformers().HubertModel.from_pretrained(tmp_path / "out")
+    twin = build_lab(HUBERT)
+    twin.load_state_dict(official(base, finetuned))
+    assert_equal(model.state_dict(), loaded_twin(HUBERT, twin).state_dict())
+    merge(ours, theirs, tmp_path / "lab", durable=False)
+    found = load(tmp_path / "lab" / "merged_model.pt")["model"]
+    assert_equal(found, prefixed("student.", student) | prefixed("teacher.", official(base, finetuned)))
 
 
 # DeCoAR 2.0

@@ -204,6 +204,15 @@ def test_teacher_and_student_in_one_file_are_both_renamed() -> None:
     )
 
 
+def test_a_copy_beside_the_encoder_is_renamed_by_itself() -> None:
+    """An average of the weights, kept behind a prefix of its own."""
+    names = list(build_lab(BASE["hubert"]).state_dict())
+    bare = read_naming(names).names
+    naming = read_naming([*names, *(f"ema.{name}" for name in names)])
+    assert naming.roots == ("", "ema.")
+    assert naming.names == bare | {f"ema.{name}": f"ema.{bare[name]}" for name in names}
+
+
 def test_names_that_would_fall_together_stay_as_they_are() -> None:
     names = ["encoder.pos_conv.0.bias", "mask_emb", "masked_spec_embed"]
     assert read_naming(names).names == {name: name for name in names}
@@ -260,6 +269,9 @@ def test_two_of_the_labs_files_are_matched_under_any_two_prefixes(ours: str, the
     found = align({ours + n: s for n, s in names.items()}, {theirs + n: s for n, s in names.items()})
     assert found.pairs == {ours + name: theirs + name for name in names if name not in heads}
     assert found.heads == {ours + name: theirs + name for name in heads}
+    bare = read_naming(names).names
+    assert found.relative == {ours + name: bare[name] for name in names if name not in heads}
+    assert (found.base_prefix, found.finetuned_prefix) == (ours, theirs)
 
 
 def test_the_quantizer_of_wav2vec2_is_matched_as_a_head() -> None:

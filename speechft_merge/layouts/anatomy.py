@@ -14,7 +14,7 @@ STACKS = ("encoder", "decoder")
 
 HEADS = frozenset(
     "lm_head ctc_head ctc_proj classifier projector proj_out score tdnn objective layer_weights "  # tasks
-    "quantizer project_q project_hid final_proj label_embs_concat".split()  # pre-training
+    "quantizer project_q project_hid final_proj label_embs_concat target_glu".split()  # pre-training
 )
 """First words of names that are heads wherever they stand, bare models' own included."""
 

@@ -229,7 +229,9 @@ def _activation(settings: Settings) -> str:
 
 def _relative_position(shapes: Shapes, settings: Settings) -> dict[str, Any]:
     table = shapes.get("encoder.layers.0.attention.rel_attn_embed.weight")
-    return {"num_buckets": table[0], "max_bucket_distance": settings.get("max_distance", 800)} if table else {}
+    distance = settings.get("max_distance")
+    distance = distance if isinstance(distance, int) else 800  # in both published sizes
+    return {"num_buckets": table[0], "max_bucket_distance": distance} if table else {}
 
 
 def _quantizer(shapes: Shapes, settings: Settings) -> dict[str, Any]:

@@ -41,15 +41,20 @@ class TransformersView:
     """The file's own name -> that in `tensors` or `heads`."""
 
 
-def transformers_view(checkpoint: Checkpoint) -> TransformersView:
+def transformers_view(checkpoint: Checkpoint, root: str | None = None) -> TransformersView:
     """A checkpoint in any layout and container, seen as transformers would have it; nothing is read but its config.
+
+    Args:
+        checkpoint: the index of the file or files.
+        root: the prefix of the encoder that is meant, where a file has several (teacher and student).
 
     Raises:
         CheckpointError: its config.json is not JSON.
     """
     naming = read_naming(checkpoint.tensors)
     shapes = {naming.names[name]: span.shape for name, span in checkpoint.tensors.items()}
-    prefix = _prefix(shapes, naming.roots)
+    roots = naming.roots or (backbone_prefix(shapes),)
+    prefix = root if root is not None and root in roots else roots[0]
     names = _short(naming.names, prefix)
     inside = {own for own, theirs in naming.names.items() if theirs.startswith(prefix) and not is_head(names[own])}
     all_shapes = {names[own]: span.shape for own, span in checkpoint.tensors.items()}
@@ -65,11 +70,6 @@ def transformers_view(checkpoint: Checkpoint) -> TransformersView:
         prefix=prefix,
         names=names,
     )
-
-
-def _prefix(shapes: dict[str, tuple[int, ...]], roots: tuple[str, ...]) -> str:
-    """Of the encoder; of the first if there are several."""
-    return roots[0] if roots else backbone_prefix(shapes)
 
 
 def _short(names: dict[str, str], prefix: str) -> dict[str, str]:
