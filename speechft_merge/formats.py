@@ -11,7 +11,7 @@ from speechft_merge.checkpoints import labs
 from speechft_merge.companions import CONFIG, FEATURE_EXTRACTOR
 from speechft_merge.errors import UsageError
 from speechft_merge.image import make_image
-from speechft_merge.layouts.configuration import derive_extractor, task_of
+from speechft_merge.layouts.configuration import task_of
 from speechft_merge.layouts.naming import TRANSFORMERS, read_naming
 from speechft_merge.layouts.view import TransformersView, transformers_view
 from speechft_merge.outline import Outline, make_outline
@@ -65,7 +65,7 @@ def write_form(plan: Plan, owner: Checkpoint, max_shard_size: int | None) -> Wri
         first = plan.alignments[0]
         view = transformers_view(owner, first.finetuned_prefix if plan.recipe.keep_head else first.base_prefix)
         converted = convert(plan, view, owner)
-        return Written(converted, make_outline(converted.tensors, max_shard_size), derive_companions(view, owner))
+        return Written(converted, make_outline(converted.tensors, max_shard_size), companions_in(view))
     return Written(plan, make_outline(plan.tensors, max_shard_size), None)
 
 
@@ -142,13 +142,10 @@ def convert(plan: Plan, view: TransformersView, owner: Checkpoint) -> Plan:
     return replace(plan, tensors=tuple(kept), left_out=(*dropped, *plan.left_out))
 
 
-def derive_companions(view: TransformersView, owner: Checkpoint) -> dict[str, bytes]:
+def companions_in(view: TransformersView) -> dict[str, bytes]:
     """config.json and preprocessor_config.json of a lab's model."""
-    assert view.config is not None
-    shapes = {name: span.shape for name, span in view.tensors.items()}
-    origin = owner.origin
-    extractor = derive_extractor(shapes, origin.model if origin else {}, origin.task if origin else {})
-    return {CONFIG: _encode(view.config), FEATURE_EXTRACTOR: _encode(extractor)}
+    files = {CONFIG: view.config, FEATURE_EXTRACTOR: view.extractor}
+    return {name: _encode(content) for name, content in files.items() if content is not None}
 
 
 def _encode(content: dict[str, Any]) -> bytes:

@@ -75,6 +75,8 @@ def test_the_view_of_a_labs_file_builds_a_model_of_equal_hidden_states(kind: str
     write = wavlm if lab.family == "wavlm" else s3prl_base
     view = view_of(write(lab, model.state_dict()), tmp_path)
     assert (view.layout, view.family) == ("fairseq", lab.family)
+    assert view.extractor is not None
+    assert view.extractor["do_normalize"] is (lab.family != "wavlm")
     assert_same_states(model, model_of(view))
 
 
@@ -113,7 +115,7 @@ def test_a_fine_tune_of_transformers_inside_s3prl_is_seen_through(tmp_path: Path
 def test_decoar2_has_no_config_and_says_why(tmp_path: Path) -> None:
     lab = BASE["decoar2"]
     view = view_of(decoar2(lab, build_lab(lab).state_dict()), tmp_path)
-    assert (view.family, view.config, view.layout) == ("decoar2", None, "fairseq")
+    assert (view.family, view.config, view.extractor, view.layout) == ("decoar2", None, None, "fairseq")
     assert view.config_problem == "no config.json can be derived for a model of the kind decoar2"
     assert set(view.heads) == {"quantizer.vars", "final_proj.weight"}
     assert "feature_projection.projection.weight" in view.tensors
@@ -135,7 +137,7 @@ def test_the_view_of_any_class_has_the_names_of_the_bare_one(family: str, kind: 
     expected = {canonical(name) for name in backbone(family, kind)} - set(view.heads)
     assert view.tensors.keys() == expected
     assert view.config == json.loads((tmp_path / "config.json").read_text())
-    assert (view.family, view.layout) == (model.config.model_type, "transformers")
+    assert (view.family, view.layout, view.extractor) == (model.config.model_type, "transformers", None)
     assert {name.partition(".")[0] for name in view.heads} <= {
         "lm_head", "classifier", "projector", "proj_out", "tdnn", "objective", "layer_weights", "feature_extractor",
         "quantizer", "project_q", "project_hid",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.companions import CONFIG, read_companion_json
+from speechft_merge.companions import CONFIG, FEATURE_EXTRACTOR, read_companion_json
 from speechft_merge.errors import CheckpointError
 from speechft_merge.layouts.alignment import backbone_prefix
 from speechft_merge.layouts.anatomy import canonical, is_head
-from speechft_merge.layouts.configuration import derive_config
+from speechft_merge.layouts.configuration import derive_config, derive_extractor
 from speechft_merge.layouts.family import Family, family_of
 from speechft_merge.layouts.naming import TRANSFORMERS, read_naming
 
@@ -29,6 +29,8 @@ class TransformersView:
     """The config.json: the file's own, or derived from the lab's configuration; None if neither is possible."""
     config_problem: str
     """Why there is none."""
+    extractor: dict[str, Any] | None
+    """The preprocessor_config.json, likewise; None without a config, or if nothing tells it."""
     family: str | None
     """transformers' model_type, or `decoar2`; None if nothing tells it."""
     title: str
@@ -64,6 +66,7 @@ def transformers_view(checkpoint: Checkpoint, root: str | None = None) -> Transf
         heads={names[own]: span for own, span in checkpoint.tensors.items() if own not in inside},
         config=config,
         config_problem=problem,
+        extractor=_extractor(checkpoint, naming.layout, all_shapes) if config is not None else None,
         family=family.model_type,
         title=family.title,
         layout=naming.layout,
@@ -83,6 +86,15 @@ def _short(names: dict[str, str], prefix: str) -> dict[str, str]:
             short[own] = own if beside in taken else beside
             taken.add(short[own])
     return short
+
+
+def _extractor(checkpoint: Checkpoint, layout: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """What a lab's configuration tells of how waveforms were prepared, or the file beside the weights."""
+    origin = checkpoint.origin
+    if origin is not None and (origin.task or "normalize" in origin.model):
+        return derive_extractor(shapes, origin.model, origin.task)
+    own = read_companion_json(checkpoint, FEATURE_EXTRACTOR)
+    return own or (None if layout == TRANSFORMERS else derive_extractor(shapes, {}, {}))
 
 
 def _configure(
