@@ -63,7 +63,7 @@ def with_section(card: str, section: str) -> str:
 
 def make_card(
     plan: Plan, base: Checkpoint, finetuned: Sequence[Checkpoint], drifts: dict[str, Drift], config: dict[str, Any],
-    command: Sequence[str],
+    command: Sequence[str], weights: str = "model.safetensors",
 ) -> bytes:  # fmt: skip
     """The card: what was merged and how, drift per layer, the command, the citation.
 
@@ -74,6 +74,7 @@ def make_card(
         drifts: as `stream.execute` measured them.
         config: the output's config.json; empty if it has none.
         command: the command line, as a list of words.
+        weights: name of the file of weights.
     """
     names = ", ".join(f"`{_short(checkpoint.reference)}`" for checkpoint in finetuned)
     first, onto = _short(finetuned[0].reference), _short(base.reference)
@@ -89,6 +90,7 @@ def make_card(
         "",
         *_pinned([base, *finetuned]),
         _sentence(plan),
+        *_pattern(weights, _short((finetuned[0] if plan.recipe.keep_head else base).reference)),
         "",
         "| layer | alpha | drift | interpolated | copied |",
         "|---|---|---|---|---|",
@@ -147,6 +149,13 @@ def _pinned(models: Sequence[Checkpoint]) -> list[str]:
     origins = [checkpoint.folder.origin for checkpoint in models if checkpoint.folder and checkpoint.folder.origin]
     said = [f"- `{origin['repo']}` at `{origin['commit']}`" for origin in origins]
     return [*said, ""] if said else []
+
+
+def _pattern(weights: str, owner: str) -> list[str]:
+    """Of a lab's file, that it is one: it is loaded where its pattern was."""
+    if weights.endswith(".safetensors"):
+        return []
+    return ["", f"`{weights}` is a file like `{owner}`, with all else that was in it, and is loaded as that is."]
 
 
 def _sentence(plan: Plan) -> str:

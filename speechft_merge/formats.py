@@ -53,8 +53,9 @@ def write_form(plan: Plan, owner: Checkpoint, max_shard_size: int | None) -> Wri
         max_shard_size: bytes of a weights file; None for a single one.
 
     Raises:
-        UsageError: the owner's file cannot be written in the format that was asked for.
-        CheckpointError: transformers has no class for the model, or its file does not tell enough.
+        UsageError: the owner's file cannot be written in the format that was asked for: it is of another kind, or
+            transformers has no class for its model, or it does not tell enough.
+        CheckpointError: see `image.make_image`.
     """
     form = choose_form(owner, plan.recipe)
     if form is Form.IMAGE:

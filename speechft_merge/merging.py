@@ -213,7 +213,8 @@ def _write_company(
     for name, content in company.items():
         staging.put(name, content)
     config = parse_config(prepared.companions)
-    made = card.make_card(prepared.plan, prepared.base, prepared.finetuned, drifts, config, command)
+    weights = prepared.outline.files[0].name
+    made = card.make_card(prepared.plan, prepared.base, prepared.finetuned, drifts, config, command, weights)
     staging.put(card.NAME, made)
     return company
 

@@ -180,6 +180,18 @@ def test_the_output_is_called_merged_model_with_the_bases_suffix(kind: str, suff
     assert [entry["file"] for entry in result.manifest["outputs"]] == [f"merged_model{suffix or '.pt'}"]
 
 
+def test_the_card_says_what_kind_of_file_the_weights_are(tmp_path: Path) -> None:
+    base, finetuned = pair(HUBERT)
+    ours = save(s3prl_base(HUBERT, base), tmp_path / "hubert_base.pt")
+    theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "dev-best.ckpt")
+    merge(ours, theirs, tmp_path / "out", durable=False)
+    merge(ours, theirs, tmp_path / "tf", Recipe(format="safetensors"), durable=False)
+    sentence = "`merged_model.pt` is a file like `hubert_base.pt`"
+    card, other = ((tmp_path / folder / "README.md").read_text() for folder in ("out", "tf"))
+    assert (sentence in card, "library_name: transformers" in card) == (True, False)
+    assert ("is a file like" in other, "library_name: transformers" in other) == (False, True)
+
+
 def test_a_merge_can_be_the_base_of_the_next(tmp_path: Path) -> None:
     """Sequential Speech-FT: each output is the next base, as a directory."""
     base, finetuned = pair(HUBERT)
