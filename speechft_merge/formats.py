@@ -108,13 +108,14 @@ def _advice(asked: str, lab: str | None, foreign: bool) -> str:
             "S3PRL makes its own files of fairseq's (hubert_custom(ckpt, fairseq=True)): convert the base with it "
             "first, or write --format fairseq and convert the result"
         )
+    taken = f"--format {asked} takes everything but the weights from the base (with --keep-head, from the fine-tune)"
     if asked == "s3prl":
         told = "" if foreign else " (and reads transformers' models as they are: hf_hubert_custom, hf_wav2vec2_custom)"
         return (
-            "--format s3prl takes everything but the weights from the base; give the base as S3PRL has it, from "
-            f"s3prl/converted_ckpts on the Hub: fine-tunes in any layout merge into it{told}"
+            f"{taken}; give the base as S3PRL has it, from s3prl/converted_ckpts on the Hub: fine-tunes in any layout "
+            f"merge into it{told}"
         )
-    return "--format fairseq takes everything but the weights from the base; give a base that fairseq wrote"
+    return f"{taken}; give a base that fairseq wrote"
 
 
 def convert(plan: Plan, view: TransformersView, owner: Checkpoint) -> Plan:

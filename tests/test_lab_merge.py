@@ -251,6 +251,19 @@ def test_with_its_head_a_fine_tune_of_s3prl_is_written_as_s3prl_writes_it(tmp_pa
     assert found["Args"] == whole["Args"]
 
 
+def test_with_its_head_a_fine_tune_of_fairseq_is_the_pattern_whatever_the_base_is(tmp_path: Path) -> None:
+    """Continued pre-training in fairseq from a base that only transformers' form is at hand of."""
+    base, finetuned = pair(HUBERT)
+    loaded_twin(HUBERT, build_lab(HUBERT)).save_pretrained(tmp_path / "base")
+    theirs = save(fairseq_hydra(HUBERT, finetuned), tmp_path / "ft.pt")
+    recipe = Recipe(keep_head=True, format="fairseq")
+    merge(str(tmp_path / "base"), theirs, tmp_path / "out", recipe, durable=False)
+    found = load(tmp_path / "out" / "merged_model.pt")
+    heads = {name: tensor for name, tensor in finetuned.items() if name.startswith(HEADS)}
+    assert_equal(found["model"], official(base, finetuned) | heads)
+    assert found["extra_state"] == {"epoch": 9, "val_loss": 2.5}
+
+
 # where a tensor cannot be written in its place
 def test_tied_tensors_are_written_once_and_stay_tied(tmp_path: Path) -> None:
     base, finetuned = pair(HUBERT)
