@@ -18,7 +18,6 @@ Weights = dict[str, torch.Tensor]
 
 TASK = {"sample_rate": 16000, "normalize": True, "enable_padding": False, "label_rate": 50.0}
 SYMBOLS = [["<s>", "<pad>", "</s>", "<unk>", *map(str, range(8))]]
-ARCHITECTURES = {"hubert": "hubert", "wav2vec2": "wav2vec2", "wavlm": "wavlm", "decoar2": "decoar2"}
 
 
 class Choice(StrEnum):
@@ -42,7 +41,7 @@ def s3prl_base(lab: Lab, weights: Weights) -> dict[str, Any]:
     dictionaries = {"dictionaries_symbols": SYMBOLS} if lab.family == "hubert" else {}
     return {
         "task_cfg": dict(TASK),
-        "model_cfg": {"_name": ARCHITECTURES[lab.family], **lab.settings},
+        "model_cfg": {"_name": lab.family, **lab.settings},
         "model_weight": weights,
         **dictionaries,
     }
@@ -68,7 +67,7 @@ def fairseq_hydra(lab: Lab, weights: Weights) -> dict[str, Any]:
     cfg = {
         "common": {"seed": 1, "fp16": True},
         "task": {"_name": "hubert_pretraining", **TASK},
-        "model": {"_name": ARCHITECTURES[lab.family], **lab.settings, "mask_selection": Choice.static.value},
+        "model": {"_name": lab.family, **lab.settings, "mask_selection": Choice.static.value},
         "optimizer": {"_name": "adam", "adam_betas": "(0.9,0.98)"},
     }
     return {
@@ -90,7 +89,7 @@ def fairseq_container(lab: Lab, weights: Weights) -> dict[str, Any]:
 
 def fairseq_args(lab: Lab, weights: Weights) -> dict[str, Any]:
     """fairseq before 2021."""
-    args = argparse.Namespace(arch=ARCHITECTURES[lab.family], task="audio_pretraining", **lab.settings, **TASK)
+    args = argparse.Namespace(arch=lab.family, task="audio_pretraining", **lab.settings, **TASK)
     return {"args": args, "model": weights, "extra_state": {"epoch": 9}, "last_optimizer_state": optimizer_of(weights)}
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lab_models import BASE, LABS, Lab, LabModel, build_lab
-from models import CLASSES, build, model_class, shapes, transformers
+from lab_models import BASE, LABS, build_lab
+from lab_pairs import is_head, loaded_twin, modern, twin
+from models import CLASSES, build, shapes, transformers
 
 from speechft_merge.layouts import fairseq, torchaudio
 from speechft_merge.layouts.alignment import align
@@ -20,54 +20,6 @@ from speechft_merge.layouts.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-
-FAMILIES = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}
-HEADS = ("final_proj", "label_embs_concat", "quantizer", "project_q", "project_hid")
-
-
-def config_of(lab: Lab) -> dict[str, Any]:
-    """What transformers calls the same settings."""
-    dims, kernels, strides = zip(*lab.conv, strict=True)
-    return {
-        "hidden_size": lab.width,
-        "num_hidden_layers": lab.layers,
-        "num_attention_heads": lab.heads,
-        "intermediate_size": lab.inner,
-        "conv_dim": dims,
-        "conv_kernel": kernels,
-        "conv_stride": strides,
-        "conv_bias": lab.conv_bias,
-        "num_conv_pos_embeddings": lab.conv_pos,
-        "num_conv_pos_embedding_groups": lab.conv_pos_groups,
-        "feat_extract_norm": "layer" if lab.large else "group",
-        "do_stable_layer_norm": lab.large,
-        **({"conv_pos_batch_norm": True} if lab.batch_norm else {}),
-        **({"num_buckets": lab.buckets, "max_bucket_distance": lab.distance} if lab.family == "wavlm" else {}),
-    }
-
-
-def twin(lab: Lab) -> Any:
-    """A bare model of transformers of the same shape."""
-    family = FAMILIES[lab.family]
-    return model_class(family, "Model")(model_class(family, "Config")(**config_of(lab))).eval()
-
-
-def modern(name: str) -> str:
-    """Weight norm as transformers' classes have it now."""
-    return re.sub(r"weight_([gv])$", lambda found: f"parametrizations.weight.original{'gv'.index(found[1])}", name)
-
-
-def is_head(name: str) -> bool:
-    return name.startswith(HEADS)
-
-
-def loaded_twin(lab: Lab, model: LabModel) -> Any:
-    """transformers' model with the lab's weights, each under the name that the table gives it; none may be missing."""
-    weights = model.state_dict()
-    naming = read_naming(weights)
-    other = twin(lab)
-    other.load_state_dict({modern(naming.names[n]): t for n, t in weights.items() if not is_head(n)}, strict=True)
-    return other
 
 
 # what the models compute

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab_files import FILES, decoar2, fairseq_ctc, plain, s3prl_base, s3prl_finetune, spin, wavlm
 from lab_models import BASE, LABS, Lab, LabModel, build_lab
+from lab_pairs import FAMILIES
 from models import CLASSES, backbone, build, model_class
 
 from speechft_merge.checkpoints import open_checkpoint
@@ -23,8 +24,6 @@ from speechft_merge.layouts.view import TransformersView, transformers_view
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-FAMILIES = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}
 
 
 def view_of(whole: Any, folder: Path, name: str = "model.pt") -> TransformersView:
