@@ -13,10 +13,11 @@ import torch
 
 from speechft_merge import __version__
 from speechft_merge.checkpoints import open_checkpoint
-from speechft_merge.companions import CONFIG, FEATURE_EXTRACTOR, read_companion_json
+from speechft_merge.companions import FEATURE_EXTRACTOR
 from speechft_merge.errors import CheckpointError, MismatchError
-from speechft_merge.layouts.alignment import backbone_prefix
-from speechft_merge.layouts.anatomy import canonical, is_head, place_of
+from speechft_merge.layouts.anatomy import place_of
+from speechft_merge.layouts.naming import TRANSFORMERS
+from speechft_merge.layouts.view import TransformersView, transformers_view
 from speechft_merge.plan import Action, PlannedTensor, make_plan
 from speechft_merge.recipe import Recipe
 from speechft_merge.similarity.cka import LEAST_UTTERANCES
@@ -105,7 +106,8 @@ def _open(references: list[str], merged: str | None, recipe: Recipe, download: b
     checkpoints = [open_checkpoint(reference, download) for reference in references]
     base, first = checkpoints[0], checkpoints[1]
     plan = make_plan(base, checkpoints[1:], recipe)
-    sources = [_source_of(base), _source_of(first)]
+    own = _source_of(base)
+    sources = [own, _source_of(first, base_config=own.config)]
     models = _Models(checkpoints, sources)
     if len(references) > 2:
         models.warnings.append(f"of {len(references) - 1} fine-tunes {references[1]} is compared; name another for it")
@@ -122,12 +124,14 @@ def _open(references: list[str], merged: str | None, recipe: Recipe, download: b
 
 
 def _source_of(checkpoint: Checkpoint, base_config: dict[str, Any] | None = None) -> _Source:
-    config = read_companion_json(checkpoint, CONFIG) or base_config
+    view = transformers_view(checkpoint)
+    config = view.config or base_config
     if not config:
+        why = f": {view.config_problem}" if view.layout != TRANSFORMERS else ""
         raise CheckpointError(
-            f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run"
+            f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}"
         )
-    names = _encoder_names(checkpoint, str(config.get("model_type")))
+    names = _encoder_names(view, str(config.get("model_type")))
     tensors = [
         PlannedTensor(name, Action.COPIED, "", place_of(names[name]), span.dtype, span.shape, span)
         for name, span in checkpoint.tensors.items()
@@ -136,15 +140,14 @@ def _source_of(checkpoint: Checkpoint, base_config: dict[str, Any] | None = None
     return _Source(checkpoint.reference, config, tensors, names)
 
 
-def _encoder_names(checkpoint: Checkpoint, model_type: str) -> dict[str, str]:
+def _encoder_names(view: TransformersView, model_type: str) -> dict[str, str]:
     """Name in the file -> name in the encoder's class, heads and decoders left out."""
-    prefix = backbone_prefix({name: span.shape for name, span in checkpoint.tensors.items()})
-    names = {name: canonical(name[len(prefix) :]) for name in checkpoint.tensors if name.startswith(prefix)}
+    names = {name: inner for name, inner in view.names.items() if inner in view.tensors}
     if model_type == WHISPER:
         names = {
             name: inner.removeprefix("encoder.") for name, inner in names.items() if place_of(inner).stack != "decoder"
         }
-    return {name: inner for name, inner in names.items() if not is_head(inner)}
+    return names
 
 
 def _load(source: _Source) -> dict[str, Tensor]:
@@ -153,7 +156,7 @@ def _load(source: _Source) -> dict[str, Tensor]:
 
 def _make_inputs(models: _Models) -> InputMaker:
     """By the base's own settings."""
-    settings = [read_companion_json(checkpoint, FEATURE_EXTRACTOR) for checkpoint in models.checkpoints[:2]]
+    settings = [transformers_view(checkpoint).extractor or {} for checkpoint in models.checkpoints[:2]]
     if not settings[0]:
         models.warnings.append(
             f"{models.sources[0].reference} has no {FEATURE_EXTRACTOR}; "

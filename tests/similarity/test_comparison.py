@@ -7,11 +7,13 @@ import math
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import lab_files
 import numpy as np
 import oracles
 import pytest
 import soundfile
 import torch
+from lab_models import LABS, build_lab, shaken
 from models import model_class, transformers
 
 from speechft_merge import ProbeRequest, Recipe, compare, merge
@@ -35,6 +37,11 @@ LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias"
 """The Large models' kind of CNN, with norms before the blocks."""
 
 
+def normalised(clip: Path) -> torch.Tensor:
+    samples = torch.from_numpy(soundfile.read(clip, dtype="float32")[0])
+    return (samples - samples.mean()) / torch.sqrt(samples.var(correction=0) + 1e-7)
+
+
 def features_by_transformers(
     path: str, family: str, kind: str, clips: tuple[Path, ...]
 ) -> list[list[NDArray[np.float64]]]:
@@ -42,10 +49,8 @@ def features_by_transformers(
     encoder = model_class(family, kind).from_pretrained(path).base_model.eval()
     layers: list[list[NDArray[np.float64]]] = []
     for clip in clips:
-        samples = torch.from_numpy(soundfile.read(clip, dtype="float32")[0])
-        samples = (samples - samples.mean()) / torch.sqrt(samples.var(correction=0) + 1e-7)
         with torch.no_grad():
-            out = encoder(samples[None], output_hidden_states=True)
+            out = encoder(normalised(clip)[None], output_hidden_states=True)
         states = [*out.hidden_states[:-1], out.last_hidden_state]
         layers = layers or [[] for _ in states]
         for layer, state in zip(layers, states, strict=True):
@@ -72,6 +77,29 @@ def test_figures_are_those_of_transformers_own_hidden_states(
         cosines = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
         lengths = np.cumsum([len(one) for one in xs])[:-1]
         assert found.cosine == pytest.approx(np.mean([part.mean() for part in np.split(cosines, lengths)]), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["HuBERT", "wav2vec 2.0 with layer norm", "WavLM"])
+def test_a_labs_files_are_run_as_the_labs_own_module_runs_them(
+    kind: str, few_clips: tuple[Path, ...], tmp_path: Path
+) -> None:
+    """S3PRL's base and fine-tune, without a config.json between them."""
+    lab = LABS[kind]
+    base = build_lab(lab)
+    finetuned = build_lab(lab)
+    finetuned.load_state_dict(shaken(base.state_dict()))
+    torch.save(lab_files.s3prl_base(lab, base.state_dict()), tmp_path / "base.pt")
+    torch.save(lab_files.s3prl_finetune(lab, finetuned.state_dict()), tmp_path / "dev-best.ckpt")
+    report = compare(str(tmp_path / "base.pt"), str(tmp_path / "dev-best.ckpt"), request=ProbeRequest(paths=few_clips))
+    both: list[list[list[NDArray[np.float64]]]] = [[], []]
+    for clip in few_clips:
+        samples = normalised(clip)
+        for model, found in zip((base, finetuned), both, strict=True):
+            with torch.no_grad():
+                found.append([state[0].double().numpy() for state in model(samples[None])])
+    for number, layer in enumerate(report.layers):
+        x, y = (np.concatenate([clip[number] for clip in found]) for found in both)
+        assert layer.pairs["base_finetuned"].biased == pytest.approx(oracles.cka_biased(x, y), abs=1e-4)
 
 
 @pytest.mark.parametrize(
