@@ -515,12 +515,15 @@ def test_a_long_tuple_is_not_copied_by_every_object_that_refers_to_it() -> None:
 
 
 def seconds_of_keys(distance: int) -> float:
-    """Processor time to read a dict of numbers that far apart."""
+    """Processor time to read a dict of numbers that far apart: the least of three, since other processes disturb it."""
     items = b"".join(b"\x8a\x0a" + (distance * i).to_bytes(10, "little") + b"N" for i in range(1, 8001))
-    started = time.process_time()
-    with contextlib.suppress(CheckpointError):
-        read(b"}(" + items + b"u.")
-    return time.process_time() - started
+    taken = []
+    for _ in range(3):
+        started = time.process_time()
+        with contextlib.suppress(CheckpointError):
+            read(b"}(" + items + b"u.")
+        taken.append(time.process_time() - started)
+    return min(taken)
 
 
 def test_numbers_chosen_to_collide_as_keys_take_no_longer_than_others() -> None:
