@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,7 +26,7 @@ from speechft_merge.similarity.cka import (
 from speechft_merge.similarity.request import ESTIMATORS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -144,24 +146,41 @@ def measure(utterances: Iterable[Sequence[Utterance]], estimator: Estimator) -> 
     meters: list[LayerMeter] = []
     for layers in utterances:
         meters = meters or [LayerMeter(len(layer)) for layer in layers]
-        for meter, layer in zip(meters, layers, strict=True):
-            meter.add(layer)
+        with _side_by_side() as pool:
+            list(pool.map(LayerMeter.add, meters, layers))
     return [meter.finish(estimator) for meter in meters]
 
 
 def measure_kept(layers: Sequence[Sequence[Utterance]], estimator: Estimator) -> list[LayerResult]:
-    """Layer by layer, from features that are in memory: with standard errors, and the sums of one layer at a time.
+    """Layer by layer, from features that are in memory: with standard errors, and the sums of few layers at a time.
 
     Args:
         layers: of each, its features utterance by utterance.
         estimator: of the figure `cka`.
     """
-    results = []
-    for utterances in layers:
+
+    def measure_layer(utterances: Sequence[Utterance]) -> LayerResult:
         meter = LayerMeter(len(utterances[0]))
         without = meter.add_all(utterances, errors=estimator == "utterance")
-        results.append(meter.finish(estimator, without))
-    return results
+        return meter.finish(estimator, without)
+
+    with _side_by_side() as pool:
+        return list(pool.map(measure_layer, layers))
+
+
+@contextlib.contextmanager
+def _side_by_side() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch has, each of which runs its operations alone.
+
+    These are many and small: shared among threads, they took three times as long on two cores as on one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a thread takes this over with its first operation
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def measure_null(layers: Sequence[Sequence[Utterance]], estimator: Estimator) -> list[float]:
@@ -169,31 +188,41 @@ def measure_null(layers: Sequence[Sequence[Utterance]], estimator: Estimator) ->
 
     Utterance u is paired with u + half of them, and both are cut to the shorter one's frames.
     """
-    found = []
-    for utterances in layers:
+
+    def measure_layer(utterances: Sequence[Utterance]) -> float:
         meter, half = LayerMeter(2), len(utterances) // 2
         for u, utterance in enumerate(utterances):
             ours, other = utterance[0], utterances[(u + half) % len(utterances)][0]
             count = min(len(ours), len(other))
             meter.add([ours[:count], other[:count]])
-        found.append(meter.finish(estimator).pairs[0, 1].cka)
-    return found
+        return meter.finish(estimator).pairs[0, 1].cka
+
+    with _side_by_side() as pool:
+        return list(pool.map(measure_layer, layers))
 
 
 def measure_grid(layers: Sequence[Sequence[Utterance]], pair: Pair, estimator: Estimator) -> list[list[float]]:
     """CKA of every layer of one encoder (rows) with every layer of another (columns)."""
     rows = [_with_itself(utterances, pair[0]) for utterances in layers]
     columns = [_with_itself(utterances, pair[1]) for utterances in layers]
-    grid = []
-    for x, own_x, x_shifted in rows:
-        line = []
-        for y, own_y, y_shifted in columns:
-            cross = Cross(x, y)
-            for ours, theirs in zip(x_shifted, y_shifted, strict=True):
-                cross.add(ours, theirs)
-            line.append(cka(cross, own_x, own_y, estimator))
-        grid.append(line)
-    return grid
+
+    def measure_row(row: tuple[Representation, Cross, list[Shifted]]) -> list[float]:
+        return [_between(row, column, estimator) for column in columns]
+
+    with _side_by_side() as pool:
+        return list(pool.map(measure_row, rows))
+
+
+def _between(
+    row: tuple[Representation, Cross, list[Shifted]],
+    column: tuple[Representation, Cross, list[Shifted]],
+    estimator: Estimator,
+) -> float:
+    (x, own_x, ours), (y, own_y, theirs) = row, column
+    cross = Cross(x, y)
+    for one, other in zip(ours, theirs, strict=True):
+        cross.add(one, other)
+    return cka(cross, own_x, own_y, estimator)
 
 
 def _with_itself(utterances: Sequence[Utterance], which: int) -> tuple[Representation, Cross, list[Shifted]]:
