@@ -7,9 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from audio import RATE, decode, festvox_paths, festvox_phones, normalise, random_crops, voice_clips
-from finetune import CROP
 from transformers import HubertForSequenceClassification, HubertModel, WhisperFeatureExtractor
+
+from examples.small_hubert.finetune import CROP
+from examples.sources.recordings import (
+    RATE,
+    decode,
+    festvox_paths,
+    festvox_phones,
+    normalise,
+    random_crops,
+    voice_clips,
+)
 
 Probe = list[tuple[torch.Tensor, list[str]]]
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from audio import RATE, decode, festvox_paths, normalise, random_crops, voice_clips
-from teacher import Teacher
 from torch.nn.functional import mse_loss
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+from examples.small_hubert.teacher import Teacher
+from examples.sources.recordings import RATE, decode, festvox_paths, normalise, random_crops, voice_clips
 
 CROP = 2 * RATE
 

