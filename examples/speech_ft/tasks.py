@@ -82,7 +82,7 @@ def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def probe_accuracy(
-    fit: torch.Tensor, fit_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor, ridge: float = 1e-3
+    fit: torch.Tensor, fit_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor, ridge: float = 0.1
 ) -> float:
     """Accuracy of ridge regression onto one-hot classes; features (n, width), labels (n,)."""
     mean, scale = fit.double().mean(dim=0), fit.double().std(dim=0) + 1e-6
@@ -98,12 +98,12 @@ class Tasks:
 
     def __init__(self, work: Path, *, quick: bool = False) -> None:
         recordings, hear = work / "recordings.npz", Hearing(work / "base")
-        each = 12 if quick else 25
+        each = 10 if quick else 20
         self.speakers, self.languages = (
             [Clips(recordings_of(split), count, seed, hear) for seed, split in enumerate(("train", "test"))]
             for recordings_of, count in (
                 (lambda split: list(speakers(recordings, split).values()), each),
-                (lambda split: languages(recordings, split), 3 * each),
+                (lambda split: languages(recordings, split), 5 * each // 2),
             )
         )
         self.phones = Phones(recordings, hear, share=0.5 if quick else 1.0)
