@@ -36,6 +36,16 @@ def must_merge(base: Path, other: Path, out: Path, *options: str) -> Path:
     return out
 
 
+def likeness(base: Path, finetuned: Path, merged: Path) -> dict[str, float]:
+    """CKA of the merge to the base by `speechft-merge compare`, on its built-in probe: over all layers, of the last."""
+    command = [sys.executable, "-m", "speechft_merge", "compare", *map(str, (base, finetuned, merged)), "-q", "--json"]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return {
+        "cka": found["mean"]["base_merged"]["cka"],
+        "cka_last": found["layers"][-1]["base_merged"]["cka"],
+    }
+
+
 class Journal:
     """Records kept in a file of JSON lines, so that a run can be taken up where it broke off."""
 
@@ -62,14 +72,23 @@ def sweep(work: Path, finetuned: Path, key: Record, settings: Settings, tasks: T
     for alpha, options in settings.items():
         if journal.find(**key, alpha=alpha):
             continue
-        out = work / "merged" / f"{finetuned.name}-{alpha}"
-        model = load(must_merge(work / "base", finetuned, out, "--keep-head", *options))
+        out = must_merge(
+            work / "base", finetuned, work / "merged" / f"{finetuned.name}-{alpha}", "--keep-head", *options
+        )
+        model = load(out)
         known = journal.find(alpha="0.0") if alpha == "0.0" else None
         if known:  # the same encoder, under another head
             probes = {name: known[name] for name in ("identification_probe", "language", "phones")}
-            journal.add(**key, alpha=alpha, identification=tasks.identification(model), **probes)
+            figures = probes | {"identification": tasks.identification(model)}
         else:
-            journal.add(**key, alpha=alpha, **tasks.measure(model))
+            figures = tasks.measure(model)
+        journal.add(**key, alpha=alpha, **figures, **likeness(work / "base", finetuned, out))
+
+
+def floor(tasks: Tasks, journal: Journal) -> None:
+    """What phones can be read from without any encoder."""
+    if not journal.find(recipe="log-mel"):
+        journal.add(recipe="log-mel", alpha="", phones=tasks.phones.readable(tasks.phones.spectra))
 
 
 def control(work: Path, finetuned: Path, tasks: Tasks, journal: Journal) -> None:

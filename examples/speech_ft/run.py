@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from examples.speech_ft.evaluate import ALPHAS, RAMPS, Journal, control, sweep
+from examples.speech_ft.evaluate import ALPHAS, RAMPS, Journal, control, floor, sweep
 from examples.speech_ft.finetune import RECIPES, finetune
 from examples.speech_ft.prepare import prepare
 from examples.speech_ft.report import check, draw, table
@@ -40,6 +40,7 @@ def main() -> None:
         prepare(sources, args.work, args.base)
     tasks = Tasks(args.work, quick=args.quick)
     journal = Journal(args.work / ("quick.jsonl" if args.quick else "results.jsonl"))
+    floor(tasks, journal)
     seeds = {"hot": 1} if args.quick else {"hot": args.seeds, "gentle": args.gentle_seeds}
     trials = [
         (rate, seed, recipe)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import WhisperFeatureExtractor
 
-from examples.sources.recordings import Samples, random_crops
-from examples.speech_ft.encoder import WINDOW, Hearing, states
+from examples.sources.recordings import RATE, Samples, random_crops
+from examples.speech_ft.encoder import FRAME, WINDOW, Hearing, states
 
 BILINGUAL = {"en": "allison-en", "es": "allison-es"}
 """One speaker, heard in two languages on the same channel."""
@@ -64,16 +65,27 @@ class Phones:
         owners = owners[keep]
         self.fit = owners < (int(owners.max()) + 1) * 2 // 3
         self.inputs = [hear(rows) for rows in waves.split(ROWS)]
+        self.spectra = log_mel(waves)
 
     def accuracy(self, model: Any) -> float:
         """Of a probe from single frames of the last layer to phones."""
-        frames = torch.cat([states(model, inputs)[0] for inputs in self.inputs])
+        return self.readable(torch.cat([states(model, inputs)[0] for inputs in self.inputs]))
+
+    def readable(self, frames: torch.Tensor) -> float:
+        """Accuracy of a probe from frames, (windows, frames, width), to phones."""
         labels = self.labels[:, : frames.shape[1]]  # HuBERT and its kin give one frame less
         frames = frames[:, : labels.shape[1]]
         fit, test = (
             (frames[rows][labels[rows] >= 0], labels[rows][labels[rows] >= 0]) for rows in (self.fit, ~self.fit)
         )
         return probe_accuracy(*fit, *test)
+
+
+def log_mel(waves: torch.Tensor) -> torch.Tensor:
+    """What an encoder has to beat: log-mel spectra, two 10 ms frames side by side, (windows, frames, 160)."""
+    extractor = WhisperFeatureExtractor(chunk_length=WINDOW // RATE)
+    mel = extractor(list(waves.numpy()), sampling_rate=RATE, return_tensors="pt").input_features
+    return mel.transpose(1, 2).reshape(len(waves), WINDOW // FRAME, -1)
 
 
 def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
