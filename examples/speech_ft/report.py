@@ -43,8 +43,9 @@ def table(records: list[Record]) -> str:
         "| learning rate | recipe | seeds | alpha | " + " | ".join(MEASURES.values()) + " |",
         "|" + "---|" * (4 + len(MEASURES)),
     ]
-    settings = dict.fromkeys((r.get("rate", ""), r["recipe"], r["alpha"]) for r in records)
-    for rate, recipe, alpha in sorted(settings, key=lambda setting: (setting[1] == "unrelated", *setting[:2])):
+    settings = {(r.get("rate", ""), r["recipe"], r["alpha"]) for r in records}
+    order = ["hot", "gentle", ""]
+    for rate, recipe, alpha in sorted(settings, key=lambda found: (order.index(found[0]), found[1], found[2])):
         key = {"recipe": recipe, "alpha": alpha} | ({"rate": rate} if rate else {})
         values = collect(records, **key)
         cells = [rate, recipe, str(len(values["phones"])), alpha, *map(_cell, values.values())]
@@ -60,22 +61,24 @@ def draw(records: list[Record], path: Path) -> None:
     from matplotlib import pyplot
 
     panels = sorted({(r["rate"], r["recipe"]) for r in records if "rate" in r}, reverse=True)
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.2), sharey=True, squeeze=False)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(2.9 * len(panels), 3.3), sharey=True, squeeze=False)
     for axis, (rate, recipe) in zip(axes[0], panels, strict=True):
         mine = [r for r in records if r.get("rate") == rate and r["recipe"] == recipe and r["alpha"][0].isdigit()]
-        alphas = sorted({r["alpha"] for r in mine}, key=float)
         for name, label in MEASURES.items():
-            values = {float(alpha): collect(mine, alpha=alpha)[name] for alpha in alphas}
+            values = {float(alpha): collect(mine, alpha=alpha)[name] for alpha in sorted({r["alpha"] for r in mine})}
             values = {alpha: found for alpha, found in values.items() if found}
             errors = [0.0 if len(found) == 1 else standard_error(found) for found in values.values()]
             style = "--" if name.startswith("cka") else "-"
             axis.errorbar(list(values), [mean(v) for v in values.values()], errors, fmt=f"o{style}", ms=3, label=label)
-        axis.axvline(0.25, color="0.8", zorder=0)
-        axis.set(title=f"{rate}, {recipe}", xlabel="alpha", ylim=(0, 1.02))
+        for record in records:
+            if record["recipe"] == "log-mel":
+                axis.axhline(record["phones"], color="C2", ls=":", lw=1, label="phones, log-mel")
+        axis.axvline(0.25, color="0.85", zorder=0)
+        axis.set(title=f"{rate}, {recipe}", xlabel="alpha", xlim=(-0.03, 1.03), ylim=(0, 1.02))
     axes[0][0].set_ylabel("accuracy; CKA to the base")
-    axes[0][-1].legend(fontsize=7, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=7, fontsize=7, frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(path, dpi=90)
 
 
 def check(records: list[Record]) -> int:
