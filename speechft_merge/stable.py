@@ -40,6 +40,9 @@ Part = Literal["cnn", "encoder", "head"]
 _ENCODER_WORDS = frozenset("post_extract_proj layer_norm mask_emb masked_spec_embed".split())
 """First words that stand in an encoder beside the parts of its anatomy; `post_extract_proj` is fairseq's projection."""
 
+_HEAD_WORDS = frozenset(["aux"])
+"""First words of heads that stand among the encoder's names: torchaudio's, for CTC."""
+
 _WITHOUT_CNN = frozenset(["wav2vec2-bert"])
 """Model types of transformers that begin with filter banks."""
 
@@ -203,7 +206,7 @@ def parts_of(names: Iterable[str], encoder: str) -> dict[str, Part]:
 
 def _part(relative: str) -> Part:
     place = place_of(relative)
-    if is_head(relative) or place.stack == "decoder":
+    if is_head(relative) or relative.partition(".")[0] in _HEAD_WORDS or place.stack == "decoder":
         return "head"
     return "cnn" if place.part == "cnn" else "encoder"
 

@@ -174,6 +174,20 @@ def test_decoar_2_has_no_cnn_and_its_projection_belongs_to_the_encoder() -> None
     assert "cnn" not in stage.parts.values()
 
 
+def test_torchaudios_head_stands_among_the_encoders_names() -> None:
+    names = [
+        *(f"feature_extractor.conv_layers.{layer}.conv.weight" for layer in range(7)),
+        "encoder.feature_projection.projection.weight",
+        "encoder.transformer.pos_conv_embed.conv.parametrizations.weight.original0",
+        "encoder.transformer.layer_norm.weight",
+        *(f"encoder.transformer.layers.{layer}.attention.k_proj.weight" for layer in range(12)),
+        "aux.weight",
+    ]
+    parts = parts_of(names, find_encoder(names))
+    assert [name for name, part in parts.items() if part == "head"] == ["aux.weight"]
+    assert [name for name, part in parts.items() if part == "cnn"] == names[:7]
+
+
 def test_what_stands_beside_an_encoder_is_a_head_whatever_its_name() -> None:
     model = torch.nn.ModuleDict({"encoder": build("Whisper").encoder, "mlp": torch.nn.Linear(32, 3)})
     stage = StableFineTuning(model, Schedule(STEPS))
