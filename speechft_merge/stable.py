@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from speechft_merge.errors import UsageError
 from speechft_merge.layouts.anatomy import canonical, is_head, place_of
+from speechft_merge.layouts.naming import read_naming
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,12 +37,6 @@ if TYPE_CHECKING:
     import torch
 
 Part = Literal["cnn", "encoder", "head"]
-
-_ENCODER_WORDS = frozenset("post_extract_proj layer_norm mask_emb masked_spec_embed".split())
-"""First words that stand in an encoder beside the parts of its anatomy; `post_extract_proj` is fairseq's projection."""
-
-_HEAD_WORDS = frozenset(["aux"])
-"""First words of heads that stand among the encoder's names: torchaudio's, for CTC."""
 
 _WITHOUT_CNN = frozenset(["wav2vec2-bert"])
 """Model types of transformers that begin with filter banks."""
@@ -102,7 +97,7 @@ class StableFineTuning:
     train when it is made (Whisper's sinusoidal positions) are never made to.
 
     Args:
-        model: any module with a speech encoder in it: of transformers, or with fairseq's or S3PRL's names.
+        model: any module with a speech encoder in it, with the names of transformers, fairseq, S3PRL or torchaudio.
         schedule: when what trains.
         encoder: the name of the submodule that is the encoder, such as `upstream.model`; found by itself if None.
         cnn: whether the encoder has a convolutional feature extractor. Those of w2v-BERT and DeCoAR 2.0 are known to
@@ -201,12 +196,20 @@ def parts_of(names: Iterable[str], encoder: str) -> dict[str, Part]:
     counts as a head, as do quantizers and the other remains of pre-training.
     """
     prefix = f"{encoder}." if encoder else ""
-    return {name: _part(canonical(name[len(prefix) :])) if name.startswith(prefix) else "head" for name in names}
+    return {
+        name: _part(theirs.removeprefix(prefix)) if theirs.startswith(prefix) else "head"
+        for name, theirs in _as_in_transformers(names).items()
+    }
+
+
+def _as_in_transformers(names: Iterable[str]) -> dict[str, str]:
+    """Name -> what transformers would call it, weight norm written the old way."""
+    return {name: canonical(theirs) for name, theirs in read_naming(names).names.items()}
 
 
 def _part(relative: str) -> Part:
     place = place_of(relative)
-    if is_head(relative) or relative.partition(".")[0] in _HEAD_WORDS or place.stack == "decoder":
+    if is_head(relative) or place.stack == "decoder":
         return "head"
     return "cnn" if place.part == "cnn" else "encoder"
 
@@ -217,7 +220,7 @@ def find_encoder(names: Iterable[str], title: str = "the model") -> str:
     Raises:
         UsageError: nothing looks like transformer layers.
     """
-    everything = [canonical(name) for name in names]
+    everything = list(_as_in_transformers(names).values())
     candidates = {prefix for name in everything for prefix in _prefixes(name) if _is_layer(name[len(prefix) :])}
     if not candidates:
         raise UsageError(
@@ -242,8 +245,7 @@ def _is_layer(relative: str) -> bool:
 
 
 def _is_anatomy(relative: str) -> bool:
-    first = relative.partition(".")[0]
-    return first in _ENCODER_WORDS or (place_of(relative).part != "other" and not is_head(relative))
+    return place_of(relative).part != "other" and not is_head(relative)
 
 
 def _named_encoder(model: torch.nn.Module, encoder: str) -> str:
@@ -251,7 +253,7 @@ def _named_encoder(model: torch.nn.Module, encoder: str) -> str:
         inner = model.get_submodule(encoder)
     except AttributeError:
         raise UsageError(f"{type(model).__name__} has no submodule {encoder!r}") from None
-    if not any(_is_layer(canonical(name)) for name, _ in inner.named_parameters()):
+    if not any(map(_is_layer, _as_in_transformers(name for name, _ in inner.named_parameters()).values())):
         raise UsageError(
             f"the submodule {encoder!r} of {type(model).__name__} has no transformer layers (encoder.layers.0.*, "
             f"layers.0.*) directly under it"
@@ -260,15 +262,16 @@ def _named_encoder(model: torch.nn.Module, encoder: str) -> str:
 
 
 def _known_without_cnn(model: torch.nn.Module, parts: Mapping[str, Part], encoder: str) -> bool:
-    """w2v-BERT by its type, DeCoAR 2.0 by its names: a projection, an encoder and nothing else."""
+    """w2v-BERT by its type, DeCoAR 2.0 by its names: a bare projection, an encoder and nothing else."""
     if any(
         getattr(getattr(module, "config", None), "model_type", None) in _WITHOUT_CNN
         for module in (model, model.get_submodule(encoder))
     ):
         return True
     prefix = f"{encoder}." if encoder else ""
-    first = {name[len(prefix) :].partition(".")[0] for name, part in parts.items() if part != "head"}
-    return first == {"post_extract_proj", "encoder"}
+    names = [name.removeprefix(prefix) for name, part in parts.items() if part != "head"]
+    beside = {name.rpartition(".")[0] for name in names if not name.startswith("encoder.")}
+    return beside == {"post_extract_proj"}
 
 
 def _freeze(parameter: torch.nn.Parameter) -> None:
@@ -285,6 +288,7 @@ def quiet_encoder(model: torch.nn.Module, encoder: str) -> None:
     for name, module in root.named_modules():
         if place_of(f"{name}.").stack != "decoder":
             _set(module, "layerdrop", 0.0)
+            _set(module, "layer_drop", 0.0)  # torchaudio's name for it
     for config in (getattr(owner, "config", None) for owner in (model, root)):
         _set(config, "layerdrop", 0.0)
         _set(config, "encoder_layerdrop", 0.0)  # Whisper's name for it

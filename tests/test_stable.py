@@ -174,7 +174,7 @@ def test_decoar_2_has_no_cnn_and_its_projection_belongs_to_the_encoder() -> None
     assert "cnn" not in stage.parts.values()
 
 
-def test_torchaudios_head_stands_among_the_encoders_names() -> None:
+def test_a_head_of_torchaudio_stands_among_the_names_of_the_encoder() -> None:
     names = [
         *(f"feature_extractor.conv_layers.{layer}.conv.weight" for layer in range(7)),
         "encoder.feature_projection.projection.weight",
