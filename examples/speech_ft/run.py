@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
 
 from examples.speech_ft.evaluate import ALPHAS, RAMPS, Journal, control, floor, sweep
 from examples.speech_ft.finetune import RECIPES, finetune
@@ -27,11 +28,13 @@ def main() -> None:
     parser.add_argument("--base", help="folder or Hub id of another encoder, such as facebook/hubert-base-ls960")
     parser.add_argument("--quick", action="store_true", help="one fine-tune, three alphas, smaller tests")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--gentle-seeds", type=int, default=1)
+    parser.add_argument("--gentle-seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=140)
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
     sources = args.sources or args.work / "sources"
     if not (args.work / "recordings.npz").exists():
