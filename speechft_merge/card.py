@@ -76,8 +76,8 @@ def make_card(
         command: the command line, as a list of words.
         weights: name of the file of weights.
     """
-    names = ", ".join(f"`{_short(checkpoint.reference)}`" for checkpoint in finetuned)
-    first, onto = _short(finetuned[0].reference), _short(base.reference)
+    names = ", ".join(f"`{short(checkpoint.reference)}`" for checkpoint in finetuned)
+    first, onto = short(finetuned[0].reference), short(base.reference)
     rules = ", ".join(f"`{rule}`" for rule in plan.recipe.rules)
     alphas = f"alpha = {plan.recipe.alpha:g}" + (f", but {rules}" if rules else "")
     lines = [
@@ -90,7 +90,7 @@ def make_card(
         "",
         *_pinned([base, *finetuned]),
         _sentence(plan),
-        *_pattern(weights, _short((finetuned[0] if plan.recipe.keep_head else base).reference)),
+        *_pattern(weights, short((finetuned[0] if plan.recipe.keep_head else base).reference)),
         "",
         "| layer | alpha | drift | interpolated | copied |",
         "|---|---|---|---|---|",
@@ -106,7 +106,7 @@ def make_card(
         _MADE_BY,
         "",
         "```shell",
-        shlex.join(["speechft-merge", *map(_short, command)]),
+        shlex.join(["speechft-merge", *map(short, command)]),
         "```",
         "",
         "```bibtex",
@@ -170,11 +170,11 @@ def _sentence(plan: Plan) -> str:
     return ", ".join(words) + "."
 
 
-def _short(reference: str) -> str:
+def short(reference: str) -> str:
     """A Hub id as it is; of a local path the last part, since folders of one machine say nothing to others."""
     option, equals, value = reference.partition("=")
     if equals and option.startswith("--"):
-        return f"{option}={_short(value)}"
+        return f"{option}={short(value)}"
     if reference[:2] == "-o" and reference[2:]:
-        return "-o" + _short(reference[2:])
+        return "-o" + short(reference[2:])
     return reference.rstrip("/").rpartition("/")[2] if reference.startswith(("/", ".", "~")) else reference

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import NotFoundError
+from speechft_merge.manifest import FIGURE, SIMILARITY
 from speechft_merge.manifest import NAME as MANIFEST
 from speechft_merge.sources.hub_errors import HubError, hub_errors
 
@@ -122,7 +123,8 @@ def push(folder: Path, target: PushTarget, message: str | None = None) -> str:
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path)) for path in paths
     ]
-    stale = {name for name in target.files if _WEIGHTS.fullmatch(name)} - {path.name for path in paths}
+    ours = {name for name in target.files if _WEIGHTS.fullmatch(name) or name in (SIMILARITY, FIGURE)}
+    stale = ours - {path.name for path in paths}
     operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)]
     with hub_errors(target.repo):
         try:

@@ -87,6 +87,10 @@ def require_means(request: ProbeRequest, plot: Path | None, heatmap: Path | None
     """Find out before any work that it can be done and shown."""
     figures = [figure_kind(path) for path in (plot, heatmap) if path is not None]
     request.require_means(*packages, *(["matplotlib"] if figures else []))
+    if request.device is not None:
+        from speechft_merge.similarity.encoders import choose_device
+
+        choose_device(request.device)
 
 
 def run(

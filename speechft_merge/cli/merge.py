@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.cli import options
 from speechft_merge.cli.compare import make_request, require_means, run, show_report, write_files
 from speechft_merge.cli.output import Output, ProgressLine, megabytes
-from speechft_merge.errors import SpeechFTMergeError
+from speechft_merge.errors import OutputError, SpeechFTMergeError
 from speechft_merge.recipe import Recipe, override, read_recipe
 from speechft_merge.selectors import parse_rule
-from speechft_merge.sources.reference import WEIGHT_SUFFIXES, parse_reference
+from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,8 +79,9 @@ def merge(
         keep_head=keep_head,
         extrapolate=extrapolate,
     )
-    asked = probe or probe_seconds or estimator or device or null or memory or plot or heatmap or csv
-    request = make_request(probe, probe_seconds, estimator, device, null, memory, heatmap) if cka or asked else None
+    others = (probe, probe_seconds, estimator, device, memory, plot, heatmap, csv)
+    asked = cka or null or any(option is not None for option in others)
+    request = make_request(probe, probe_seconds, estimator, device, null, memory, heatmap) if asked else None
     if request is not None:
         require_means(request, plot, heatmap, "matplotlib")
     named = output or default_name(finetuned[0], whole)
@@ -99,28 +101,50 @@ def merge(
     finally:
         progress.stop()
         prepared.close()
-    report = None
+    report, problem = None, None
     if request is not None:
-        report = _compare(shown, (base, *finetuned), result, request, download, threads)
-    if report is not None:
-        write_files(report, plot, heatmap, csv)
+        report, problem = _compare(shown, (base, *finetuned), result, request, download, threads)
+    unwritten = None if report is None else _write_files(report, plot, heatmap, csv)
     url = None if target is None else _push(result, target, commit_message, named, keep=output is not None)
-    show_result(shown, result, str(named), url, report)
+    show_result(shown, result, str(named), url, report, problem)
+    if unwritten is not None:
+        raise unwritten
 
 
 def _compare(
     shown: Output, models: Sequence[str], result: MergeResult, request: ProbeRequest, download: bool,
     threads: int | None,
-) -> Report | None:  # fmt: skip
-    """What the merge did to the features, put beside it; a model that cannot be run does not undo the merge."""
+) -> tuple[Report | None, str | None]:  # fmt: skip
+    """What the merge did to the features, put beside it; or why that cannot be told, which does not undo the merge."""
     try:
-        report = run(shown, models, str(result.output), request, Recipe(), download, threads)
+        report = run(shown, _pinned(models, result), str(result.output), request, Recipe(), download, threads)
         from speechft_merge.similarity.attach import attach
 
-        return attach(result.output, report)
+        return attach(result.output, report), None
     except SpeechFTMergeError as error:
-        shown.warn(f"merged, but the features were not compared: {error}")
-        return None
+        return None, f"merged, but the features were not compared: {error}"
+    except Exception as error:  # nothing that happens here may hide that the merge is there
+        return None, f"merged, but the features were not compared: {type(error).__name__}: {error}"
+
+
+def _pinned(models: Sequence[str], result: MergeResult) -> list[str]:
+    """The references with the commits that were merged: a branch may have moved since."""
+    described = [result.manifest["base"], *result.manifest["finetuned"]]
+    pinned = list(models)
+    for number, (reference, entry) in enumerate(zip(models, described, strict=True)):
+        found = parse_reference(reference)
+        if isinstance(found, HubReference) and "hub" in entry:
+            pinned[number] = str(replace(found, revision=entry["hub"]["commit"]))
+    return pinned
+
+
+def _write_files(report: Report, plot: Path | None, heatmap: Path | None, csv: Path | None) -> OutputError | None:
+    """The figures; what stands in their way is told last, since the merge is there all the same."""
+    try:
+        write_files(report, plot, heatmap, csv)
+    except OutputError as error:
+        return error
+    return None
 
 
 def _push_target(repo: str | None, *, private: bool, create_pr: bool, branch: str | None) -> PushTarget | None:
@@ -155,17 +179,19 @@ def default_name(finetuned: str, recipe: Recipe) -> str:
 
 
 def show_result(
-    shown: Output, result: MergeResult, named: str, url: str | None = None, report: Report | None = None
-) -> None:
+    shown: Output, result: MergeResult, named: str, url: str | None = None, report: Report | None = None,
+    problem: str | None = None,
+) -> None:  # fmt: skip
     """What was merged, layer by layer, what that did to the features, and where it is."""
     from speechft_merge.report import summarise_layers
     from speechft_merge.stream import Drift
 
-    for warning in result.warnings:
+    warnings = [*result.warnings, *([] if problem is None else [problem])]
+    for warning in warnings:
         shown.warn(warning)
     if shown.json:
         extra: dict[str, Any] = {"output": named, "pushed": url, "already_done": result.already_done}
-        extra["warnings"] = list(result.warnings)
+        extra["warnings"] = warnings
         similarity = {} if report is None else {"similarity": report.to_json()}
         shown.document(extra | result.manifest | similarity)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from speechft_merge import card, manifest
@@ -20,13 +21,15 @@ def attach(output: Path, report: Report) -> Report:
     """Put a report into the folder of a merge; an earlier one is replaced. The rest of the card stays as it is.
 
     Returns:
-        The report as it was put there: the merge bears its folder's name, since the folder may be pushed.
+        The report as it was put there: without paths of this machine, since the folder may be pushed.
 
     Raises:
         OutputError, WriteError: the folder cannot be written.
         UsageError: matplotlib is not installed.
     """
-    report = replace(report, models=report.models | {"merged": output.name})
+    models = {role: card.short(name) for role, name in report.models.items()} | {"merged": output.name}
+    skipped = {PurePath(path).name: why for path, why in report.probe["skipped"].items()}
+    report = replace(report, models=models, probe=report.probe | {"skipped": skipped})
     figure = draw_lines(report, ".png")
     write_whole(output / manifest.SIMILARITY, (json.dumps(report.to_json(), indent=2) + "\n").encode())
     write_whole(output / manifest.FIGURE, figure)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,11 +107,11 @@ def _open(references: list[str], merged: str | None, recipe: Recipe, download: b
     checkpoints = [open_checkpoint(reference, download) for reference in references]
     base, first = checkpoints[0], checkpoints[1]
     plan = make_plan(base, checkpoints[1:], recipe)
-    own = _source_of(base)
-    sources = [own, _source_of(first, base_config=own.config)]
+    configs = [transformers_view(checkpoint).config for checkpoint in (base, first)]
+    sources = [_source_of(base, configs[1]), _source_of(first, configs[0])]
     models = _Models(checkpoints, sources)
     if len(references) > 2:
-        models.warnings.append(f"of {len(references) - 1} fine-tunes {references[1]} is compared; name another for it")
+        models.warnings.append(f"of {len(references) - 1} fine-tunes only the first is compared with base and merge")
     if merged is None:
         owner = sources[1] if recipe.keep_head else sources[0]
         tensors = [tensor for tensor in plan.tensors if tensor.name in owner.names]
@@ -119,17 +120,19 @@ def _open(references: list[str], merged: str | None, recipe: Recipe, download: b
     else:
         checkpoints.append(open_checkpoint(merged, download))
         make_plan(base, checkpoints[-1:], Recipe())
-        sources.append(_source_of(checkpoints[-1], base_config=sources[0].config))
+        sources.append(_source_of(checkpoints[-1], sources[0].config))
     return models
 
 
-def _source_of(checkpoint: Checkpoint, base_config: dict[str, Any] | None = None) -> _Source:
+def _source_of(checkpoint: Checkpoint, other_config: dict[str, Any] | None) -> _Source:
+    """By the model's own config; by that of the one beside it, whose encoder is the same, where it has none."""
     view = transformers_view(checkpoint)
-    config = view.config or base_config
+    config = view.config or other_config
     if not config:
-        why = f": {view.config_problem}" if view.layout != TRANSFORMERS else ""
+        why = f" ({view.config_problem})" if view.layout != TRANSFORMERS else ""
         raise CheckpointError(
-            f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}"
+            f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}; put "
+            "the config.json of its encoder there"
         )
     names = _encoder_names(view, str(config.get("model_type")))
     tensors = [
@@ -159,7 +162,7 @@ def _make_inputs(models: _Models) -> InputMaker:
     settings = [transformers_view(checkpoint).extractor or {} for checkpoint in models.checkpoints[:2]]
     if not settings[0]:
         models.warnings.append(
-            f"{models.sources[0].reference} has no {FEATURE_EXTRACTOR}; "
+            f"the base has no {FEATURE_EXTRACTOR}; "
             + ("the fine-tune's is taken" if settings[1] else "its family's defaults are taken")
         )
     differing = settings_differ(*settings)
@@ -179,7 +182,7 @@ def _usable(probe: Probe, maker: InputMaker, warnings: list[str]) -> list[Any]:
     if probe.skipped:
         path, why = next(iter(probe.skipped.items()))
         warnings.append(
-            f"{len(probe.skipped)} files of the probe are not used: {path} {why}"
+            f"{len(probe.skipped)} files of the probe are not used: {PurePath(path).name} {why}"
             + (", ..." if len(probe.skipped) > 1 else "")
         )
     clips = [clip for clip in probe.clips if maker.frames_of(len(clip)) > 0]
@@ -219,8 +222,8 @@ def _measure(
         grids = {name: measure_grid(layers, PAIRS[name], request.estimator) for name in wanted}
     else:
         models.warnings.append(
-            f"the features of {frames} frames do not fit into {request.memory / 1e9:.1f} GB: no standard errors, floor "
-            "or grid; give fewer --probe-seconds or more --memory"
+            f"the features of {frames} frames do not fit into {request.memory / 1e6:.0f} MB: no standard errors, floor "
+            "or grid (nothing is drawn for --heatmap); give fewer --probe-seconds or more --memory"
         )
         results = measure(itertools.chain([first], utterances), request.estimator)
     seconds["statistics"] = time.perf_counter() - began - sum(seconds.values())

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from speechft_merge.similarity.inputs import Batch
 
 WHISPER = "whisper"
+HOW_TO_RUN = frozenset(
+    "attn_implementation _attn_implementation experts_implementation quantization_config return_dict use_return_dict "
+    "dtype torch_dtype output_attentions".split()
+)
+"""Keys of a config.json that do not say what the model is; some make transformers fetch and run code (kernels)."""
 MAY_LACK = frozenset({"masked_spec_embed"})
 """Canonical names of what only training uses."""
 
@@ -79,8 +84,12 @@ class Encoder:
             MismatchError: a hidden state is not finite.
         """
         inputs = {name: values.to(self.device) for name, values in batch.inputs.items()}
-        with torch.inference_mode():
-            out = self.model(**inputs, output_hidden_states=True)
+        try:
+            with torch.inference_mode():
+                out = self.model(**inputs, output_hidden_states=True, return_dict=True)
+        except Exception as error:  # out of memory, or inputs that its config does not go with
+            told = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"{self.name} cannot be run on {self.device}: {told}") from error
         # transformers 5.16 took the norm after the last block out of hidden_states[-1]
         states = [*out.hidden_states[:-1], out.last_hidden_state]
         counts = batch.frames or [states[-1].shape[1]]
@@ -114,7 +123,7 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
             model, found = model_class.from_pretrained(
                 None, config=settings, state_dict=dict(weights), output_loading_info=True, dtype=torch.float32
             )
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # likewise
         raise CheckpointError(f"{name}: its config does not make a model: {error}") from error
     wrong = [key for key in found["missing_keys"] if canonical(key) not in MAY_LACK] or list(found["mismatched_keys"])
     if wrong:
@@ -130,10 +139,12 @@ def _configuration(name: str, config: Mapping[str, Any]) -> Any:
 
     kind = config.get("model_type")
     try:
-        return transformers.AutoConfig.for_model(**config)
-    except (ValueError, TypeError, KeyError) as error:
-        version = transformers.__version__
-        raise CheckpointError(f"{name}: transformers {version} does not know its model_type {kind!r}") from error
+        return transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k not in HOW_TO_RUN})
+    except Exception as error:  # whatever a config.json of foreign origin makes of it
+        raise CheckpointError(
+            f"{name}: transformers {transformers.__version__} does not know its model_type {kind!r}, or cannot "
+            "use what its config.json says of it"
+        ) from error
 
 
 def choose_device(asked: str | None) -> torch.device:
@@ -146,7 +157,7 @@ def choose_device(asked: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(asked)
-        torch.zeros(1, dtype=torch.float64, device=device)  # which Apple's has not
+        torch.zeros(1, dtype=torch.float64, device=device).item()  # which Apple's and `meta` have not
     except (RuntimeError, AssertionError, TypeError) as error:
         raise CheckpointError(f"device {asked!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
@@ -155,19 +166,20 @@ def choose_device(asked: str | None) -> torch.device:
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
     """Float32 matrix products without TF32, which has ten bits."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = allowed
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Transformers without its load report and progress bars: what is missing is checked here."""
+    """Transformers without its load report and progress bars: what is missing is checked here. For one thread only."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 RATE = 16_000
 """Samples a second, where the settings do not say."""
+RATES = 4_000, 192_000
+"""That any model of speech may want."""
 BATCH_SECONDS = 30.0
 """Of padded audio in one batch: the activations of a Large model stay below a gigabyte."""
 
@@ -55,8 +57,15 @@ class InputMaker:
         maker = getattr(transformers, kind, None) if kind.endswith("FeatureExtractor") else None
         if maker is None:
             raise CheckpointError(f"preprocessor_config.json: transformers has no feature extractor {kind!r}")
-        self._extractor: Any = maker(**(settings or _defaults(config)))
-        self.rate = int(getattr(self._extractor, "sampling_rate", RATE))
+        try:
+            self._extractor: Any = maker(**(settings or _defaults(config)))
+            self.rate = int(getattr(self._extractor, "sampling_rate", RATE))
+            self.frames_of(self.rate)
+            usable = RATES[0] <= self.rate <= RATES[1] and bool(self._extractor.model_input_names)
+        except Exception as error:  # whatever settings of foreign origin make of it
+            raise CheckpointError(f"preprocessor_config.json or config.json cannot be used: {error}") from error
+        if not usable:
+            raise CheckpointError(f"preprocessor_config.json: a sampling_rate of {self.rate} cannot be meant")
 
     @property
     def longest(self) -> int | None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from speechft_merge.similarity.cka import Shifted
     from speechft_merge.similarity.request import Estimator
 
+THREADS = 8
+"""At the most: each has the sums of a layer, and the products, in memory."""
 PRODUCTS = 256 << 20
 """Bytes of products, of one pair of encoders in one layer, that are kept for the second pass rather than made again."""
 
@@ -146,7 +148,7 @@ def measure(utterances: Iterable[Sequence[Utterance]], estimator: Estimator) -> 
     meters: list[LayerMeter] = []
     for layers in utterances:
         meters = meters or [LayerMeter(len(layer)) for layer in layers]
-        with _side_by_side() as pool:
+        with _side_by_side(layers[0][0]) as pool:
             list(pool.map(LayerMeter.add, meters, layers))
     return [meter.finish(estimator) for meter in meters]
 
@@ -164,20 +166,21 @@ def measure_kept(layers: Sequence[Sequence[Utterance]], estimator: Estimator) ->
         without = meter.add_all(utterances, errors=estimator == "utterance")
         return meter.finish(estimator, without)
 
-    with _side_by_side() as pool:
+    with _side_by_side(layers[0][0][0]) as pool:
         return list(pool.map(measure_layer, layers))
 
 
 @contextlib.contextmanager
-def _side_by_side() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has, each of which runs its operations alone.
+def _side_by_side(where: Tensor) -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch has, within reason, each of which runs its operations alone; one for a GPU.
 
     These are many and small: shared among threads, they took three times as long on two cores as on one.
+    A GPU has its own, and torch's linear algebra there fails if several threads begin with it (PyTorch issue 90613).
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a thread takes this over with its first operation
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(min(threads, THREADS) if where.device.type == "cpu" else 1) as pool:
             yield pool
     finally:
         torch.set_num_threads(threads)
@@ -197,7 +200,7 @@ def measure_null(layers: Sequence[Sequence[Utterance]], estimator: Estimator) ->
             meter.add([ours[:count], other[:count]])
         return meter.finish(estimator).pairs[0, 1].cka
 
-    with _side_by_side() as pool:
+    with _side_by_side(layers[0][0][0]) as pool:
         return list(pool.map(measure_layer, layers))
 
 
@@ -209,7 +212,7 @@ def measure_grid(layers: Sequence[Sequence[Utterance]], pair: Pair, estimator: E
     def measure_row(row: tuple[Representation, Cross, list[Shifted]]) -> list[float]:
         return [_between(row, column, estimator) for column in columns]
 
-    with _side_by_side() as pool:
+    with _side_by_side(layers[0][0][0]) as pool:
         return list(pool.map(measure_row, rows))
 
 

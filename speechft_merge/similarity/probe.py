@@ -30,6 +30,8 @@ PIECES = 20
 """The number of pieces that one recording gives of itself, where its length allows: enough for an error bar."""
 PIECE = 1.0, 15.0
 """Seconds of a piece, at least and at most."""
+BELIEVABLE = 1e6
+"""Seconds of a file, at the most: eleven days."""
 SILENCE = 1e-4
 """Greatest amplitude of a clip that counts as silent (-80 dB of full scale)."""
 
@@ -136,9 +138,12 @@ def _cut(path: Path, seconds: float, skipped: dict[str, str]) -> list[_Clip]:
         skipped[str(path)] = "is empty"
         return []
     length = frames / rate
+    if length > BELIEVABLE:  # libsndfile's word for a length that a header does not tell is 2^63 - 1 frames
+        skipped[str(path)] = "does not tell its length (written to a pipe?); write it anew as a file"
+        return []
     if length <= LONGEST:
         return [_Clip(path, 0, frames, rate)]
-    piece = int(rate * min(max(seconds / PIECES, PIECE[0]), PIECE[1]))
+    piece = int(rate * min(max(min(seconds, length) / PIECES, PIECE[0]), PIECE[1]))
     return [_Clip(path, start, start + piece, rate) for start in range(0, frames - piece + 1, piece)]
 
 

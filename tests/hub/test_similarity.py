@@ -55,3 +55,30 @@ def test_a_pushed_merge_has_its_comparison_in_the_card_and_no_path_of_this_machi
     report = stored.files["similarity.json"].read_text()
     assert json.loads(report)["utterances"] == 4
     assert str(tmp_path) not in report + text
+    commits = [stored_commit(hub, "alice/small-base"), stored_commit(hub, "alice/small-ft")]
+    compared = json.loads(report)["models"]
+    assert [compared["base"].partition("@")[2], compared["finetuned"].partition("@")[2]] == commits
+    again = spawn(
+        "alice/small-base", "alice/small-ft", "--alpha", "0.5", "--push-to-hub", "alice/compared", env=hub.env()
+    )
+    assert again.code == 0, again.err
+    assert not {"similarity.json", "similarity.png"} & hub.stored("alice/compared").files.keys()
+
+
+def stored_commit(hub: HubServer, repo: str) -> str:
+    return hub.stored(repo).sha
+
+
+def test_a_pushed_comparison_of_local_models_holds_no_path_of_this_machine(
+    hub: HubServer, spawn: Run, probe: Path
+) -> None:
+    hub.delete("alice/compared")
+    (probe / "broken.wav").write_bytes(b"RIFF")
+    ran = spawn(
+        PAIR / "base", PAIR / "finetuned", "--probe", probe, "--push-to-hub", "alice/compared", env=hub.env()
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    report = hub.stored("alice/compared").files["similarity.json"].read_text()
+    assert "broken.wav" in report
+    assert str(PAIR.parent) not in report
+    assert str(probe) not in report

@@ -117,6 +117,28 @@ def test_a_model_that_cannot_be_run_is_merged_all_the_same(
     assert (tmp_path / "out/model.safetensors").exists()
 
 
+def test_a_figure_that_cannot_be_written_is_told_after_the_result(run: Run, probe: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ran = run(*PAIR, *probe, "-o", "out", "--plot", "file/plot.png", "-q")
+    assert (ran.code, ran.out) == (73, "out\n")
+    assert "cannot write" in ran.err
+    assert (tmp_path / "out/similarity.json").exists()
+
+
+def test_whatever_goes_wrong_in_a_comparison_the_merge_is_told_of(
+    run: Run, probe: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError("of a kind that nobody foresaw")
+
+    monkeypatch.setattr("speechft_merge.similarity.attach.draw_lines", fail)
+    ran = run(*PAIR, *probe, "-o", "out", "--json")
+    assert ran.code == 0
+    assert ran.json["warnings"] == [
+        "merged, but the features were not compared: ZeroDivisionError: of a kind that nobody foresaw"
+    ]
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
@@ -129,6 +151,8 @@ def test_a_model_that_cannot_be_run_is_merged_all_the_same(
         (["compare", *PAIR, "--memory", "much"], 2, "is not a size"),
         ([*PAIR, "--cka", "--probe", "nowhere", "-o", "out"], 66, "there is no audio file or folder nowhere"),
         ([*PAIR, "--cka", "--plot", "figure.bmp", "-o", "out"], 2, "must end in one of"),
+        ([*PAIR, "--probe-seconds", "0", "-o", "out"], 2, "holds nothing"),
+        ([*PAIR, "--device", "nowhere", "-o", "out"], 65, "device 'nowhere' cannot be used"),
     ],
 )
 def test_what_cannot_be_meant_is_said_before_anything_is_done(

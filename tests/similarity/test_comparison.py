@@ -294,12 +294,64 @@ def test_a_model_that_transformers_does_not_know_is_named(save_pair: SavePair, t
         compare(str(strange), finetuned)
 
 
-def test_weights_without_a_config_are_named(save_pair: SavePair, tmp_path: Path) -> None:
-    base, finetuned = save_pair("Hubert")
-    (tmp_path / "bare").mkdir()
-    shutil.copy(f"{base}/model.safetensors", tmp_path / "bare")
+def test_one_config_is_enough_for_two_models_of_one_shape_and_none_is_not(
+    save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path
+) -> None:
+    base, finetuned = save_pair("Hubert", "ForCTC")
+    for number, path in enumerate((base, finetuned)):
+        (tmp_path / f"bare{number}").mkdir()
+        shutil.copy(f"{path}/model.safetensors", tmp_path / f"bare{number}")
+    request = ProbeRequest(paths=few_clips)
+    whole = compare(base, finetuned, request=request)
+    assert compare(str(tmp_path / "bare0"), finetuned, request=request).layers == whole.layers
+    assert compare(base, str(tmp_path / "bare1"), request=request).layers == whole.layers
     with pytest.raises(CheckpointError, match=r"no config\.json beside the weights"):
-        compare(str(tmp_path / "bare"), finetuned)
+        compare(str(tmp_path / "bare0"), str(tmp_path / "bare1"))
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config", "num_attention_heads", 0),
+        ("config", "hidden_size", "big"),
+        ("config", "conv_stride", [0] * 7),
+        ("config", "conv_kernel", [None] * 7),
+        ("preprocessor_config", "sampling_rate", 0),
+        ("preprocessor_config", "sampling_rate", "16k"),
+        ("preprocessor_config", "sampling_rate", 10**9),
+        ("preprocessor_config", "feature_extractor_type", "SequenceFeatureExtractor"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(
+    file: str, key: str, value: object, save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path
+) -> None:
+    base, finetuned = save_pair("Hubert")
+    odd = shutil.copytree(base, tmp_path / "odd")
+    settings = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16_000}
+    path = odd / f"{file}.json"
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else settings) | {key: value}))
+    with pytest.raises(CheckpointError):
+        compare(str(odd), finetuned, request=ProbeRequest(paths=few_clips))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attn_implementation", "somebody/kernel"),
+        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        ("return_dict", False),
+        ("dtype", "nonsense"),
+    ],
+)
+def test_a_config_says_what_the_model_is_and_not_how_it_is_run(
+    key: str, value: object, save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path
+) -> None:
+    """Some such keys would make transformers fetch code and run it."""
+    base, finetuned = save_pair("Hubert")
+    odd = shutil.copytree(base, tmp_path / "odd")
+    (odd / "config.json").write_text(json.dumps(json.loads((odd / "config.json").read_text()) | {key: value}))
+    request = ProbeRequest(paths=few_clips)
+    assert compare(str(odd), finetuned, request=request).layers == compare(base, finetuned, request=request).layers
 
 
 def test_a_config_of_another_model_is_found_out(

@@ -96,6 +96,21 @@ def test_two_hours_in_one_file_are_cut_into_utterances_within_the_bound(tmp_path
     assert probe.seconds == pytest.approx(60)
 
 
+def test_a_recording_gives_twenty_pieces_of_itself_however_much_audio_is_allowed(write_audio: WriteAudio) -> None:
+    assert len(read_probe([write_audio("a.wav", 40.0)], 16_000, seconds=600).clips) == 20
+
+
+def test_a_file_that_does_not_tell_its_length_is_left_out(write_audio: WriteAudio) -> None:
+    """As a streaming encoder writes it: libsndfile then says 2^63 - 1 frames."""
+    path = write_audio("piped.flac")
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # STREAMINFO: the last 36 bits of these eight bytes are the number of samples
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    good = write_audio("good.wav")
+    assert "does not tell its length" in read_probe([path, good], 16_000).skipped[str(path)]
+
+
 def test_one_file_longer_than_the_bound_is_cut_to_it(write_audio: WriteAudio) -> None:
     assert read_probe([write_audio("a.wav", 8.0)], 16_000, seconds=2.5).seconds == pytest.approx(2.5)
 

@@ -40,7 +40,9 @@ def a_report(
         results.append(LayerResult(pairs, {pair: found.cka * around for pair, found in pairs.items()}))
     defaults: dict[str, Any] = {
         "models": {"base": "a/base", "finetuned": "<b>", "merged": "merged"},
-        "probe": {"origin": "built-in", "sha256": "ab" * 32, "clips": 24, "seconds": 50.0, "rate": 16_000},
+        "probe": {"origin": "built-in", "sha256": "ab" * 32, "clips": 24, "seconds": 50.0, "rate": 16_000,
+            "skipped": {"/home/me/broken.wav": "is empty"},
+        },
         "estimator": "utterance", "utterances": 24, "frames": 2400, "grids": {},
     }  # fmt: skip
     return make_report(results, {0: 0.1, 1: 0.2}, **(defaults | told))
@@ -126,7 +128,9 @@ def test_a_card_gets_one_section_however_often_it_is_made(tmp_path: Path) -> Non
     assert "| 2 | 0.100 ±0.010 |" in text
     assert "| 2 | 0.300" not in text
     assert (tmp_path / "similarity.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "similarity.json").read_text())["models"]["merged"] == tmp_path.name
+    document = json.loads((tmp_path / "similarity.json").read_text())
+    assert document["models"]["merged"] == tmp_path.name
+    assert document["probe"]["skipped"] == {"broken.wav": "is empty"}
 
 
 def test_a_card_that_its_owner_rewrote_keeps_every_word(tmp_path: Path) -> None:
