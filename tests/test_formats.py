@@ -197,7 +197,7 @@ def test_inspect_tells_the_labs_files_apart(
     )
     text = run("inspect", "model.pt", "-v")
     assert text.code == 0
-    for told in ("HuBERT, 2 layers of width 32", f"{layout}'s names", "float32", f"in {len(encoder)} tensors"):
+    for told in ("HuBERT, 2 layers of width 32", f"names of {layout}", "float32", f"in {len(encoder)} tensors"):
         assert told in text.out
     row = next(line for line in text.lines if line.startswith(prefix + "encoder.pos_conv.0.weight_v"))
     assert row.split()[-1] == "pos_conv"

@@ -102,7 +102,7 @@ def show_checkpoint(shown: Output, checkpoint: Checkpoint) -> None:
     facts = [
         ("family", view.title + (f" ({view.family})" if view.family else "")),
         ("container", checkpoint.container + lab + state),
-        ("layout", f"{view.layout}'s names" + (f", under the prefix {view.prefix!r}" if view.prefix else "")),
+        ("layout", f"names of {view.layout}" + (f", under the prefix {view.prefix!r}" if view.prefix else "")),
         ("size", f"{megabytes(size)} in {len(checkpoint.sources)} file(s)"),
         ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.tensors)} tensors"),
         ("element types", ", ".join(f"{name} ({count})" for name, count in dtypes.items())),
