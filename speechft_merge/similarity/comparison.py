@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,8 @@ class _Source:
 
     reference: str
     config: dict[str, Any]
+    extractor: dict[str, Any]
+    """The settings of its feature extractor; empty where there are none."""
     tensors: list[PlannedTensor]
     names: dict[str, str]
 
@@ -91,7 +93,7 @@ def compare(
     device = choose_device(request.device)
     models = _open([base, *finetuned], merged, recipe or Recipe(), download)
     try:
-        maker = _make_inputs(models)
+        maker = _make_inputs(models.sources[0], models.sources[1], models.warnings)
         probe = read_probe(request.paths, maker.rate, request.seconds)
         clips = _usable(probe, maker, models.warnings)
         encoders = [build_encoder(source.reference, source.config, _load(source), device) for source in models.sources]
@@ -107,8 +109,8 @@ def _open(references: list[str], merged: str | None, recipe: Recipe, download: b
     checkpoints = [open_checkpoint(reference, download) for reference in references]
     base, first = checkpoints[0], checkpoints[1]
     plan = make_plan(base, checkpoints[1:], recipe)
-    configs = [transformers_view(checkpoint).config for checkpoint in (base, first)]
-    sources = [_source_of(base, configs[1]), _source_of(first, configs[0])]
+    ours, theirs = transformers_view(base), transformers_view(first)
+    sources = [_source_of(base, ours, theirs.config), _source_of(first, theirs, ours.config)]
     models = _Models(checkpoints, sources)
     if len(references) > 2:
         models.warnings.append(f"of {len(references) - 1} fine-tunes only the first is compared with base and merge")
@@ -116,17 +118,17 @@ def _open(references: list[str], merged: str | None, recipe: Recipe, download: b
         owner = sources[1] if recipe.keep_head else sources[0]
         tensors = [tensor for tensor in plan.tensors if tensor.name in owner.names]
         alphas = "alphas by layer" if recipe.rules else f"alpha {recipe.alpha:g}"
-        sources.append(_Source(f"merged in memory, {alphas}", owner.config, tensors, owner.names))
+        sources.append(replace(owner, reference=f"merged in memory, {alphas}", tensors=tensors))
     else:
-        checkpoints.append(open_checkpoint(merged, download))
-        make_plan(base, checkpoints[-1:], Recipe())
-        sources.append(_source_of(checkpoints[-1], sources[0].config))
+        made = open_checkpoint(merged, download)
+        checkpoints.append(made)
+        make_plan(base, [made], Recipe())
+        sources.append(_source_of(made, transformers_view(made), sources[0].config))
     return models
 
 
-def _source_of(checkpoint: Checkpoint, other_config: dict[str, Any] | None) -> _Source:
+def _source_of(checkpoint: Checkpoint, view: TransformersView, other_config: dict[str, Any] | None) -> _Source:
     """By the model's own config; by that of the one beside it, whose encoder is the same, where it has none."""
-    view = transformers_view(checkpoint)
     config = view.config or other_config
     if not config:
         why = f" ({view.config_problem})" if view.layout != TRANSFORMERS else ""
@@ -140,7 +142,7 @@ def _source_of(checkpoint: Checkpoint, other_config: dict[str, Any] | None) -> _
         for name, span in checkpoint.tensors.items()
         if name in names
     ]
-    return _Source(checkpoint.reference, config, tensors, names)
+    return _Source(checkpoint.reference, config, view.extractor or {}, tensors, names)
 
 
 def _encoder_names(view: TransformersView, model_type: str) -> dict[str, str]:
@@ -157,20 +159,19 @@ def _load(source: _Source) -> dict[str, Tensor]:
     return {source.names[name]: values for name, values in load_weights(source.tensors).items()}
 
 
-def _make_inputs(models: _Models) -> InputMaker:
+def _make_inputs(base: _Source, finetuned: _Source, warnings: list[str]) -> InputMaker:
     """By the base's own settings."""
-    settings = [transformers_view(checkpoint).extractor or {} for checkpoint in models.checkpoints[:2]]
-    if not settings[0]:
-        models.warnings.append(
+    if not base.extractor:
+        warnings.append(
             f"the base has no {FEATURE_EXTRACTOR}; "
-            + ("the fine-tune's is taken" if settings[1] else "its family's defaults are taken")
+            + ("the fine-tune's is taken" if finetuned.extractor else "its family's defaults are taken")
         )
-    differing = settings_differ(*settings)
+    differing = settings_differ(base.extractor, finetuned.extractor)
     if differing:
-        models.warnings.append(
+        warnings.append(
             f"base and fine-tune differ in {', '.join(differing)} of their {FEATURE_EXTRACTOR}; the base's are taken"
         )
-    return InputMaker(models.sources[0].config, settings[0] or settings[1])
+    return InputMaker(base.config, base.extractor or finetuned.extractor)
 
 
 def _usable(probe: Probe, maker: InputMaker, warnings: list[str]) -> list[Any]:

@@ -31,7 +31,7 @@ MAY_LACK = frozenset({"masked_spec_embed"})
 """Canonical names of what only training uses."""
 
 
-def load_weights(tensors: Sequence[PlannedTensor], workers: int = 1) -> dict[str, Tensor]:
+def load_weights(tensors: Sequence[PlannedTensor]) -> dict[str, Tensor]:
     """Carry out a plan in memory: tensors on the CPU by the plan's names, float32 where they are floats.
 
     Rounded to the plan's element types first, so that they hold what the plan writes to a file.
@@ -42,7 +42,7 @@ def load_weights(tensors: Sequence[PlannedTensor], workers: int = 1) -> dict[str
     from speechft_merge.stream import Placed, execute
 
     buffers = {tensor.name: _Buffer(tensor.nbytes) for tensor in tensors}
-    execute([Placed(tensor, buffers[tensor.name], 0) for tensor in tensors], workers)
+    execute([Placed(tensor, buffers[tensor.name], 0) for tensor in tensors], workers=1)
     loaded = {}
     for tensor in tensors:
         raw, kind = buffers.pop(tensor.name).raw, getattr(torch, tensor.dtype.torch_name)
@@ -123,7 +123,7 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
             model, found = model_class.from_pretrained(
                 None, config=settings, state_dict=dict(weights), output_loading_info=True, dtype=torch.float32
             )
-    except Exception as error:  # likewise
+    except Exception as error:  # whatever a config.json of foreign origin makes of it
         raise CheckpointError(f"{name}: its config does not make a model: {error}") from error
     wrong = [key for key in found["missing_keys"] if canonical(key) not in MAY_LACK] or list(found["mismatched_keys"])
     if wrong:

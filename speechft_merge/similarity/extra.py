@@ -23,4 +23,9 @@ def needs_extra(package: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != package:
             raise
-        raise UsageError(f'{package} is not installed; pip install "speechft-merge[cka]"') from error
+        raise not_installed(package) from error
+
+
+def not_installed(package: str) -> UsageError:
+    """What to say of a package that is missing."""
+    return UsageError(f'{package} is not installed; pip install "speechft-merge[cka]"')

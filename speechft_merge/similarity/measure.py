@@ -106,9 +106,9 @@ class LayerMeter:
                 for (x, y), kept in zip(pairs, products, strict=True):
                     second.add(x, y, kept)
                 without[i, j] = second.hsic()
-        return {
-            (i, j): replicates(without[i, j], without[i, i], without[j, j]).cpu() for i, j in self._cosines if without
-        }
+        if not errors:
+            return {}
+        return {(i, j): replicates(without[i, j], without[i, i], without[j, j]).cpu() for i, j in self._cosines}
 
     def _shift(self, utterance: Utterance) -> list[Shifted]:
         for i, j in self._cosines:

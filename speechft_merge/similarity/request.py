@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from speechft_merge.errors import NotFoundError, UsageError
+from speechft_merge.similarity.extra import not_installed
 
 Estimator = Literal["utterance", "frame", "biased"]
 ESTIMATORS: tuple[Estimator, ...] = ("utterance", "frame", "biased")
@@ -59,7 +60,7 @@ class ProbeRequest:
         """
         for package in (*PACKAGES, *packages):
             if importlib.util.find_spec(package) is None:
-                raise UsageError(f'{package} is not installed; pip install "speechft-merge[cka]"')
+                raise not_installed(package)
         for path in self.paths or ():
             if not path.exists():
                 raise NotFoundError(f"there is no audio file or folder {path}")
