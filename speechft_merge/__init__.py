@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from speechft_merge.version import __version__
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint as Checkpoint
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from speechft_merge.merging import Prepared as Prepared
     from speechft_merge.merging import merge as merge
     from speechft_merge.merging import prepare as prepare
-    from speechft_merge.plan import Plan as Plan
-    from speechft_merge.recipe import Recipe as Recipe
-    from speechft_merge.recipe import read_recipe as read_recipe
+    from speechft_merge.plan.plan import Plan as Plan
+    from speechft_merge.recipe.recipe import Recipe as Recipe
+    from speechft_merge.recipe.recipe import read_recipe as read_recipe
     from speechft_merge.similarity.comparison import compare as compare
     from speechft_merge.similarity.report import Report as Report
     from speechft_merge.similarity.request import ProbeRequest as ProbeRequest
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 _HOMES = {
     "Checkpoint": "checkpoints",
     "MergeResult": "merging",
-    "Plan": "plan",
+    "Plan": "plan.plan",
     "Prepared": "merging",
     "ProbeRequest": "similarity.request",
-    "Recipe": "recipe",
+    "Recipe": "recipe.recipe",
     "Report": "similarity.report",
     "SpeechFTMergeError": "errors",
     "compare": "similarity.comparison",
     "merge": "merging",
     "open_checkpoint": "checkpoints",
     "prepare": "merging",
-    "read_recipe": "recipe",
+    "read_recipe": "recipe.recipe",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -6,25 +6,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge import card, manifest
 from speechft_merge.checkpoints import open_checkpoint
-from speechft_merge.companions import companions_of, parse_config
 from speechft_merge.errors import MismatchError, UsageError
-from speechft_merge.evidence import Relation, measure_relation
-from speechft_merge.formats import write_form
-from speechft_merge.outline import INDEX
-from speechft_merge.plan import LEAST_COVERAGE, make_plan
-from speechft_merge.recipe import Recipe
-from speechft_merge.staging import Staging, require_place, require_space
-from speechft_merge.stream import Drift, Placed, choose_workers, execute
+from speechft_merge.executor.drift import Drift
+from speechft_merge.executor.executor import Placed, execute
+from speechft_merge.executor.workers import choose_workers
+from speechft_merge.output.companions import companions_of, parse_config
+from speechft_merge.output.files import INDEX
+from speechft_merge.output.formats import write_form
+from speechft_merge.output.staging import Staging, require_place, require_space
+from speechft_merge.plan.plan import LEAST_COVERAGE, make_plan
+from speechft_merge.plan.relation import Relation, measure_relation
+from speechft_merge.recipe.recipe import Recipe
+from speechft_merge.record import card, manifest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from speechft_merge.checkpoints import Checkpoint
-    from speechft_merge.outline import Outline, OutputFile
-    from speechft_merge.plan import Plan
-    from speechft_merge.stream import Progress, Workers
+    from speechft_merge.executor.executor import Progress
+    from speechft_merge.executor.workers import Workers
+    from speechft_merge.output.files import Outline, OutputFile
+    from speechft_merge.plan.plan import Plan
 
 
 @dataclass(slots=True)

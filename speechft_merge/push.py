@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import NotFoundError
-from speechft_merge.manifest import FIGURE, SIMILARITY
-from speechft_merge.manifest import NAME as MANIFEST
+from speechft_merge.record.manifest import FIGURE, SIMILARITY
+from speechft_merge.record.manifest import NAME as MANIFEST
 from speechft_merge.sources.hub_errors import HubError, hub_errors
 
 if TYPE_CHECKING:

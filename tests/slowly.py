@@ -7,7 +7,7 @@ import sys
 import time
 
 from speechft_merge.__main__ import main
-from speechft_merge.staging import OutputWriter
+from speechft_merge.output.staging import OutputWriter
 
 seconds = float(sys.argv.pop(1))
 write = OutputWriter.write

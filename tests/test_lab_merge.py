@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from speechft_merge import Recipe, merge, prepare
 from speechft_merge.errors import MismatchError, UsageError
-from speechft_merge.selectors import parse_rule
+from speechft_merge.recipe.rules import parse_rule
 
 if TYPE_CHECKING:
     from pathlib import Path

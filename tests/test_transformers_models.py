@@ -12,7 +12,7 @@ from models import CLASSES, backbone, build, fine_tune, model_class, save_bin, t
 from safetensors.torch import load_file, save_file
 
 from speechft_merge import Recipe, merge
-from speechft_merge.selectors import parse_rule
+from speechft_merge.recipe.rules import parse_rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from speechft_merge import __version__
 from speechft_merge.cli.compare import compare
 from speechft_merge.cli.inspect import inspect
 from speechft_merge.cli.merge import merge
 from speechft_merge.cli.push import push
+from speechft_merge.version import __version__
 
 
 class MergeByDefault(TyperGroup):

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from speechft_merge.cli import options
-from speechft_merge.cli.output import Output, ProgressLine
+from speechft_merge.cli.sink import Output, ProgressLine
 from speechft_merge.errors import UsageError
-from speechft_merge.recipe import Recipe, override, read_recipe
-from speechft_merge.selectors import parse_rule
+from speechft_merge.recipe.recipe import Recipe, override, read_recipe
+from speechft_merge.recipe.rules import parse_rule
 from speechft_merge.similarity.request import MEMORY, SECONDS, ProbeRequest, figure_kind
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def make_request(
     memory: str | None, heatmap: Path | None,
 ) -> ProbeRequest:  # fmt: skip
     """What the options ask for."""
-    from speechft_merge.outline import parse_size
+    from speechft_merge.sizes import parse_size
 
     paths: tuple[Path, ...] | None = None
     if probe:
@@ -113,8 +113,8 @@ def run(
 
 def write_files(report: Report, plot: Path | None, heatmap: Path | None, csv: Path | None) -> None:
     """The figures and the table that were asked for."""
+    from speechft_merge.output.staging import write_whole
     from speechft_merge.similarity.plot import draw_grids, draw_lines
-    from speechft_merge.staging import write_whole
 
     if plot is not None:
         write_whole(plot, draw_lines(report, figure_kind(plot)))

@@ -9,12 +9,12 @@ import typer
 
 from speechft_merge.cli import options
 from speechft_merge.cli.merge import show_layers
-from speechft_merge.cli.output import Output, megabytes
+from speechft_merge.cli.sink import Output, megabytes
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.layouts.view import TransformersView
-    from speechft_merge.plan import Plan
+    from speechft_merge.plan.plan import Plan
 
 References = Annotated[
     list[str],
@@ -30,8 +30,8 @@ def inspect(
 ) -> None:
     """Show what is in a checkpoint, or how two would be matched; no weights are read. -v lists every tensor."""
     from speechft_merge.checkpoints import open_checkpoint
-    from speechft_merge.plan import make_plan
-    from speechft_merge.recipe import Recipe
+    from speechft_merge.plan.plan import make_plan
+    from speechft_merge.recipe.recipe import Recipe
 
     shown = Output(json, quiet, verbose)
     opened = [open_checkpoint(reference) for reference in models]
@@ -130,7 +130,7 @@ def _used(view: TransformersView) -> str:
 
 
 def _part(view: TransformersView, name: str) -> str:
-    from speechft_merge.layouts.anatomy import place_of
+    from speechft_merge.layouts.structure import place_of
 
     short = view.names[name]
     return place_of(short).part if short in view.tensors else "head"
@@ -138,7 +138,7 @@ def _part(view: TransformersView, name: str) -> str:
 
 def describe_mapping(plan: Plan, models: list[str]) -> dict[str, Any]:
     """The match of a base and fine-tunes as a JSON document."""
-    from speechft_merge.report import summarise_layers
+    from speechft_merge.record.layers import summarise_layers
 
     return {
         "base": models[0],
@@ -163,7 +163,7 @@ def describe_mapping(plan: Plan, models: list[str]) -> dict[str, Any]:
 
 def show_mapping(shown: Output, plan: Plan) -> None:
     """The same for people."""
-    from speechft_merge.report import summarise_layers
+    from speechft_merge.record.layers import summarise_layers
 
     show_layers(shown, summarise_layers(plan))
     for alignment in plan.alignments:

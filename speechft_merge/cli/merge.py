@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.cli import options
 from speechft_merge.cli.compare import make_request, require_means, run, show_report, write_files
-from speechft_merge.cli.output import Output, ProgressLine, megabytes
+from speechft_merge.cli.sink import Output, ProgressLine, megabytes
 from speechft_merge.errors import OutputError, SpeechFTMergeError
-from speechft_merge.recipe import Recipe, override, read_recipe
-from speechft_merge.selectors import parse_rule
+from speechft_merge.recipe.recipe import Recipe, override, read_recipe
+from speechft_merge.recipe.rules import parse_rule
 from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, parse_reference
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from speechft_merge.merging import MergeResult, Prepared
     from speechft_merge.push import PushTarget
-    from speechft_merge.report import LayerRow
+    from speechft_merge.record.layers import LayerRow
     from speechft_merge.similarity.report import Report
     from speechft_merge.similarity.request import ProbeRequest
 
@@ -65,8 +65,8 @@ def merge(
 ) -> None:
     """Merge: base + alpha * (finetuned - base), written as a model directory (the default command)."""
     from speechft_merge import merging
-    from speechft_merge.outline import parse_size
-    from speechft_merge.staging import require_place
+    from speechft_merge.output.staging import require_place
+    from speechft_merge.sizes import parse_size
 
     shown = Output(json, quiet, verbose)
     whole = override(
@@ -183,8 +183,8 @@ def show_result(
     problem: str | None = None,
 ) -> None:  # fmt: skip
     """What was merged, layer by layer, what that did to the features, and where it is."""
-    from speechft_merge.report import summarise_layers
-    from speechft_merge.stream import Drift
+    from speechft_merge.executor.drift import Drift
+    from speechft_merge.record.layers import summarise_layers
 
     warnings = [*result.warnings, *([] if problem is None else [problem])]
     for warning in warnings:
@@ -229,7 +229,7 @@ def show_layers(shown: Output, rows: Sequence[LayerRow]) -> None:
 
 def show_plan(shown: Output, prepared: Prepared, place: Path, named: str) -> None:
     """What `--dry-run` prints."""
-    from speechft_merge.report import summarise_layers
+    from speechft_merge.record.layers import summarise_layers
 
     document = describe_plan(prepared, place, named)
     for warning in prepared.warnings:
@@ -259,8 +259,8 @@ def show_details(shown: Output, prepared: Prepared) -> None:
 
 def describe_plan(prepared: Prepared, place: Path, named: str) -> dict[str, Any]:
     """The plan as `--dry-run --json` prints it."""
-    from speechft_merge.report import summarise_layers
-    from speechft_merge.staging import existing_parent
+    from speechft_merge.output.staging import existing_parent
+    from speechft_merge.record.layers import summarise_layers
 
     plan, outline = prepared.plan, prepared.outline
     return {

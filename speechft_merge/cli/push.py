@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from speechft_merge.cli import options
-from speechft_merge.cli.output import Output
+from speechft_merge.cli.sink import Output
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The output of a merge.")]
 Repository = Annotated[

@@ -12,8 +12,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from speechft_merge.layouts.anatomy import STACKS, canonical, is_head
 from speechft_merge.layouts.naming import Naming, read_naming
+from speechft_merge.layouts.structure import STACKS, canonical, is_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.companions import CONFIG, FEATURE_EXTRACTOR, read_companion_json
+from speechft_merge.checkpoints.companions import CONFIG, FEATURE_EXTRACTOR, read_companion_json
 from speechft_merge.errors import CheckpointError
 from speechft_merge.layouts.alignment import backbone_prefix
-from speechft_merge.layouts.anatomy import canonical, is_head
 from speechft_merge.layouts.configuration import derive_config, derive_extractor
 from speechft_merge.layouts.family import Family, family_of
 from speechft_merge.layouts.naming import TRANSFORMERS, read_naming
+from speechft_merge.layouts.structure import canonical, is_head
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint, TensorSpan

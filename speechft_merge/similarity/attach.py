@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from speechft_merge import card, manifest
+from speechft_merge.output.staging import write_whole
+from speechft_merge.record import card, manifest
 from speechft_merge.similarity.plot import draw_lines
-from speechft_merge.staging import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path

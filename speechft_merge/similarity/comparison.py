@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from speechft_merge import __version__
 from speechft_merge.checkpoints import open_checkpoint
-from speechft_merge.companions import FEATURE_EXTRACTOR
+from speechft_merge.checkpoints.companions import FEATURE_EXTRACTOR
 from speechft_merge.errors import CheckpointError, MismatchError
-from speechft_merge.layouts.anatomy import place_of
 from speechft_merge.layouts.naming import TRANSFORMERS
+from speechft_merge.layouts.structure import place_of
 from speechft_merge.layouts.view import TransformersView, transformers_view
-from speechft_merge.plan import Action, PlannedTensor, make_plan
-from speechft_merge.recipe import Recipe
+from speechft_merge.plan.plan import Action, PlannedTensor, make_plan
+from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.similarity.cka import LEAST_UTTERANCES
 from speechft_merge.similarity.encoders import WHISPER, build_encoder, choose_device, exact_products, load_weights
 from speechft_merge.similarity.inputs import InputMaker, settings_differ
@@ -28,6 +27,7 @@ from speechft_merge.similarity.measure import measure, measure_grid, measure_kep
 from speechft_merge.similarity.probe import Probe, read_probe
 from speechft_merge.similarity.report import PAIRS, Report, make_report
 from speechft_merge.similarity.request import ProbeRequest
+from speechft_merge.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from speechft_merge.errors import CheckpointError, MismatchError
-from speechft_merge.layouts.anatomy import canonical
-from speechft_merge.similarity.extra import needs_extra
+from speechft_merge.extras import needs_extra
+from speechft_merge.layouts.structure import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
-    from speechft_merge.plan import PlannedTensor
+    from speechft_merge.plan.plan import PlannedTensor
     from speechft_merge.similarity.inputs import Batch
 
 WHISPER = "whisper"
@@ -39,7 +39,7 @@ def load_weights(tensors: Sequence[PlannedTensor]) -> dict[str, Tensor]:
     Raises:
         MismatchError, CheckpointError: see `stream.execute`.
     """
-    from speechft_merge.stream import Placed, execute
+    from speechft_merge.executor.executor import Placed, execute
 
     buffers = {tensor.name: _Buffer(tensor.nbytes) for tensor in tensors}
     execute([Placed(tensor, buffers[tensor.name], 0) for tensor in tensors], workers=1)

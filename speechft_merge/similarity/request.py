@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from speechft_merge.errors import NotFoundError, UsageError
-from speechft_merge.similarity.extra import not_installed
+from speechft_merge.extras import not_installed
 
 Estimator = Literal["utterance", "frame", "biased"]
 ESTIMATORS: tuple[Estimator, ...] = ("utterance", "frame", "biased")

@@ -18,7 +18,7 @@ from models import model_class, transformers
 
 from speechft_merge import ProbeRequest, Recipe, compare, merge
 from speechft_merge.errors import CheckpointError, MismatchError, UsageError
-from speechft_merge.selectors import parse_rule
+from speechft_merge.recipe.rules import parse_rule
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from speechft_merge import card
 from speechft_merge.errors import UsageError
+from speechft_merge.record import card
 from speechft_merge.similarity.attach import attach
 from speechft_merge.similarity.measure import LayerResult, Similarity
 from speechft_merge.similarity.plot import draw_grids, draw_lines

@@ -1,0 +1,83 @@
+"""Bytes to numbers and back: the element types that can be calculated with, each conversion rounded at most once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from speechft_merge.checkpoints.dtypes import DType
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.floating[Any]]
+    Bytes = NDArray[np.uint8]
+
+_NUMPY: dict[DType, type[np.floating[Any]]] = {DType.F64: np.float64, DType.F32: np.float32, DType.F16: np.float16}
+
+
+_EXPONENT = {DType.F16: 0x7C00, DType.BF16: 0x7F80}
+
+
+OVERFLOW = {DType.F32: (2 - 2**-24) * 2.0**127, DType.F16: 65520.0, DType.BF16: (2 - 2**-8) * 2.0**127}
+"""The least magnitude that rounds to infinity."""
+
+
+_ONE, _SIXTEEN, _HALF = np.uint32(1), np.uint32(16), np.uint32(0x7FFF)
+
+
+def widen(raw: Bytes, dtype: DType, out: Floats) -> None:
+    """Elements of `dtype` as numbers of `out`'s type; exact."""
+    if dtype is not DType.BF16:
+        np.copyto(out, raw.view(_NUMPY[dtype]))
+        return
+    words = raw.view(np.uint16)
+    if out.dtype == np.float32:
+        bits = out.view(np.uint32)
+        np.copyto(bits, words)
+        np.left_shift(bits, _SIXTEEN, out=bits)
+    else:
+        np.copyto(out, (words.astype(np.uint32) << _SIXTEEN).view(np.float32))
+
+
+def narrow(values: Floats, dtype: DType, out: Bytes, scratch: Floats) -> None:
+    """Numbers as elements of `dtype`, rounded once to nearest even. `values` and `scratch` may be overwritten."""
+    if dtype is not DType.BF16:
+        np.copyto(out.view(_NUMPY[dtype]), values, casting="same_kind")
+    elif values.dtype == np.float32:
+        _round_to_bfloat16(values.view(np.uint32), scratch.view(np.uint32), out.view(np.uint16))
+    else:
+        _round_to_bfloat16(_round_to_odd(values), scratch.view(np.uint32)[: len(values)], out.view(np.uint16))
+
+
+def _round_to_bfloat16(bits: NDArray[np.uint32], scratch: NDArray[np.uint32], out: NDArray[np.uint16]) -> None:
+    """The upper half of each float32, rounded to nearest even on the bits. NaN must not occur."""
+    np.right_shift(bits, _SIXTEEN, out=scratch)
+    np.bitwise_and(scratch, _ONE, out=scratch)
+    np.add(bits, scratch, out=bits)
+    np.add(bits, _HALF, out=bits)
+    np.right_shift(bits, _SIXTEEN, out=bits)
+    np.copyto(out, bits, casting="unsafe")
+
+
+def _round_to_odd(values: Floats) -> NDArray[np.uint32]:
+    """float64 to the bits of float32 such that a second rounding errs nowhere: truncated, inexact ones made odd.
+
+    Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd".
+    """
+    single = values.astype(np.float32)
+    toward_zero = np.where(
+        np.abs(single.astype(np.float64)) > np.abs(values), np.nextafter(single, np.float32(0)), single
+    )
+    inexact = toward_zero.astype(np.float64) != values
+    bits: NDArray[np.uint32] = toward_zero.view(np.uint32) | inexact.astype(np.uint32)
+    return bits
+
+
+def all_finite(raw: Bytes, dtype: DType) -> bool:
+    """Whether elements of `dtype` are all finite, told without converting half types."""
+    exponent = _EXPONENT.get(dtype)
+    if exponent is None:
+        return bool(np.isfinite(raw.view(_NUMPY[dtype])).all())
+    return not len(raw) or int((raw.view(np.uint16) & np.uint16(0x7FFF)).max()) < exponent

@@ -1,0 +1,67 @@
+"""From the shell to a command and back: signals, exceptions and exit codes."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+from speechft_merge.cli.sink import clean
+from speechft_merge.errors import SpeechFTMergeError
+
+DEBUG = "SPEECHFT_MERGE_DEBUG"
+"""Environment variable: set to anything, errors come with their traceback."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def run() -> NoReturn:
+    """Run the command line; always exits."""
+    # before numpy is imported: its BLAS would start a thread and take memory per core for sums of squares
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # torch's threads spin at every barrier: on cores that others use too, a comparison took five times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a merge
+            stream.reconfigure(errors="backslashreplace")
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a shell without job control ignores SIGINT for `command &`
+            signal.signal(number, _stop)
+    try:
+        from speechft_merge.cli.app import app
+
+        app(prog_name=_program_name())
+    except SpeechFTMergeError as error:
+        _fail(error, error.exit_code)
+    except SystemExit as stop:
+        for note in getattr(stop, "__notes__", ()):
+            print(f"speechft-merge: {note}", file=sys.stderr)
+        raise
+    except MemoryError as error:
+        _fail(error, 1)
+    except OSError as error:  # stdout is full
+        _fail(error, os.EX_IOERR)
+    sys.exit(0)
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    """Python leaves no trace of SIGTERM by itself: `finally` would not run, and a half-written output would stay."""
+    for other in _SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    os.write(2, f"speechft-merge: stopped by {signal.Signals(number).name}\n".encode())  # print might be at work
+    raise SystemExit(128 + number)
+
+
+def _fail(error: BaseException, code: int) -> NoReturn:
+    if DEBUG in os.environ:
+        traceback.print_exception(error)
+    lines = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
+    print("speechft-merge: error: " + "\n  ".join(map(clean, lines)), file=sys.stderr)
+    sys.exit(code)
+
+
+def _program_name() -> str:
+    return "python -m speechft_merge" if sys.argv[0].endswith("__main__.py") else "speechft-merge"

@@ -1,0 +1,1 @@
+"""Carries a plan out: chunks, arithmetic, workers. It decides nothing."""

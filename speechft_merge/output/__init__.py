@@ -1,0 +1,1 @@
+"""Files to the byte: what is written where, staging, checksums, commit."""

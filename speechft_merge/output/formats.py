@@ -1,0 +1,154 @@
+"""What the output is written as, decided from what the base is and what was asked for: pure, and said in advance."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.checkpoints import labs
+from speechft_merge.checkpoints.companions import CONFIG, FEATURE_EXTRACTOR
+from speechft_merge.errors import UsageError
+from speechft_merge.layouts.configuration import task_of
+from speechft_merge.layouts.naming import TRANSFORMERS, read_naming
+from speechft_merge.layouts.view import TransformersView, transformers_view
+from speechft_merge.output.files import Outline, make_outline
+from speechft_merge.output.lab_file import make_image
+from speechft_merge.plan.plan import Action
+
+if TYPE_CHECKING:
+    from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.plan.plan import Plan, PlannedTensor
+    from speechft_merge.recipe.recipe import Recipe
+
+
+class Form(Enum):
+    """The ways to write a merged model."""
+
+    SAFETENSORS = "safetensors"
+    """Under the names that the model's file has."""
+    CONVERTED = "converted"
+    """safetensors under transformers' names, from a file of a lab, with a config.json derived from it."""
+    IMAGE = "image"
+    """The lab's file, see `image`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A plan in the form in which it is written."""
+
+    plan: Plan
+    outline: Outline
+    companions: dict[str, bytes] | None
+    """The small files beside the weights; None: those of the inputs."""
+
+
+def write_form(plan: Plan, owner: Checkpoint, max_shard_size: int | None) -> Written:
+    """Bring a plan into the form that its recipe and the owner's file ask for.
+
+    Args:
+        plan: what becomes of each tensor, under the owner's names.
+        owner: the model whose class and file the output follows.
+        max_shard_size: bytes of a weights file; None for a single one.
+
+    Raises:
+        UsageError: the owner's file cannot be written in the format that was asked for: it is of another kind, or
+            transformers has no class for its model, or it does not tell enough.
+        CheckpointError: see `image.make_image`.
+    """
+    form = choose_form(owner, plan.recipe)
+    if form is Form.IMAGE:
+        if max_shard_size is not None:
+            raise UsageError("a lab's checkpoint is one file; --max-shard-size goes with --format safetensors")
+        return Written(plan, make_image(plan.tensors, owner), {})
+    if form is Form.CONVERTED:
+        first = plan.alignments[0]
+        view = transformers_view(owner, first.finetuned_prefix if plan.recipe.keep_head else first.base_prefix)
+        converted = convert(plan, view, owner)
+        return Written(converted, make_outline(converted.tensors, max_shard_size), companions_in(view))
+    return Written(plan, make_outline(plan.tensors, max_shard_size), None)
+
+
+def choose_form(owner: Checkpoint, recipe: Recipe) -> Form:
+    """The form for a file and a recipe.
+
+    Raises:
+        UsageError: there is none.
+    """
+    lab = owner.origin.lab if owner.origin else None
+    foreign = lab is not None or read_naming(owner.tensors).layout != TRANSFORMERS
+    pickled = owner.container in ("torch zip", "torch legacy")
+    match recipe.format:
+        case "auto":
+            return Form.IMAGE if foreign and pickled else Form.SAFETENSORS
+        case "safetensors":
+            return Form.CONVERTED if foreign else Form.SAFETENSORS
+        case "s3prl" if pickled and (lab in (labs.S3PRL, labs.S3PRL_FINETUNE, labs.WAVLM) or _is_decoar2(owner)):
+            return Form.IMAGE
+        case "fairseq" if pickled and lab == labs.FAIRSEQ:
+            return Form.IMAGE
+    raise UsageError(f"{owner.reference} is {_called(owner, foreign)}; {_advice(recipe.format, lab, foreign)}")
+
+
+def _is_decoar2(owner: Checkpoint) -> bool:
+    """S3PRL reads DeCoAR 2.0 from the file that its authors wrote."""
+    return transformers_view(owner).family == "decoar2" and owner.state_path == "model"
+
+
+def _called(owner: Checkpoint, foreign: bool) -> str:
+    if owner.origin is not None:
+        return f"a file of the kind {owner.origin.lab}"
+    return "a bare state dict" if foreign else "a model of transformers"
+
+
+def _advice(asked: str, lab: str | None, foreign: bool) -> str:
+    if asked == "s3prl" and lab == labs.FAIRSEQ:
+        return (
+            "S3PRL makes its own files of fairseq's (hubert_custom(ckpt, fairseq=True)): convert the base with it "
+            "first, or write --format fairseq and convert the result"
+        )
+    taken = f"--format {asked} takes everything but the weights from the base (with --keep-head, from the fine-tune)"
+    if asked == "s3prl":
+        told = "" if foreign else " (and reads transformers' models as they are: hf_hubert_custom, hf_wav2vec2_custom)"
+        return (
+            f"{taken}; give the base as S3PRL has it, from s3prl/converted_ckpts on the Hub: fine-tunes in any layout "
+            f"merge into it{told}"
+        )
+    return f"{taken}; give a base that fairseq wrote"
+
+
+def convert(plan: Plan, view: TransformersView, owner: Checkpoint) -> Plan:
+    """The plan under the names of a class of transformers; what the class has no place for is left out.
+
+    Raises:
+        UsageError: transformers has no class for the model, or its file does not tell enough.
+    """
+    if view.config is None:
+        raise UsageError(
+            f"{owner.reference} cannot be written for transformers: {view.config_problem}; leave out --format"
+        )
+    task = task_of({name: span.shape for name, span in (view.tensors | view.heads).items()})
+    prefix = "" if task == "Model" else f"{view.config['model_type']}."
+    heads = {"ForCTC": ("lm_head",), "ForPreTraining": ("quantizer", "project_q", "project_hid")}.get(task, ())
+    kept: list[PlannedTensor] = []
+    dropped: list[PlannedTensor] = []
+    for tensor in plan.tensors:
+        name = view.names[tensor.name]
+        if name in view.tensors:
+            kept.append(replace(tensor, name=prefix + name))
+        elif name.startswith(heads):
+            kept.append(replace(tensor, name=name))
+        else:
+            dropped.append(replace(tensor, action=Action.LEFT_OUT, reason="transformers has no place for it"))
+    return replace(plan, tensors=tuple(kept), left_out=(*dropped, *plan.left_out))
+
+
+def companions_in(view: TransformersView) -> dict[str, bytes]:
+    """config.json and preprocessor_config.json of a lab's model."""
+    files = {CONFIG: view.config, FEATURE_EXTRACTOR: view.extractor}
+    return {name: _encode(content) for name, content in files.items() if content is not None}
+
+
+def _encode(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

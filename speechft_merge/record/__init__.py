@@ -1,0 +1,1 @@
+"""What happened, as data: manifest, rows of layers, model card."""

@@ -1,0 +1,528 @@
+"""The hidden folder in which the output grows, and what may go wrong with it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save, save_file
+
+from speechft_merge.errors import OutputError, UsageError, WriteError
+from speechft_merge.merging import merge
+from speechft_merge.output.checksums import BLOCK, Checksum, checksum_of
+from speechft_merge.output.files import OutputFile
+from speechft_merge.output.staging import JOURNAL, OutputWriter, Staging, require_place, require_space
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from conftest import Pair, Run, Snapshot, Tiny
+
+DIGEST = "0123456789abcdef" * 4
+DATA = np.arange(8, dtype=np.float32).tobytes()
+WHOLE = save({"weight": np.frombuffer(DATA, np.float32)})
+HEADER = WHOLE[: -len(DATA)]
+FILE = OutputFile("model.safetensors", HEADER, (), len(WHOLE))
+SHARD = 50_000
+SHARDED = ["--max-shard-size", "50KB"]
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def write_data(writer: OutputWriter) -> dict[str, Any]:
+    writer.write(len(HEADER), memoryview(DATA))
+    return writer.finish()
+
+
+def write_whole(staging: Staging) -> dict[str, Any]:
+    """A file as the executor writes it; its entry in the journal."""
+    return write_data(staging.open(FILE)) | {"drifts": {}}
+
+
+# Space and place.
+
+
+class Usage(NamedTuple):
+    """As shutil.disk_usage has it."""
+
+    total: int
+    used: int
+    free: int
+
+
+def set_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, free))
+
+
+@pytest.mark.parametrize(("free", "fits"), [(99, False), (100, True), (101, True), (0, False)])
+def test_a_merge_must_fit_the_disk(free: int, fits: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    set_free(monkeypatch, free)
+    if fits:
+        require_space(tmp_path / "out", 100)
+    else:
+        with pytest.raises(WriteError, match=rf"needs 100 bytes, .* has {free} free; make room") as caught:
+            require_space(tmp_path / "out", 100)
+        assert caught.value.exit_code == 74
+
+
+def test_space_is_looked_up_where_the_output_will_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Path] = []
+
+    def note(path: Path) -> Usage:
+        asked.append(path)
+        return Usage(1, 0, 1000)
+
+    monkeypatch.setattr(shutil, "disk_usage", note)
+    monkeypatch.chdir(tmp_path)
+    require_space(Path("not/yet/there"), 100)
+    assert asked == [tmp_path]
+
+
+def test_a_file_system_that_does_not_tell_its_space_is_no_obstacle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unknown(_: Path) -> Usage:
+        raise OSError("statvfs is not implemented")
+
+    monkeypatch.setattr(shutil, "disk_usage", unknown)
+    require_space(tmp_path, 100)
+
+
+def test_an_output_may_stand_beside_the_inputs_and_in_the_folder_of_an_input_file(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/model.safetensors").touch()
+    require_place(tmp_path / "base-merged", [str(tmp_path / "base")])
+    require_place(tmp_path / "base/merged", [str(tmp_path / "base/model.safetensors")])
+    with pytest.raises(UsageError, match="overlap"):
+        require_place(tmp_path / "base", [str(tmp_path / "base/model.safetensors")])
+
+
+# One staging folder.
+
+
+def test_the_folder_becomes_the_output_without_its_journal(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "a/out", DIGEST)
+    entry = write_whole(staging)
+    staging.record(entry)
+    staging.put("config.json", b"{}")
+    staging.commit()
+    assert names_in(tmp_path / "a") == {"out"}
+    assert names_in(tmp_path / "a/out") == {"model.safetensors", "config.json"}
+    assert (tmp_path / "a/out/model.safetensors").read_bytes() == WHOLE
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "out", DIGEST)
+    writer = staging.open(FILE)
+    assert not (staging.path / FILE.name).exists()
+    writer.abandon()
+    assert visible(staging.path) == set()
+    write_whole(staging)
+    assert visible(staging.path) == {FILE.name}
+
+
+def test_an_abandoned_folder_goes_unless_it_holds_finished_files(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "out", DIGEST)
+    staging.open(FILE).abandon()
+    assert not staging.abandon()
+    assert list(tmp_path.iterdir()) == []
+    staging = Staging(tmp_path / "out", DIGEST)
+    staging.record(write_whole(staging))
+    assert staging.abandon()
+    assert Staging(tmp_path / "out", DIGEST).is_finished(FILE)
+
+
+def test_folders_made_for_an_output_that_never_comes_go_with_it(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    output = tmp_path / "there" / "new" / "newer" / "out"
+    assert not Staging(output, DIGEST).abandon()
+    assert names_in(tmp_path / "there") == set()
+    staging = Staging(output, DIGEST)
+    (output.parent / "other").mkdir()  # by somebody else, meanwhile
+    assert not staging.abandon()
+    assert names_in(output.parent) == {"other"}
+
+
+def test_nothing_is_left_when_a_signal_comes_while_the_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(Staging, "_read_journal", stop)
+    with pytest.raises(SystemExit):
+        Staging(tmp_path / "new" / "out", DIGEST)
+    assert names_in(tmp_path) == set()
+
+
+def test_a_file_is_removed_though_a_signal_came_before_anyone_knew_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    staging = Staging(tmp_path / "out", DIGEST)
+    make = os.open
+
+    def make_and_stop(*args: Any, **kwargs: Any) -> int:
+        os.close(make(*args, **kwargs))
+        raise SystemExit(138)
+
+    monkeypatch.setattr(os, "open", make_and_stop)
+    with pytest.raises(SystemExit):
+        staging.open(FILE)
+    monkeypatch.undo()
+    assert any(staging.path.glob(f".{FILE.name}.*"))
+    assert not staging.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_file_counts_only_with_its_size_and_checksum(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "out", DIGEST)
+    staging.record(write_whole(staging))
+    path = staging.path / FILE.name
+    for content in (WHOLE[:-1], WHOLE[:-1] + b"x", WHOLE + b"x", b"x" + WHOLE[1:], b"", bytes(len(WHOLE))):
+        path.write_bytes(content)
+        assert not Staging(tmp_path / "out", DIGEST).is_finished(FILE)
+    path.write_bytes(WHOLE)
+    assert Staging(tmp_path / "out", DIGEST).is_finished(FILE)
+    path.unlink()
+    assert not Staging(tmp_path / "out", DIGEST).is_finished(FILE)
+
+
+def test_another_merge_has_another_folder(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "out", DIGEST)
+    staging.record(write_whole(staging))
+    assert not Staging(tmp_path / "out", DIGEST[::-1]).is_finished(FILE)
+
+
+@pytest.mark.parametrize("journal", [b"", b"[", b"{}", b"[1]", b"null", b'["x"]', b'[{"size": 16}]', b"\xff"])
+def test_a_broken_journal_means_that_nothing_is_finished(journal: bytes, tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "out", DIGEST)
+    staging.record(write_whole(staging))
+    (staging.path / JOURNAL).write_bytes(journal)
+    assert not Staging(tmp_path / "out", DIGEST).is_finished(FILE)
+
+
+@pytest.mark.parametrize("key", ["file", "size", "checksum", "drifts"])
+@pytest.mark.parametrize("value", [None, 1, "x", ["x"]], ids=str)
+def test_an_odd_entry_of_the_journal_counts_for_nothing(key: str, value: object, tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "out", DIGEST)
+    (staging.path / JOURNAL).write_text(json.dumps([write_whole(staging) | {key: value}]))
+    assert not Staging(tmp_path / "out", DIGEST).is_finished(FILE)
+
+
+def test_a_journal_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "out", DIGEST)
+    entry = write_whole(staging)
+    (staging.path / FILE.name).rename(tmp_path / FILE.name)
+    (staging.path / JOURNAL).write_text(json.dumps([entry | {"file": f"../{FILE.name}"}]))
+    outside = OutputFile(f"../{FILE.name}", FILE.header, (), FILE.size)
+    assert not Staging(tmp_path / "out", DIGEST).is_finished(outside)
+
+
+# Checksums.
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 8, 5 * BLOCK + 3])
+def test_a_checksum_made_while_writing_is_that_of_the_file(size: int, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(save({"odd": data[:5], "weight": data}))
+    content = path.read_bytes()
+    start = len(content) - size - len(data[:5])
+    made = Checksum()
+    made.add(0, memoryview(content[:start]))
+    order = [name for name in json.loads(content[8:start]) if name != "__metadata__"]
+    for name in reversed(order):
+        begin, end = (start + offset for offset in json.loads(content[8:start])[name]["data_offsets"])
+        for offset in range(begin, end, BLOCK):
+            made.add(offset, memoryview(content[offset : min(offset + BLOCK, end)]))
+    assert made.hexdigest() == checksum_of(path)
+
+
+@pytest.mark.parametrize("place", [0, 8, 30, 200, BLOCK // 2, BLOCK + 500, -9, -1])
+def test_a_checksum_tells_a_changed_byte_wherever_it_is(place: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.ones(BLOCK // 3, np.float32), "b": np.zeros(3, np.uint8)}, path)
+    before, content = checksum_of(path), bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert checksum_of(path) != before
+
+
+def test_a_checksum_tells_swapped_blocks_and_zeroed_pages(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    values = np.random.default_rng(0).standard_normal(BLOCK).astype(np.float32)
+    swapped, zeroed = values.copy(), values.copy()
+    swapped[: BLOCK // 4], swapped[BLOCK // 4 : BLOCK // 2] = values[BLOCK // 4 : BLOCK // 2], values[: BLOCK // 4]
+    zeroed[1024:2048] = 0
+    found = set()
+    for version in (values, swapped, zeroed):
+        save_file({"weight": version}, path)
+        found.add(checksum_of(path))
+    assert len(found) == 3
+
+
+@given(st.binary(min_size=40, max_size=60), st.lists(st.integers(0, 60), max_size=6), st.randoms(), st.integers(0, 9))
+def test_a_checksum_is_the_same_in_whatever_pieces_and_order(
+    content: bytes, cuts: list[int], random: Random, spoilt: int
+) -> None:
+    """Also where pieces begin within a word, and where bytes are taken back and written anew."""
+    whole, pieces = Checksum(), Checksum()
+    whole.add(BLOCK - 20, memoryview(content))
+    edges = sorted({0, len(content), *(min(cut, len(content)) for cut in cuts)})
+    spans = list(itertools.pairwise(edges))
+    random.shuffle(spans)
+    for start, stop in spans:
+        pieces.add(BLOCK - 20 + start, memoryview(content[start:stop]))
+    pieces.add(BLOCK + spoilt, memoryview(b"old bytes"))
+    pieces.remove(BLOCK + spoilt, memoryview(b"old bytes"))
+    assert pieces.hexdigest() == whole.hexdigest()
+
+
+def test_any_file_has_a_checksum_and_none_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"text")
+    assert checksum_of(tmp_path / "file") is not None
+    assert checksum_of(tmp_path / "missing") is None
+
+
+# What earlier runs left.
+
+
+def visible(folder: Path) -> set[str]:
+    """Names in a staging folder, but for the signs that runs are at work in it."""
+    return {name for name in names_in(folder) if not name.startswith(".run.")}
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_only_temporary_files_of_dead_processes_of_this_host_are_removed(tmp_path: Path) -> None:
+    host, dead = socket.gethostname(), dead_pid()
+    folder = Staging(tmp_path / "out", DIGEST).path
+    stale = f".model.safetensors.{host}.{dead}.00ff00ff.tmp"
+    kept = {
+        f".model.safetensors.{host}.{os.getpid()}.00ff00ff.tmp",
+        f".model.safetensors.{host}.1.00ff00ff.tmp",
+        f".model.safetensors.other-{host}x.{dead}.00ff00ff.tmp",
+        f".model.safetensors.{host}.none.00ff00ff.tmp",
+        "model-00001-of-00002.safetensors",
+    }
+    for name in (stale, *kept):
+        (folder / name).touch()
+    Staging(tmp_path / "out", DIGEST)
+    assert visible(folder) == kept
+
+
+@pytest.mark.parametrize("name", [".tmp", ".x.tmp", ".x.y.tmp", "...tmp", ".model.tmp"])
+def test_a_name_that_is_not_ours_is_no_obstacle(name: str, tmp_path: Path) -> None:
+    folder = Staging(tmp_path / "out", DIGEST).path
+    (folder / name).touch()
+    Staging(tmp_path / "out", DIGEST)
+    assert visible(folder) == {name}
+
+
+@pytest.mark.parametrize("host", [socket.gethostname(), "node17"], ids=["this-host", "another-host"])
+def test_nothing_unfinished_of_a_killed_run_reaches_the_output(host: str, pair: Pair, run: Run, tmp_path: Path) -> None:
+    """A requeued job mostly goes on at another node."""
+    run(*pair.args, "-o", "out")
+    names = names_in(tmp_path / "out")
+    merge_id = json.loads((tmp_path / "out/speechft_merge.json").read_text())["merge_id"]
+    shutil.rmtree(tmp_path / "out")
+    partial = tmp_path / f".out.{merge_id[:16]}.partial"
+    partial.mkdir()
+    (partial / f".model.safetensors.{host}.{dead_pid()}.00ff00ff.tmp").write_bytes(b"half")
+    assert run(*pair.args, "-o", "out").code == 0
+    assert names_in(tmp_path) == {"out"}
+    assert names_in(tmp_path / "out") == names
+
+
+# Going on after an interruption.
+
+
+def interrupt_halfway(done: int, total: int) -> None:
+    if done > total / 2:
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a merge into shards that was stopped when more than half was written."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        merge(pair.args[0], pair.args[1], "out", max_shard_size=SHARD, progress=interrupt_halfway)
+    (partial,) = tmp_path.glob(".out.*.partial")
+    return partial
+
+
+def test_a_merge_goes_on_from_the_finished_shards(
+    interrupted: Path, pair: Pair, run: Run, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    kept = {path.name: path.stat() for path in interrupted.glob("model-*")}
+    assert kept
+    args = [*pair.args, "-o", "out", *SHARDED]
+    assert run(*args).code == 0
+    assert names_in(tmp_path) == {"out"}
+    for name, before in kept.items():
+        now = (tmp_path / "out" / name).stat()
+        assert (now.st_ino, now.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    resumed = snapshot(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    assert run(*args).code == 0
+    assert snapshot(tmp_path / "out") == resumed
+
+
+def test_a_merge_in_one_file_leaves_nothing_when_interrupted(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        merge(pair.args[0], pair.args[1], "out", progress=interrupt_halfway)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_going_on_needs_room_for_the_rest_only(
+    interrupted: Path, pair: Pair, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = sum(path.stat().st_size for path in interrupted.glob("model-*"))
+    needed = run(*pair.args, "-o", "out", *SHARDED, "--dry-run", "--json").json["needed_bytes"]
+    set_free(monkeypatch, needed - there + 10_000)
+    ran = run(*pair.args, "-o", "out", *SHARDED)
+    assert ran.code == 0, ran.err
+
+
+def test_another_recipe_does_not_go_on_from_these_shards(
+    interrupted: Path, pair: Pair, run: Run, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    before = snapshot(interrupted)
+    assert run(*pair.args, "-o", "out", *SHARDED, "--alpha", "0.5").code == 0
+    assert snapshot(interrupted) == before
+
+
+def test_an_error_after_some_shards_says_that_they_are_kept(tiny: Tiny, run: Run, tmp_path: Path) -> None:
+    base = tiny.weights()
+    finetuned = tiny.finetuned(base)
+    finetuned[max(base)][:] = float("nan")
+    inputs = [tiny.write(tmp_path / "base", base), tiny.write(tmp_path / "fine", finetuned)]
+    ran = run(*inputs, "-o", "out", "--max-shard-size", "20KB")
+    assert ran.code == 65
+    assert "finished shards are kept; the same command goes on" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_without_a_difference_give_no_warning_when_others_have_one(
+    tiny: Tiny, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny.weights()
+    finetuned = {name: values if name > "encoder.layers" else values + 0.01 for name, values in base.items()}
+    inputs = [str(tiny.write(tmp_path / name, weights)) for name, weights in (("a", base), ("b", finetuned))]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        merge(inputs[0], inputs[1], "out", max_shard_size=SHARD, progress=interrupt_halfway)
+    ran = run(*inputs, "-q", "-o", "out", *SHARDED)
+    assert (ran.code, ran.err) == (0, "")
+
+
+# Two runs at once, and replacing.
+
+
+def rename_recorder(monkeypatch: pytest.MonkeyPatch, before: Callable[[Path, Path], None]) -> None:
+    """Call `before` with source and target of every `Path.rename`."""
+    rename = Path.rename
+
+    def recorded(self: Path, target: Path) -> Path:
+        before(self, Path(target))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", recorded)
+
+
+def test_the_slower_of_two_runs_of_a_merge_finds_its_file_where_the_output_is(tmp_path: Path) -> None:
+    faster, slower = Staging(tmp_path / "out", DIGEST), Staging(tmp_path / "out", DIGEST)
+    writer = slower.open(FILE)
+    write_whole(faster)
+    faster.commit()
+    with pytest.raises(OutputError):  # the merge then finds that it is done
+        write_data(writer)
+    slower.yield_to()
+    assert names_in(tmp_path / "out") == {FILE.name}
+    assert (tmp_path / "out" / FILE.name).read_bytes() == WHOLE
+
+
+def test_the_slower_of_two_runs_does_not_move_the_output_of_the_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faster, slower = Staging(tmp_path / "out", DIGEST), Staging(tmp_path / "out", DIGEST)
+    write_whole(faster)
+    faster.commit()
+    moved: list[Path] = []
+    rename_recorder(monkeypatch, lambda source, _: moved.append(source))
+    write_whole(slower)
+    try:
+        slower.commit()
+    except OutputError:
+        slower.yield_to()
+    assert tmp_path / "out" not in moved
+    assert names_in(tmp_path) == {"out"}
+
+
+def test_a_run_that_gives_up_does_not_take_the_work_of_another_with_it(tmp_path: Path) -> None:
+    one, other = Staging(tmp_path / "out", DIGEST), Staging(tmp_path / "out", DIGEST)
+    writer = one.open(FILE)
+    other.open(FILE).abandon()
+    other.abandon()
+    write_data(writer)
+    one.commit()
+    assert (tmp_path / "out" / FILE.name).read_bytes() == WHOLE
+
+
+def test_a_directory_that_appears_during_the_merge_is_not_lost(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def appear(done: int, total: int) -> None:
+        Path("out").mkdir(exist_ok=True)
+        Path("out/thesis.tex").write_text("years of work")
+
+    with pytest.raises(OutputError, match="out"):
+        merge(pair.args[0], pair.args[1], "out", progress=appear)
+    assert names_in(tmp_path) == {"out"}
+    assert Path("out/thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), SystemExit(128 + signal.SIGTERM)], ids=repr)
+def test_when_a_replacement_fails_halfway_the_earlier_output_is_there_again(
+    error: BaseException, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Snapshot
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    merge(pair.args[0], pair.args[1], "out")
+    before = snapshot(tmp_path)
+    failed: list[Path] = []
+
+    def fail_once(source: Path, target: Path) -> None:
+        if target.name == "out" and not failed:
+            failed.append(source)
+            raise error
+
+    rename_recorder(monkeypatch, fail_once)
+    with pytest.raises((OutputError, SystemExit)):
+        merge(pair.args[0], pair.args[1], "out", alpha=0.5, force=True)
+    assert failed
+    assert snapshot(tmp_path) == before
