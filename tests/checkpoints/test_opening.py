@@ -269,7 +269,7 @@ def test_a_link_to_nothing_is_refused(target: str, tmp_path: Path) -> None:
             open_checkpoint(str(path))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything; test_cli_errors.py has a way around it")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything; cli/test_entry.py has a way around it")
 @pytest.mark.parametrize("closed", ["model.safetensors", "."])
 def test_what_may_not_be_read_is_refused(closed: str, tmp_path: Path) -> None:
     path = tmp_path / "model" / "model.safetensors"

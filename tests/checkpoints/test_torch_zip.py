@@ -411,6 +411,7 @@ def numpy_archive(write: Any, arrays: int) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # from torch 2.14 on
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("module", [torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GELU())])
 def test_a_torchscript_program_is_told_from_a_checkpoint(module: torch.nn.Module, open_bytes: Open) -> None:

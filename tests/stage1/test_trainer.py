@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -144,7 +145,8 @@ def test_the_distributed_wrapper_waits_for_no_frozen_parameter(tmp_path: Path) -
     plain, wrapped = hubert(), hubert()
     plain_loop(plain, range(STEPS))
     command = [sys.executable, "-c", DISTRIBUTED, str(tmp_path)]
-    subprocess.run(command, cwd=Path(__file__).parent, check=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run(command, env=environment, check=True, timeout=300)
     wrapped.load_state_dict(torch.load(tmp_path / "weights.pt"))
     assert moved(snapshot(plain), wrapped) == set()
 
