@@ -72,8 +72,8 @@ def merge(
     whole = override(
         read_recipe(recipe) if recipe else Recipe(),
         alpha=alpha,
-        rules=tuple(parse_rule(text) for text in layer_alpha or ()),
-        weights=tuple(weight or ()),
+        layer_alpha=tuple(parse_rule(text) for text in layer_alpha or ()),
+        weight=tuple(weight or ()),
         dtype=dtype,
         format=format,
         keep_head=keep_head,
@@ -175,7 +175,7 @@ def default_name(finetuned: str, recipe: Recipe) -> str:
     found = parse_reference(finetuned)
     path = found if isinstance(found, Path) else Path(found.path or found.repo)
     stem = path.stem if path.suffix in WEIGHT_SUFFIXES else path.resolve().name
-    return f"{stem or 'model'}-merged-{'layerwise' if recipe.rules else format(recipe.alpha, 'g')}"
+    return f"{stem or 'model'}-merged-{'layerwise' if recipe.layer_alpha else format(recipe.alpha, 'g')}"
 
 
 def show_result(

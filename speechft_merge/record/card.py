@@ -78,7 +78,7 @@ def make_card(
     """
     names = ", ".join(f"`{short(checkpoint.reference)}`" for checkpoint in finetuned)
     first, onto = short(finetuned[0].reference), short(base.reference)
-    rules = ", ".join(f"`{rule}`" for rule in plan.recipe.rules)
+    rules = ", ".join(f"`{rule}`" for rule in plan.recipe.layer_alpha)
     alphas = f"alpha = {plan.recipe.alpha:g}" + (f", but {rules}" if rules else "")
     lines = [
         *_front_matter([base, *finetuned], config),

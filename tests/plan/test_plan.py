@@ -50,7 +50,7 @@ def ctc(prefix: str = "hubert.", vocabulary: int = 7) -> Tensors:
 def plan(base: Tensors, *finetuned: Tensors, rules: tuple[str, ...] = (), **recipe: Any) -> Plan:
     opened = [checkpoint_of(tensors, f"finetuned{i}") for i, tensors in enumerate(finetuned)]
     return make_plan(
-        checkpoint_of(base, "base"), opened, Recipe(rules=tuple(parse_rule(text) for text in rules), **recipe)
+        checkpoint_of(base, "base"), opened, Recipe(layer_alpha=tuple(parse_rule(text) for text in rules), **recipe)
     )
 
 
@@ -264,7 +264,7 @@ def test_bytes_to_read_are_those_of_the_inputs() -> None:
 
 # several fine-tunes
 def test_several_finetunes_share_by_their_weights() -> None:
-    made = plan(encoder(), ctc(), encoder(), weights=(1.0, 3.0))
+    made = plan(encoder(), ctc(), encoder(), weight=(1.0, 3.0))
     for tensor in made.tensors:
         assert tensor.weights == (0.25, 0.75)
         assert [span.source.name for span in tensor.inputs] == ["base", "finetuned0", "finetuned1"]
@@ -296,7 +296,7 @@ def test_keep_head_takes_that_of_the_first_finetune() -> None:
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0)])
 def test_weights_must_be_as_many_as_finetunes(weights: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match=f"{len(weights)} weights for 2 fine-tuned models"):
-        plan(encoder(), encoder(), encoder(), weights=weights)
+        plan(encoder(), encoder(), encoder(), weight=weights)
 
 
 # coverage
