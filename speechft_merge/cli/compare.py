@@ -113,7 +113,7 @@ def run(
 
 def write_files(report: Report, plot: Path | None, heatmap: Path | None, csv: Path | None) -> None:
     """The figures and the table that were asked for."""
-    from speechft_merge.output.staging import write_whole
+    from speechft_merge.output.folder import write_whole
     from speechft_merge.similarity.plot import draw_grids, draw_lines
 
     if plot is not None:
