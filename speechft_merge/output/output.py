@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from speechft_merge.output.files import Outline, OutputFile
     from speechft_merge.output.writer import FileWriter
 
+    Fill = Callable[[FileWriter], dict[str, Drift]]
+
 
 class Output:
     """A directory that appears whole by `commit`; left without it, as a context manager, nothing new stands there.
@@ -81,9 +83,7 @@ class Output:
         assert self._staging is not None
         return self._staging
 
-    def write_file(
-        self, planned: OutputFile, fill: Callable[[FileWriter], dict[str, Drift]], keep: bool
-    ) -> FinishedFile:
+    def write_file(self, planned: OutputFile, fill: Fill, keep: bool) -> FinishedFile:
         """Write one weights file, unless an earlier run of this merge finished it.
 
         Args:

@@ -91,7 +91,7 @@ def test_a_merge_with_a_comparison_beside_it_is_still_done_and_may_be_replaced(
 ) -> None:
     assert run(*PAIR, "--cka", *probe, "-o", "out").code == 0
     assert "already done" in run(*PAIR, "-o", "out").out
-    assert run(*PAIR, "--alpha", "0.5", "-o", "out", "--force").code == 0
+    assert run(*PAIR, "--alpha", "0.5", "-o", "out", "--overwrite").code == 0
     assert not (tmp_path / "out/similarity.json").exists()
 
 

@@ -302,9 +302,9 @@ def test_a_result_beyond_the_range_of_the_type_is_refused(tiny: Tiny, run: Run, 
 def test_unrelated_weights_are_refused_unless_forced(tiny: Tiny, spawn: Run, tmp_path: Path) -> None:
     inputs = [tiny.write(tmp_path / f"{seed}", tiny.weights(seed)) for seed in (0, 1)]
     ran = spawn(*inputs, "-o", "out")
-    assert_explained(ran, DATA, "is not a fine-tune of", "cosine", "0.7 or more", "--force")
+    assert_explained(ran, DATA, "is not a fine-tune of", "cosine", "0.7 or more", "--allow-unrelated")
     assert not (tmp_path / "out").exists()
-    forced = spawn(*inputs, "-q", "-o", "out", "--force")
+    forced = spawn(*inputs, "-q", "-o", "out", "--allow-unrelated")
     assert (forced.code, forced.out) == (0, "out\n")
     assert "warning" in forced.err
     assert "is not a fine-tune" in forced.err
@@ -316,9 +316,9 @@ def test_a_finetune_that_covers_little_is_refused_unless_forced(tiny: Tiny, run:
     few = {name: values for name, values in few.items() if "pos_conv" not in name and "attention" not in name}
     inputs = [tiny.write(tmp_path / "base", base), tiny.write(tmp_path / "few", few)]
     ran = run(*inputs, "-o", "out")
-    assert_explained(ran, DATA, "% of the parameters", "--force")
+    assert_explained(ran, DATA, "% of the parameters", "--allow-unrelated")
     assert not (tmp_path / "out").exists()
-    forced = run(*inputs, "-q", "-o", "out", "--force")
+    forced = run(*inputs, "-q", "-o", "out", "--allow-unrelated")
     assert (forced.code, forced.out) == (0, "out\n")
     assert "% of the parameters" in forced.err
     merged = tiny.read(tmp_path / "out")
@@ -380,7 +380,7 @@ BAD_RECIPES: list[Any] = [
     pytest.param("alpha: 2026-13-01", ("recipe",), id="impossible-date"),
     pytest.param("layer_alpha: cnn=0", ("lists",), id="rule-no-list"),
     pytest.param("layer_alpha: [cnn]", ("is not a rule",), id="no-rule"),
-    pytest.param("weights: 3", ("lists",), id="weights-no-list"),
+    pytest.param("weight: 3", ("lists",), id="weights-no-list"),
     pytest.param("keep_head: maybe", ("true or false",), id="flag"),
     pytest.param("dtype: int8", ("int8", "expected one of"), id="dtype"),
     pytest.param("!!python/object/apply:os.mkdir [ran]", ("not valid YAML",), id="code"),
@@ -422,7 +422,7 @@ def test_an_output_that_overlaps_an_input_is_refused(
         shutil.copytree(folder, tmp_path / "models" / folder.name)
     (tmp_path / "models/link").symlink_to("finetuned")
     before = snapshot(tmp_path)
-    ran = run("base", "finetuned", "--force", "-o", output, cwd=tmp_path / "models")
+    ran = run("base", "finetuned", "--overwrite", "-o", output, cwd=tmp_path / "models")
     assert_explained(ran, USAGE, "overlap", "choose another output directory")
     assert snapshot(tmp_path) == before
 
@@ -437,7 +437,7 @@ def test_an_existing_output_is_refused_and_left_alone(
     else:
         (tmp_path / "out").write_text("years of work")
     before = snapshot(tmp_path)
-    assert_explained(run(*pair.args, "-o", "out"), CANNOT_CREATE, "out is there", "choose another", "-o")
+    assert_explained(run(*pair.args, "-o", "out"), CANNOT_CREATE, "out already exists", "choose another", "-o")
     assert snapshot(tmp_path) == before
 
 

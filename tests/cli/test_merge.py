@@ -109,8 +109,11 @@ def test_help_goes_to_stdout(words: list[str], run: Run) -> None:
 
 def test_merge_help_names_every_option(run: Run) -> None:
     text = run("merge", "--help").out
-    options = "output alpha layer-alpha weight recipe keep-head dtype extrapolate max-shard-size force dry-run threads"
-    assert [name for name in f"{options} no-fsync quiet verbose json".split() if f"--{name}" not in text] == []
+    options = (
+        "output alpha layer-alpha weight recipe keep-head dtype extrapolate max-shard-size overwrite dry-run threads"
+    )
+    more = "allow-unrelated dry-run no-fsync quiet verbose json"
+    assert [name for name in f"{options} {more}".split() if f"--{name}" not in text] == []
 
 
 def test_the_installed_script_is_the_module(pair: Pair, tmp_path: Path) -> None:
@@ -124,8 +127,8 @@ def test_the_installed_script_is_the_module(pair: Pair, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("speechft-merge --al", "--alpha"),
-        ("speechft-merge a b --al", "--alpha"),
+        ("speechft-merge --alp", "--alpha"),
+        ("speechft-merge a b --alp", "--alpha"),
         ("speechft-merge a b --alpha 0.5 --max", "--max-shard-size"),
         ("speechft-merge merge a b --dr", "--dry-run"),
         ("speechft-merge inspect a --js", "--json"),

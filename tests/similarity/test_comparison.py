@@ -15,6 +15,7 @@ import soundfile
 import torch
 from lab_models import LABS, build_lab, shaken
 from models import model_class, transformers
+from options import UNSYNCED
 
 from speechft_merge import ProbeRequest, Recipe, compare, merge
 from speechft_merge.errors import CheckpointError, MismatchError, UsageError
@@ -167,7 +168,7 @@ def test_merged_in_memory_or_read_from_a_file_the_figures_are_the_same(
     recipe: Recipe, save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path
 ) -> None:
     base, finetuned = save_pair("Hubert", "ForCTC")
-    merge(base, finetuned, tmp_path / "merged", recipe, durable=False)
+    merge(base, finetuned, tmp_path / "merged", recipe, options=UNSYNCED)
     request = ProbeRequest(paths=few_clips)
     in_memory = compare(base, finetuned, request=request, recipe=recipe)
     from_file = compare(base, finetuned, str(tmp_path / "merged"), request)
