@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+from speechft_merge.layouts.naming import Naming, read_naming
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,6 +65,16 @@ class Checkpoint:
     """What else a pickled file holds, each described in a few words."""
     origin: Origin | None = None
     """The lab whose file it is; None for any other."""
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of each tensor."""
+        return {name: span.shape for name, span in self.tensors.items()}
+
+    @cached_property
+    def naming(self) -> Naming:
+        """What each tensor is, told by the names and shapes."""
+        return read_naming(self.shapes)
 
     @property
     def parameters(self) -> int:

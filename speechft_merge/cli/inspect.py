@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import prod
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from speechft_merge.cli.sink import Output, megabytes
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint
-    from speechft_merge.layouts.view import TransformersView
+    from speechft_merge.layouts.naming import Naming
     from speechft_merge.plan.plan import Plan
 
 References = Annotated[
@@ -50,27 +51,29 @@ def inspect(
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """The index as a JSON document."""
+    from speechft_merge.checkpoints.model_config import read_model_config
     from speechft_merge.checkpoints.opening import other_weights
-    from speechft_merge.layouts.view import transformers_view
 
-    view = transformers_view(checkpoint)
+    model, naming = read_model_config(checkpoint), checkpoint.naming
+    names = naming.under()
     return {
         "reference": checkpoint.reference,
         "container": checkpoint.container,
         "lab": checkpoint.origin.lab if checkpoint.origin else None,
-        "layout": view.layout,
-        "family": view.title,
-        "model_type": view.family,
+        "layout": naming.layout,
+        "family": model.title,
+        "model_type": model.family,
         "files": [{"file": source.name, "size": source.size} for source in checkpoint.sources],
         "other_weights": other_weights(checkpoint),
         "state_dict": checkpoint.state_path or None,
         "parameters": checkpoint.parameters,
         "dtypes": dict(Counter(span.dtype.torch_name for span in checkpoint.tensors.values())),
         "merge": {
-            "prefix": view.prefix,
-            "tensors": len(view.tensors),
-            "parameters": sum(span.elements for span in view.tensors.values()),
-            "heads": [own for own, name in view.names.items() if name in view.heads],
+            "prefix": naming.prefix,
+            "stacks": {stack: len(blocks) for stack, blocks in naming.stacks.items()},
+            "tensors": sum(not name.is_head for name in names.values()),
+            "parameters": _parameters(naming),
+            "heads": [own for own, name in names.items() if name.is_head],
         },
         "tensors": {
             name: {
@@ -78,7 +81,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
                 "shape": list(span.shape),
                 "file": span.source.name,
                 "offset": span.offset,
-                "transformers": view.names[name],
+                "transformers": names[name].canonical,
             }
             for name, span in checkpoint.tensors.items()
         },
@@ -90,24 +93,26 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def show_checkpoint(shown: Output, checkpoint: Checkpoint) -> None:
     """The same for people."""
+    from speechft_merge.checkpoints.model_config import read_model_config
     from speechft_merge.checkpoints.opening import other_weights
-    from speechft_merge.layouts.view import transformers_view
 
-    view = transformers_view(checkpoint)
+    model, naming = read_model_config(checkpoint), checkpoint.naming
+    names = naming.under()
     dtypes = Counter(span.dtype.torch_name for span in checkpoint.tensors.values())
     size = sum(source.size for source in checkpoint.sources)
     others = other_weights(checkpoint)
     lab = f" ({checkpoint.origin.lab})" if checkpoint.origin else ""
     state = f", state dict at {checkpoint.state_path!r}" if checkpoint.state_path else ""
     facts = [
-        ("family", view.title + (f" ({view.family})" if view.family else "")),
+        ("family", model.title + (f" ({model.family})" if model.family else "")),
         ("container", checkpoint.container + lab + state),
-        ("layout", f"names of {view.layout}" + (f", under the prefix {view.prefix!r}" if view.prefix else "")),
+        ("layout", f"names of {naming.layout}" + (f", under the prefix {naming.prefix!r}" if naming.prefix else "")),
         ("size", f"{megabytes(size)} in {len(checkpoint.sources)} file(s)"),
         ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.tensors)} tensors"),
         ("element types", ", ".join(f"{name} ({count})" for name, count in dtypes.items())),
         *([("other weights", f"{', '.join(others)} (not opened; name one to open it)")] if others else []),
-        ("a merge uses", _used(view)),
+        *((f"blocks of the {stack}", _blocks(stack, blocks)) for stack, blocks in naming.stacks.items()),
+        ("a merge uses", _used(naming)),
         *((f"cannot be read: {name}", why) for name, why in checkpoint.unreadable.items()),
         *((f"also holds {key}", what) for key, what in checkpoint.others.items()),
         *((f"metadata {key}", value) for key, value in checkpoint.metadata.items()),
@@ -117,23 +122,26 @@ def show_checkpoint(shown: Output, checkpoint: Checkpoint) -> None:
         return
     rows = []
     for name, span in checkpoint.tensors.items():
-        rows.append([name, span.dtype.torch_name, " x ".join(map(str, span.shape)) or "()", _part(view, name)])
+        rows.append([name, span.dtype.torch_name, " x ".join(map(str, span.shape)) or "()", names[name].location.part])
     shown.table(["tensor", "type", "shape", "part"], rows)
 
 
-def _used(view: TransformersView) -> str:
-    """What of the checkpoint is interpolated, and which heads are not."""
-    parameters = sum(span.elements for span in view.tensors.values())
-    heads = dict.fromkeys(".".join(name.split(".")[:-1]) or name for name in view.heads)
+def _used(naming: Naming) -> str:
+    """Return what of the checkpoint is interpolated, and which heads are not."""
+    names = naming.under().values()
+    heads = dict.fromkeys(".".join(name.canonical.split(".")[:-1]) or name.canonical for name in names if name.is_head)
     told = ", ".join(list(heads)[:6]) + (", ..." if len(heads) > 6 else "")
-    return f"{parameters:,} parameters in {len(view.tensors)} tensors" + (f"; not the heads {told}" if heads else "")
+    used = f"{_parameters(naming):,} parameters in {sum(not name.is_head for name in names)} tensors"
+    return used + (f"; not the heads {told}" if heads else "")
 
 
-def _part(view: TransformersView, name: str) -> str:
-    from speechft_merge.layouts.structure import place_of
+def _parameters(naming: Naming) -> int:
+    return sum(prod(naming.shapes[own]) for own, name in naming.under().items() if not name.is_head)
 
-    short = view.names[name]
-    return place_of(short).part if short in view.tensors else "head"
+
+def _blocks(stack: str, blocks: list[int]) -> str:
+    """Return how many blocks a stack has, and the selector of all of them."""
+    return f"{len(blocks)}: {'' if stack == 'encoder' else stack + '.'}{blocks[0]}-{blocks[-1]} in --layer-alpha"
 
 
 def describe_mapping(plan: Plan, models: list[str]) -> dict[str, Any]:
@@ -152,7 +160,7 @@ def describe_mapping(plan: Plan, models: list[str]) -> dict[str, Any]:
                 "action": tensor.action.value,
                 "reason": tensor.reason,
                 "part": tensor.place.part,
-                "layer": tensor.place.layer,
+                "layer": tensor.place.block,
                 "finetuned": _partner_names(plan, tensor.name),
             }
             for tensor in plan.tensors

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import CheckpointError
+from speechft_merge.layouts.heads import task_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,14 +111,6 @@ def derive_extractor(shapes: Shapes, model: Settings, task: Settings) -> dict[st
         "do_normalize": bool(normalised),
         "return_attention_mask": _has_layer_norm(shapes),
     }
-
-
-def task_of(shapes: Shapes) -> str:
-    """Ending of the class that has a place for the heads that are there."""
-    if "lm_head.weight" in shapes:
-        return "ForCTC"
-    quantized = ("quantizer.codevectors", "project_q.weight", "project_hid.weight")
-    return "ForPreTraining" if all(name in shapes for name in quantized) else "Model"
 
 
 def parse_convolutions(text: str) -> list[tuple[int, int, int]]:

@@ -16,7 +16,7 @@ from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
 from speechft_merge.checkpoints.torch_zip import MAX_PICKLE, Directory, read_directory
 from speechft_merge.errors import CheckpointError, UsageError
-from speechft_merge.layouts.structure import Place
+from speechft_merge.layouts.structure import Location
 from speechft_merge.output.files import Outline, OutputFile
 from speechft_merge.plan.plan import Action, PlannedTensor
 from speechft_merge.sources.reference import WEIGHT_SUFFIXES
@@ -120,6 +120,6 @@ def _rest(owner: Checkpoint, start: int, stop: int) -> PlannedTensor:
     """Bytes of the file that are nothing to us."""
     span = TensorSpan(owner.sources[0], start, DType.U8, (stop - start,))
     return PlannedTensor(
-        f"bytes {start} to {stop}", Action.COPIED, "no tensor of the model", Place("other", ""), DType.U8, span.shape,
-        span,
+        f"bytes {start} to {stop}", Action.COPIED, "no tensor of the model", Location("other", ""), DType.U8,
+        span.shape, span,
     )  # fmt: skip

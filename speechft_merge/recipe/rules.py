@@ -14,9 +14,9 @@ from speechft_merge.recipe.alpha import parse_alpha
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from speechft_merge.layouts.structure import Place
+    from speechft_merge.layouts.structure import Location
 
-_RANGE = re.compile(r"(?:(encoder|decoder)\.)?(\d+)(?:-(\d+))?")
+_RANGE = re.compile(r"(?:([A-Za-z_][\w.]*)\.)?(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Subject:
 
     name: str
     relative: str
-    place: Place
+    place: Location
 
 
 def parse_rule(text: str) -> AlphaRule:
@@ -69,11 +69,11 @@ def alphas_of(subjects: list[Subject], default: float, rules: tuple[AlphaRule, .
     alphas = {subject.name: default for subject in subjects if subject.place.part != "head"}
     for rule in rules:
         chosen = [subject for subject in subjects if _selects(rule.selector, subject)]
-        depths = [subject.place.layer for subject in chosen if subject.place.layer is not None]
+        depths = [subject.place.block for subject in chosen if subject.place.block is not None]
         _require_match(rule, chosen, depths, subjects)
         low, high = (min(depths), max(depths)) if depths else (0, 0)
         for subject in chosen:
-            alphas[subject.name] = _ramp(rule, subject.place.layer, low, high)
+            alphas[subject.name] = _ramp(rule, subject.place.block, low, high)
     return alphas
 
 
@@ -89,12 +89,9 @@ def _ramp(rule: AlphaRule, layer: int | None, low: int, high: int) -> float:
 def _selects(selector: str, subject: Subject) -> bool:
     place = subject.place
     layers = _RANGE.fullmatch(selector)
-    if layers:
-        stack, low, high = layers[1] or "encoder", int(layers[2]), int(layers[3] or layers[2])
-        return (
-            place.part == "layers" and place.stack == stack and place.layer is not None and low <= place.layer <= high
-        )
-    if selector in STACKS:
+    if layers and place.block is not None and place.stack == (layers[1] or "encoder"):
+        return int(layers[2]) <= place.block <= int(layers[3] or layers[2])
+    if selector in (*STACKS, place.stack):
         return place.stack == selector
     if selector in PARTS:
         return place.part == selector
@@ -118,7 +115,7 @@ def _require_match(rule: AlphaRule, chosen: list[Subject], depths: list[int], su
     if layers:
         stack, low, high = layers[1] or "encoder", int(layers[2]), int(layers[3] or layers[2])
         there = _layers_of(subjects).get(stack, [])
-        if low > high or low not in depths or high not in depths:
+        if (there or stack in STACKS) and (low > high or low not in depths or high not in depths):
             known = f"layers {there[0]} to {there[-1]}" if there else "no layers that take part"
             raise UsageError(f"rule {rule}: the {stack} has {known}")
     if not chosen:
@@ -134,6 +131,6 @@ def _require_match(rule: AlphaRule, chosen: list[Subject], depths: list[int], su
 def _layers_of(subjects: list[Subject]) -> Mapping[str, list[int]]:
     found: dict[str, set[int]] = {}
     for subject in subjects:
-        if subject.place.layer is not None:
-            found.setdefault(subject.place.stack, set()).add(subject.place.layer)
+        if subject.place.block is not None:
+            found.setdefault(subject.place.stack, set()).add(subject.place.block)
     return {stack: sorted(indexes) for stack, indexes in found.items()}

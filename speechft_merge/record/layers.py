@@ -49,11 +49,10 @@ def _position(tensor: PlannedTensor) -> tuple[int, str, int, str]:
     """Sort key and label: parts before the layers, encoder, decoder, parts after."""
     place = tensor.place
     order = PARTS.index(place.part)
-    if place.layer is not None:
-        label = f"{place.stack}.{place.layer}" if place.stack == "decoder" else str(place.layer)
-        return order, place.stack, place.layer, label
-    label = f"decoder.{place.part}" if place.stack == "decoder" else place.part
-    return order, place.stack, -1, label
+    label = place.part if place.block is None else str(place.block)
+    if place.stack not in ("encoder", ""):
+        label = f"{place.stack}.{label}"
+    return order, place.stack, -1 if place.block is None else place.block, label
 
 
 def _summarise(label: str, tensors: list[PlannedTensor], drifts: dict[str, Drift] | None) -> LayerRow:

@@ -14,10 +14,10 @@ import torch
 
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.checkpoints.companions import FEATURE_EXTRACTOR
+from speechft_merge.checkpoints.model_config import ModelConfig, read_model_config
 from speechft_merge.errors import CheckpointError, MismatchError
 from speechft_merge.layouts.naming import TRANSFORMERS
-from speechft_merge.layouts.structure import place_of
-from speechft_merge.layouts.view import TransformersView, transformers_view
+from speechft_merge.layouts.structure import locate
 from speechft_merge.plan.plan import Action, PlannedTensor, make_plan
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.similarity.cka import LEAST_UTTERANCES
@@ -109,7 +109,7 @@ def _open(references: list[str], merged: str | None, recipe: Recipe, download: b
     checkpoints = [open_checkpoint(reference, download) for reference in references]
     base, first = checkpoints[0], checkpoints[1]
     plan = make_plan(base, checkpoints[1:], recipe)
-    ours, theirs = transformers_view(base), transformers_view(first)
+    ours, theirs = read_model_config(base), read_model_config(first)
     sources = [_source_of(base, ours, theirs.config), _source_of(first, theirs, ours.config)]
     models = _Models(checkpoints, sources)
     if len(references) > 2:
@@ -123,36 +123,35 @@ def _open(references: list[str], merged: str | None, recipe: Recipe, download: b
         made = open_checkpoint(merged, download)
         checkpoints.append(made)
         make_plan(base, [made], Recipe())
-        sources.append(_source_of(made, transformers_view(made), sources[0].config))
+        sources.append(_source_of(made, read_model_config(made), sources[0].config))
     return models
 
 
-def _source_of(checkpoint: Checkpoint, view: TransformersView, other_config: dict[str, Any] | None) -> _Source:
+def _source_of(checkpoint: Checkpoint, model: ModelConfig, other_config: dict[str, Any] | None) -> _Source:
     """By the model's own config; by that of the one beside it, whose encoder is the same, where it has none."""
-    config = view.config or other_config
+    config = model.config or other_config
     if not config:
-        why = f" ({view.config_problem})" if view.layout != TRANSFORMERS else ""
+        why = f" ({model.problem})" if checkpoint.naming.layout != TRANSFORMERS else ""
         raise CheckpointError(
             f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}; put "
             "the config.json of its encoder there"
         )
-    names = _encoder_names(view, str(config.get("model_type")))
+    names = _encoder_names(checkpoint, str(config.get("model_type")))
+    known = checkpoint.naming.under()
     tensors = [
-        PlannedTensor(name, Action.COPIED, "", place_of(names[name]), span.dtype, span.shape, span)
+        PlannedTensor(name, Action.COPIED, "", known[name].location, span.dtype, span.shape, span)
         for name, span in checkpoint.tensors.items()
         if name in names
     ]
-    return _Source(checkpoint.reference, config, view.extractor or {}, tensors, names)
+    return _Source(checkpoint.reference, config, model.extractor or {}, tensors, names)
 
 
-def _encoder_names(view: TransformersView, model_type: str) -> dict[str, str]:
-    """Name in the file -> name in the encoder's class, heads and decoders left out."""
-    names = {name: inner for name, inner in view.names.items() if inner in view.tensors}
+def _encoder_names(checkpoint: Checkpoint, model_type: str) -> dict[str, str]:
+    """Return name in the file -> name in the encoder's class, heads and decoders left out."""
+    names = {own: name for own, name in checkpoint.naming.under().items() if not name.is_head}
     if model_type == WHISPER:
-        names = {
-            name: inner.removeprefix("encoder.") for name, inner in names.items() if place_of(inner).stack != "decoder"
-        }
-    return names
+        return {o: name.canonical.removeprefix("encoder.") for o, name in names.items() if not name.location.decodes}
+    return {own: name.canonical for own, name in names.items()}
 
 
 def _load(source: _Source) -> dict[str, Tensor]:
@@ -282,12 +281,13 @@ def _bytes_per_frame(utterance: list[Utterance]) -> float:
 def _drifts(base: Encoder, finetuned: Encoder) -> dict[int, float]:
     """||finetuned - base|| / ||base|| of the weights that each layer adds; layer 0 has all before the blocks."""
     sums: dict[int, list[float]] = {}
+    places = locate({name: tuple(values.shape) for name, values in base.weights.items()})
     theirs = finetuned.weights
     for name, ours in base.weights.items():
         if name in theirs and ours.is_floating_point() and ours.shape == theirs[name].shape:
-            place = place_of(name)
+            place = places[name]
             last = place.part == "final_norm"
-            layer = -1 if last else 0 if place.layer is None else place.layer + 1
+            layer = -1 if last else 0 if place.block is None else place.block + 1
             found = sums.setdefault(layer, [0.0, 0.0])
             found[0] += float(ours.double().square().sum())
             found[1] += float((theirs[name].double() - ours.double()).square().sum())

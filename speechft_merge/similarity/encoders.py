@@ -11,7 +11,7 @@ import torch
 
 from speechft_merge.errors import CheckpointError, MismatchError
 from speechft_merge.extras import needs_extra
-from speechft_merge.layouts.structure import canonical
+from speechft_merge.layouts.weight_norm import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

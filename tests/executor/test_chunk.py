@@ -16,7 +16,7 @@ from models import dtype_of, from_bytes, span_of, to_bytes
 from speechft_merge.executor import chunk as lane
 from speechft_merge.executor.arithmetic import Sums
 from speechft_merge.executor.chunk import BLOCK, CHUNK, Lane
-from speechft_merge.layouts.structure import Place
+from speechft_merge.layouts.structure import Location
 from speechft_merge.plan.plan import Action, PlannedTensor
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -28,7 +28,7 @@ def plan_of(
     dtype: torch.dtype | None = None, action: Action = Action.INTERPOLATED,
 ) -> PlannedTensor:  # fmt: skip
     return PlannedTensor(
-        "t", action, "", Place("other", ""), dtype_of(dtype or base.dtype), tuple(base.shape), span_of(base),
+        "t", action, "", Location("other", ""), dtype_of(dtype or base.dtype), tuple(base.shape), span_of(base),
         tuple(span_of(other) for other in finetuned), weights, alpha,
     )  # fmt: skip
 

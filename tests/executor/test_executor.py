@@ -23,7 +23,7 @@ from speechft_merge.executor import chunk as lane
 from speechft_merge.executor.drift import Drift
 from speechft_merge.executor.executor import Placed, execute
 from speechft_merge.executor.workers import BYTES_PER_WORKER, MAX_WORKERS, choose_workers
-from speechft_merge.layouts.structure import Place
+from speechft_merge.layouts.structure import Location
 from speechft_merge.output.checksums import BLOCK, Checksum, checksum_of
 from speechft_merge.output.files import make_outline
 from speechft_merge.plan.plan import Action, PlannedTensor
@@ -97,7 +97,7 @@ def plan_of(
     action = Action.INTERPOLATED if finetuned else Action.COPIED
     weights = (1 / len(finetuned),) * len(finetuned) if finetuned else ()
     return PlannedTensor(
-        name, action, "", Place("other", ""), dtype_of(dtype or base.dtype), tuple(base.shape), spans[0],
+        name, action, "", Location("other", ""), dtype_of(dtype or base.dtype), tuple(base.shape), spans[0],
         tuple(spans[1:]), weights, alpha if finetuned else None,
     )  # fmt: skip
 
@@ -401,6 +401,6 @@ def test_a_span_is_read_at_its_own_offset() -> None:
     source = Memory(b"x" * 40 + to_bytes(values))
     moved = TensorSpan(source, 40, dtype_of(values.dtype), (3000,))
     tensor = PlannedTensor(
-        "t", Action.COPIED, "", Place("other", ""), moved.dtype, (3000,), moved, (span_of(values),), (1.0,), 0.25
+        "t", Action.COPIED, "", Location("other", ""), moved.dtype, (3000,), moved, (span_of(values),), (1.0,), 0.25
     )
     assert run([tensor])[0].content == to_bytes(values)
