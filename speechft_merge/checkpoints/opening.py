@@ -12,9 +12,9 @@ from speechft_merge.checkpoints.labs import recognise
 from speechft_merge.checkpoints.safetensors import read_safetensors
 from speechft_merge.checkpoints.shards import join_shards, read_weight_map, require_shards
 from speechft_merge.checkpoints.state_dict import find_state_dict, shorten
-from speechft_merge.checkpoints.torch_legacy import TorchLegacy, read_torch_legacy
-from speechft_merge.checkpoints.torch_tensors import TensorView, span_of
-from speechft_merge.checkpoints.torch_zip import TorchZip, read_torch_zip
+from speechft_merge.checkpoints.torch_legacy import read_torch_legacy
+from speechft_merge.checkpoints.torch_tensors import TensorView, TorchFile, span_of
+from speechft_merge.checkpoints.torch_zip import read_torch_zip
 from speechft_merge.errors import CheckpointError, NotFoundError
 from speechft_merge.sources import LocalFolder
 from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, parse_reference
@@ -131,18 +131,16 @@ def _open_file(folder: Folder, file: str, reference: str, files: ExitStack) -> C
     source = files.enter_context(closing(folder.open(file)))
     start = source.read(0, min(source.size, 512))
     if start.startswith(torch_zip.MAGIC):
-        return _from_pickle(read_torch_zip(source), "torch zip", reference, file, folder)
+        return _from_pickle(read_torch_zip(source), reference, file, folder)
     if start[:1] == b"\x80" and torch_legacy.MAGIC in start[:32]:
-        return _from_pickle(read_torch_legacy(source), "torch legacy", reference, file, folder)
+        return _from_pickle(read_torch_legacy(source), reference, file, folder)
     if start[8:9] == b"{":
         tensors, metadata = read_safetensors(source)
         return Checkpoint(reference, "safetensors", tensors, [source], file, folder, metadata)
     raise CheckpointError(f"{source.name} {_what_it_is(start)}; expected safetensors or what torch.save writes")
 
 
-def _from_pickle(
-    opened: TorchZip | TorchLegacy, container: str, reference: str, file: str, folder: Folder
-) -> Checkpoint:
+def _from_pickle(opened: TorchFile, reference: str, file: str, folder: Folder) -> Checkpoint:
     origin = recognise(opened.root, opened.source.name)
     state = find_state_dict(opened.root, opened.source.name, origin.path if origin else None)
     tensors: dict[str, TensorSpan] = {}
@@ -151,18 +149,10 @@ def _from_pickle(
         if view not in spans:
             spans[view] = span_of(view, name, opened.source, *opened.locate(view.storage))
         tensors[name] = spans[view]
-    return Checkpoint(
-        reference,
-        container,
-        tensors,
-        [opened.source],
-        file,
-        folder,
-        unreadable={name: odd.reason for name, odd in state.odd.items()},
-        state_path=".".join(map(shorten, state.path)) or ("''" if state.path else ""),
-        others=state.others,
-        origin=origin,
-    )
+    odd = {name: tensor.reason for name, tensor in state.odd.items()}
+    path = ".".join(map(shorten, state.path)) or ("''" if state.path else "")
+    sources = [opened.source]
+    return Checkpoint(reference, opened.container, tensors, sources, file, folder, {}, odd, path, state.others, origin)
 
 
 def _require_usable(checkpoint: Checkpoint) -> None:

@@ -60,7 +60,7 @@ def read_safetensors(source: ByteSource) -> tuple[dict[str, TensorSpan], dict[st
 
 
 def _read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
-    """The parsed header and the offset at which the tensors start."""
+    """Read the header; return it with the offset at which the tensors start."""
     if source.size < 8:
         raise CheckpointError(f"{source.name} has {source.size} bytes: too short for a safetensors file")
     (length,) = struct.unpack("<Q", source.read(0, 8))
@@ -104,20 +104,20 @@ def _is_size(value: object) -> bool:
 
 
 def _parse_entry(source: ByteSource, name: str, entry: Any) -> tuple[str, int, int, DType, tuple[int, ...]]:
-    """Name, begin, end, dtype and shape of one header entry; begin and end count from the first tensor byte."""
+    """Parse name, begin, end, dtype and shape of a header entry; begin and end count from the first tensor byte."""
     where = f"{source.name}: tensor {name!r}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise CheckpointError(f"{where} has no dtype, shape and data_offsets")
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DType.__members__:
         raise CheckpointError(
-            f"{where} has the unknown dtype {entry['dtype']!r}; known: {', '.join(DType.__members__)}"
+            f"{where} has the unknown dtype {entry['dtype']!r:.80}; known: {', '.join(DType.__members__)}"
         )
     dtype = DType[entry["dtype"]]
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_size, shape)):
-        raise CheckpointError(f"{where} has the shape {shape!r}, expected a list of sizes")
+        raise CheckpointError(f"{where} has the shape {shape!r:.80}, expected a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise CheckpointError(f"{where} has the data_offsets {offsets!r}, expected [begin, end]")
+        raise CheckpointError(f"{where} has the data_offsets {offsets!r:.80}, expected [begin, end]")
     begin, end = offsets
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise CheckpointError(

@@ -40,12 +40,6 @@ def read_weight_map(source: ByteSource) -> dict[str, str]:
 def join_shards(file: str, index_name: str, weight_map: dict[str, str], shards: list[Checkpoint]) -> Checkpoint:
     """Make one checkpoint of many, after a check that index and shards tell the same.
 
-    Args:
-        file: the index.
-        index_name: what to call it in messages.
-        weight_map: what it says.
-        shards: the files that it names.
-
     Raises:
         CheckpointError: the index names a tensor that its shard lacks, or two shards hold the same name.
     """

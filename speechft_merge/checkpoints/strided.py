@@ -55,7 +55,7 @@ class StridedTensor:
                 self._gathered = None
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` of the gathered bytes that start at `offset`."""
+        """Return `length` of the gathered bytes, from `offset` on."""
         buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)

@@ -69,8 +69,32 @@ class OddTensor:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class TorchFile:
+    """The object that a file of torch.save's holds, and where its storages lie."""
+
+    container: str
+    source: ByteSource
+    root: Any
+    records: dict[str, tuple[int, int]]
+    """Record -> (offset in the file, bytes held)."""
+    folder: str = ""
+    """What stands before a storage's key in the name of its record."""
+
+    def locate(self, storage: Storage) -> tuple[int, int]:
+        """Return offset and bytes held of a storage.
+
+        Raises:
+            CheckpointError: the file has no such record.
+        """
+        record = self.folder + storage.key
+        if record not in self.records:
+            raise CheckpointError(f"{self.source.name}: the record {record[:80]} is missing")
+        return self.records[record]
+
+
 def storage_of(persistent_id: object) -> object:
-    """The storage that a persistent id of torch names: ('storage', type, key, location, count, ...).
+    """Return the storage that a persistent id of torch names: ('storage', type, key, location, count, ...).
 
     Files before torch 1.6 also have ('module', class, source file, source): that is the class, its name and no more.
 
@@ -127,7 +151,7 @@ def _rebuild_v3(
 
 
 def _rebuild_typed(function: object, _type: object, arguments: object, _state: object) -> object:
-    """torch._tensor._rebuild_from_type_v2: a tensor with Python attributes, or of a subclass (mergekit issue 243)."""
+    """Do as torch._tensor._rebuild_from_type_v2: a tensor with attributes, or of a subclass (mergekit issue 243)."""
     constructor = CONSTRUCTORS.get(function) if isinstance(function, Symbol) else None
     if constructor is None or constructor is _rebuild_typed or not isinstance(arguments, tuple):
         return OddTensor(f"it is rebuilt by {name_of(function)}")
@@ -167,7 +191,7 @@ CONSTRUCTORS: dict[Symbol, Callable[..., object]] = {
 
 
 def span_of(view: TensorView, name: str, source: ByteSource, start: int, held: int) -> TensorSpan:
-    """The byte range of a view into a storage of `held` bytes that starts at byte `start` of the file.
+    """Return the byte range of a view into a storage of `held` bytes that starts at byte `start` of the file.
 
     Raises:
         CheckpointError: the view reaches outside its storage, or is a large one that is not contiguous.

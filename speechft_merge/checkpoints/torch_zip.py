@@ -9,10 +9,10 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.pickle_data import read_pickle
-from speechft_merge.checkpoints.torch_tensors import CONSTRUCTORS, Storage, storage_of
+from speechft_merge.checkpoints.torch_tensors import CONSTRUCTORS, TorchFile, storage_of
 from speechft_merge.errors import CheckpointError
 from speechft_merge.sources import SourceReader
 
@@ -29,26 +29,6 @@ ALIGNMENT = 64
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # APPNOTE.TXT 4.3.7
 _DESCRIPTORS = {12: 0, 16: 4, 20: 0, 24: 4}
 """Bytes of a data descriptor -> bytes in it before the CRC."""
-
-
-@dataclass(frozen=True, slots=True)
-class TorchZip:
-    """The object a zip checkpoint holds, and where its storages lie."""
-
-    source: ByteSource
-    root: Any
-    records: dict[str, tuple[int, int]]
-    """Storage key -> (offset in the file, bytes held)."""
-
-    def locate(self, storage: Storage) -> tuple[int, int]:
-        """Offset and bytes held of a storage.
-
-        Raises:
-            CheckpointError: the file has no such record.
-        """
-        if storage.key not in self.records:
-            raise CheckpointError(f"{self.source.name}: the record data/{storage.key[:80]} is missing")
-        return self.records[storage.key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +56,7 @@ class Directory:
 
 
 def read_directory(source: ByteSource) -> Directory:
-    """The directory of a file that `read_torch_zip` has read."""
+    """Read the directory of a file that `read_torch_zip` has read."""
     archive = _open_archive(source)
     entries, directory = archive.infolist(), archive.start_dir
     placed = _place_records(source, entries, directory)
@@ -96,7 +76,7 @@ def read_directory(source: ByteSource) -> Directory:
     return Directory(found, hashlib.sha256(content).hexdigest())
 
 
-def read_torch_zip(source: ByteSource) -> TorchZip:
+def read_torch_zip(source: ByteSource) -> TorchFile:
     """Read the pickle and the list of records; no storage is read.
 
     Raises:
@@ -112,7 +92,7 @@ def read_torch_zip(source: ByteSource) -> TorchZip:
     if zlib.crc32(pickled) != next(e.CRC for e in entries if e.filename.endswith("/data.pkl")):
         raise CheckpointError(f"{source.name}: the checksum of its data.pkl is wrong; copy or download it again")
     root = read_pickle(io.BytesIO(pickled), source.name, CONSTRUCTORS, storage_of)
-    return TorchZip(source, root, {n.removeprefix("data/"): r for n, r in records.items() if n.startswith("data/")})
+    return TorchFile("torch zip", source, root, records, "data/")
 
 
 def _open_archive(source: ByteSource) -> zipfile.ZipFile:
@@ -133,7 +113,7 @@ def _open_archive(source: ByteSource) -> zipfile.ZipFile:
 
 
 def _place_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int) -> dict[str, tuple[int, int]]:
-    """Name without the archive's folder -> (offset, bytes), checked against local headers and neighbours."""
+    """Return name without the archive's folder -> (offset, bytes), checked against local headers and neighbours."""
     records: dict[str, tuple[int, int]] = {}
     previous_name, previous_end = "", 0
     entries = sorted(entries, key=lambda e: e.header_offset)
@@ -165,9 +145,9 @@ def _place_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int)
 
 
 def _descriptor_size(entry: zipfile.ZipInfo) -> int:
-    """Bytes between a record's data and the next record, as torch writes them: over a network, offsets are computed.
+    """Return the bytes between a record's data and the next record as torch writes them, to compute offsets.
 
-    Reading each record's local header would cost a request for each tensor.
+    Over a network, reading each record's local header would cost a request for each tensor.
     """
     if not entry.flag_bits & 8 or not entry.file_size:
         return 0

@@ -46,11 +46,6 @@ class Location:
     block: int | None = None
     """Index in its stack, from 0; None outside of the blocks."""
 
-    @property
-    def decodes(self) -> bool:
-        """Whether it belongs to a decoder, which reads what the encoder gives."""
-        return is_decoder(self.stack)
-
 
 HEAD = Location("head", "")
 

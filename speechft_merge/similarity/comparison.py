@@ -17,7 +17,7 @@ from speechft_merge.checkpoints.companions import FEATURE_EXTRACTOR
 from speechft_merge.checkpoints.model_config import ModelConfig, read_model_config
 from speechft_merge.errors import CheckpointError, MismatchError
 from speechft_merge.layouts.naming import TRANSFORMERS
-from speechft_merge.layouts.structure import locate
+from speechft_merge.layouts.structure import is_decoder, locate
 from speechft_merge.plan.plan import Action, PlannedTensor, make_plan
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.similarity.cka import LEAST_UTTERANCES
@@ -150,7 +150,8 @@ def _encoder_names(checkpoint: Checkpoint, model_type: str) -> dict[str, str]:
     """Return name in the file -> name in the encoder's class, heads and decoders left out."""
     names = {own: name for own, name in checkpoint.naming.under().items() if not name.is_head}
     if model_type == WHISPER:
-        return {o: name.canonical.removeprefix("encoder.") for o, name in names.items() if not name.location.decodes}
+        ours = {own: name.canonical for own, name in names.items() if not is_decoder(name.location.stack)}
+        return {own: inner.removeprefix("encoder.") for own, inner in ours.items()}
     return {own: name.canonical for own, name in names.items()}
 
 

@@ -157,7 +157,7 @@ def _prefix(encoder: str) -> str:
 
 
 def _part(name: TensorName) -> Part:
-    if name.is_head or name.location.decodes:
+    if name.is_head or is_decoder(name.location.stack):
         return "head"
     return "cnn" if name.location.part == "cnn" else "encoder"
 
