@@ -87,9 +87,10 @@ def _says_so(path: str) -> bool:
 
 
 def _name_stacks(paths: Iterable[str]) -> dict[str, str]:
-    """Give each list of blocks the shortest of its spellings that is still free, `encoder.*` and short paths first."""
+    """Give each list of blocks the shortest of its spellings that is still free, the plainest paths first."""
     stacks: dict[str, str] = {}
-    for path in sorted(paths, key=lambda path: (path.partition(".")[0] not in STACKS, path.count("."), path)):
+    plainness = {path: (not _says_so(path), path.partition(".")[0] not in STACKS, path.count(".")) for path in paths}
+    for path in sorted(plainness, key=lambda path: (plainness[path], path)):
         stacks[path] = next((name for name in _spellings(path) if name not in stacks.values()), path)
     return stacks
 
