@@ -32,6 +32,9 @@ _LISTS = frozenset("layers layer blocks block h transformer".split())
 _BESIDE = frozenset(["adapter"])
 """First words of lists of layers that stand after the encoder and are no blocks of it."""
 
+MAX_DEPTH = 8
+"""Words before a list of blocks up to which what stands beside it is found to belong to it."""
+
 _NUMBERED = re.compile(r"([^.0-9][^.]*(?:\.[^.0-9][^.]*)*)\.([0-9]{1,9})\.")
 """The path of the outermost numbered list in a name, and the number."""
 
@@ -88,10 +91,12 @@ def _says_so(path: str) -> bool:
 
 def _name_stacks(paths: Iterable[str]) -> dict[str, str]:
     """Give each list of blocks the shortest of its spellings that is still free, the plainest paths first."""
-    stacks: dict[str, str] = {}
     plainness = {path: (not _says_so(path), path.partition(".")[0] not in STACKS, path.count(".")) for path in paths}
+    stacks: dict[str, str] = {}
+    taken: set[str] = set()
     for path in sorted(plainness, key=lambda path: (plainness[path], path)):
-        stacks[path] = next((name for name in _spellings(path) if name not in stacks.values()), path)
+        stacks[path] = next((name for name in _spellings(path) if name not in taken), path)
+        taken.add(stacks[path])
     return stacks
 
 
@@ -117,11 +122,11 @@ def _locate(name: str, stacks: Mapping[str, str], owners: Mapping[str, str]) -> 
     found = _NUMBERED.match(name)
     if found and found[1] in stacks:
         return Location("layers", stacks[found[1]], int(found[2]))
-    first = name.partition(".")[0]
-    owner = max((owner for owner in owners if name.startswith(owner)), key=len, default="")
-    stack = owners[owner] if owner else first if first in STACKS else ""
-    inner = name.removeprefix(owner or f"{stack}.")
-    return Location(_part(first, inner, stack), stack)
+    words = name.split(".")
+    modules = ("".join(f"{word}." for word in words[:depth]) for depth in range(min(len(words), MAX_DEPTH), 0, -1))
+    owner = next((module for module in modules if module in owners), "")
+    stack = owners[owner] if owner else words[0] if words[0] in STACKS else ""
+    return Location(_part(words[0], name.removeprefix(owner or f"{stack}."), stack), stack)
 
 
 def _part(first: str, inner: str, stack: str) -> str:
