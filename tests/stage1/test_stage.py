@@ -202,6 +202,22 @@ def test_what_stands_beside_an_encoder_is_a_head_whatever_its_name() -> None:
     assert {name for name, part in stage.parts.items() if part == "head"} == {"mlp.weight", "mlp.bias"}
 
 
+@pytest.mark.parametrize(
+    ("stack", "encoder"),
+    [("model.encoder.encoder.layer", "model"), ("encoder.encoders", "encoder"), ("net.blocks", "net")],
+)
+def test_blocks_are_found_in_lists_of_other_names(stack: str, encoder: str) -> None:
+    names = [f"{stack}.{block}.{name}.weight" for block in range(2) for name in ("attention", "fc")]
+    first = "model.feature_extractor.conv_layers.0.conv.weight"
+    names += [first, "ctc.proj.weight"] if encoder == "model" else ["ctc.proj.weight"]
+    naming = read_naming(dict.fromkeys(names, (4, 4)))
+    assert find_encoder(naming) == encoder
+    parts = parts_of(naming, encoder)
+    assert [name for name, part in parts.items() if part == "head"] == ["ctc.proj.weight"]
+    assert {part for name, part in parts.items() if name.startswith(stack)} == {"encoder"}
+    assert parts.get(first, "cnn") == "cnn"
+
+
 def test_a_wrapper_of_data_parallel_changes_nothing() -> None:
     assert find_encoder(naming_of(torch.nn.ModuleDict({"module": hubert()}))) == "module.hubert"
 
