@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.errors import MismatchError, UsageError
 from speechft_merge.executor.drift import Drift
-from speechft_merge.executor.executor import Placed, execute
+from speechft_merge.executor.executor import execute
 from speechft_merge.executor.workers import choose_workers
 from speechft_merge.output.companions import companions_of, parse_config
 from speechft_merge.output.files import INDEX
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.executor.executor import Progress
     from speechft_merge.executor.workers import Workers
-    from speechft_merge.output.files import Outline, OutputFile
+    from speechft_merge.output.files import OutputFile, OutputFiles
     from speechft_merge.plan.plan import Plan
 
 
@@ -37,7 +37,7 @@ class Prepared:
     base: Checkpoint
     finetuned: list[Checkpoint]
     plan: Plan
-    outline: Outline
+    files: OutputFiles
     companions: dict[str, bytes]
     relations: list[Relation]
     """Of each fine-tune to the base."""
@@ -94,8 +94,8 @@ def prepare(
     written = write_form(plan, opened[1] if plan.recipe.keep_head else opened[0], max_shard_size)
     companions = companions_of(written.plan, opened[0], opened[1:], written.companions)
     return Prepared(
-        opened[0], opened[1:], written.plan, written.outline, companions, relations,
-        choose_workers(written.outline.size, workers, plan.converts), warnings,
+        opened[0], opened[1:], written.plan, written.files, companions, relations,
+        choose_workers(written.files.size, workers, plan.converts), warnings,
     )  # fmt: skip
 
 
@@ -143,15 +143,15 @@ def write(
     command: Sequence[str] = (),
 ) -> MergeResult:  # fmt: skip
     """Carry out what was prepared; see `merge`."""
-    plan, outline = prepared.plan, prepared.outline
+    plan, files = prepared.plan, prepared.files
     inputs = [manifest.describe_input(checkpoint) for checkpoint in (prepared.base, *prepared.finetuned)]
-    merge_id = manifest.identify(plan, outline, inputs, prepared.companions)
+    merge_id = manifest.identify(plan, files, inputs, prepared.companions)
     if manifest.proves(output, merge_id):
         return _already_done(prepared, output)
     manifest.require_replaceable(output, force)
     staging = Staging(output, merge_id, durable)
     try:
-        require_space(output, sum(file.size for file in outline.files if file.name not in staging.finished))
+        require_space(output, sum(file.size for file in files.files if file.name not in staging.finished))
         entries, drifts = _write_weights(prepared, staging, progress)
         company = _write_company(prepared, staging, drifts, command)
         document = manifest.make_manifest(plan, merge_id, inputs, entries, drifts, company, command)
@@ -178,11 +178,11 @@ def _write_weights(
     entries: list[dict[str, Any]] = []
     drifts: dict[str, Drift] = {}
     done = 0
-    for planned in prepared.outline.files:
+    for planned in prepared.files.files:
         entry = staging.finished[planned.name] if staging.is_finished(planned) else None
         if entry is None:
-            entry = _write_file(planned, prepared, staging, _shifted(progress, done, prepared.outline.size))
-            if prepared.outline.index is not None:
+            entry = _write_file(planned, prepared, staging, _shifted(progress, done, prepared.files.size))
+            if prepared.files.index is not None:
                 staging.record(entry)
         drifts |= {name: Drift(*sums) for name, sums in entry["drifts"].items()}
         entries.append({key: entry[key] for key in ("file", "size", "checksum")})
@@ -194,8 +194,8 @@ def _write_file(planned: OutputFile, prepared: Prepared, staging: Staging, progr
     """One weight file; its entry in the journal."""
     writer = staging.open(planned)
     try:
-        placed = [Placed(tensor, writer, offset) for tensor, offset in planned.tensors]
-        drifts = execute(placed, prepared.workers.count, progress)
+        segments = [(segment, writer) for segment in planned.segments]
+        drifts = execute(segments, prepared.workers.count, progress)
         return writer.finish() | {"drifts": {name: (d.base, d.delta, d.changed) for name, d in drifts.items()}}
     finally:
         writer.abandon()
@@ -211,12 +211,12 @@ def _write_company(
 ) -> dict[str, bytes]:
     """The small files; returns those that the manifest vouches for."""
     company = dict(prepared.companions)
-    if prepared.outline.index is not None:
-        company[INDEX] = prepared.outline.index
+    if prepared.files.index is not None:
+        company[INDEX] = prepared.files.index
     for name, content in company.items():
         staging.put(name, content)
     config = parse_config(prepared.companions)
-    weights = prepared.outline.files[0].name
+    weights = prepared.files.files[0].name
     made = card.make_card(prepared.plan, prepared.base, prepared.finetuned, drifts, config, command, weights)
     staging.put(card.NAME, made)
     return company

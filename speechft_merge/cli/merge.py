@@ -262,16 +262,16 @@ def describe_plan(prepared: Prepared, place: Path, named: str) -> dict[str, Any]
     from speechft_merge.output.staging import existing_parent
     from speechft_merge.record.layers import summarise_layers
 
-    plan, outline = prepared.plan, prepared.outline
+    plan, files = prepared.plan, prepared.files
     return {
         "output": named,
         "recipe": plan.recipe.to_json(),
         "counts": plan.counts,
         "coverage": min(plan.coverages),
-        "files": [{"file": file.name, "size": file.size} for file in outline.files],
+        "files": [{"file": file.name, "size": file.size} for file in files.files],
         "companions": sorted(prepared.companions),
-        "read_bytes": outline.read_bytes,
-        "needed_bytes": outline.size,
+        "read_bytes": files.read_bytes,
+        "needed_bytes": files.size,
         "free_bytes": shutil.disk_usage(existing_parent(place)).free,
         "workers": prepared.workers.count,
         "workers_reason": prepared.workers.reason,

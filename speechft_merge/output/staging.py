@@ -26,7 +26,6 @@ from speechft_merge.sources.reference import WEIGHT_SUFFIXES, local_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from speechft_merge.checkpoints.torch_zip import Record
     from speechft_merge.output.files import OutputFile
 
 JOURNAL = "finished.json"
@@ -74,19 +73,17 @@ class OutputWriter:
 
     def finish(self) -> dict[str, Any]:
         """Make the file durable and give it its name; returns its entry in the manifest."""
-        for record in self._planned.records:
-            self._renew_crc(record)
+        for offset, crc in self._pieces.renewed(self._planned.records):
+            self._overwrite(offset, memoryview(crc))
         fd, self._fd = self._fd, -1
         self._folder.settle(self._temporary, fd, self._planned.name)
         return {"file": self._planned.name, "size": self._planned.size, "checksum": self._checksum.hexdigest()}
 
-    def _renew_crc(self, record: Record) -> None:
-        crc = memoryview(self._pieces.crc_of(record.offset, record.size).to_bytes(4, "little"))
-        for place in record.crc_places:
-            with explained(self._folder.path / self._planned.name):
-                self._checksum.remove(place, memoryview(os.pread(self._fd, len(crc), place)))
-            self._checksum.add(place, crc)
-            self._put(place, crc)
+    def _overwrite(self, offset: int, data: memoryview) -> None:
+        with explained(self._folder.path / self._planned.name):
+            self._checksum.remove(offset, memoryview(os.pread(self._fd, len(data), offset)))
+        self._checksum.add(offset, data)
+        self._put(offset, data)
 
     def abandon(self) -> None:
         """Remove what there is; after `finish` this does nothing."""

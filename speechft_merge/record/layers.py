@@ -47,7 +47,7 @@ def summarise_layers(plan: Plan, drifts: dict[str, Drift] | None = None) -> list
 
 def _position(tensor: PlannedTensor) -> tuple[int, str, int, str]:
     """Sort key and label: parts before the layers, encoder, decoder, parts after."""
-    place = tensor.place
+    place = tensor.location
     order = PARTS.index(place.part)
     if place.layer is not None:
         label = f"{place.stack}.{place.layer}" if place.stack == "decoder" else str(place.layer)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from speechft_merge.checkpoints.index import Checkpoint
     from speechft_merge.executor.drift import Drift
-    from speechft_merge.output.files import Outline
+    from speechft_merge.output.files import OutputFiles
     from speechft_merge.plan.plan import Plan
 
 NAME = "speechft_merge.json"
@@ -45,13 +45,13 @@ def describe_input(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def identify(plan: Plan, outline: Outline, inputs: Sequence[dict[str, Any]], companions: dict[str, bytes]) -> str:
+def identify(plan: Plan, files: OutputFiles, inputs: Sequence[dict[str, Any]], companions: dict[str, bytes]) -> str:
     """A digest that two merges share if, and only if, they are the same: same weights in, recipe and files out."""
     content = {
         "format": FORMAT,
         "recipe": plan.recipe.to_json(),
         "inputs": [entry["fingerprint"] for entry in inputs],
-        "outline": outline.digest,
+        "files": files.digest,
         "companions": {name: hashlib.sha256(text).hexdigest() for name, text in sorted(companions.items())},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

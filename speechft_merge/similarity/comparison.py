@@ -18,6 +18,7 @@ from speechft_merge.errors import CheckpointError, MismatchError
 from speechft_merge.layouts.naming import TRANSFORMERS
 from speechft_merge.layouts.structure import place_of
 from speechft_merge.layouts.view import TransformersView, transformers_view
+from speechft_merge.plan.operations import Copy
 from speechft_merge.plan.plan import Action, PlannedTensor, make_plan
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.similarity.cka import LEAST_UTTERANCES
@@ -138,7 +139,7 @@ def _source_of(checkpoint: Checkpoint, view: TransformersView, other_config: dic
         )
     names = _encoder_names(view, str(config.get("model_type")))
     tensors = [
-        PlannedTensor(name, Action.COPIED, "", place_of(names[name]), span.dtype, span.shape, span)
+        PlannedTensor(name, Action.COPIED, "", place_of(names[name]), span.dtype, span.shape, Copy(span))
         for name, span in checkpoint.tensors.items()
         if name in names
     ]
