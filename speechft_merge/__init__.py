@@ -2,7 +2,7 @@
 
     from speechft_merge import Recipe, merge
     result = merge("hubert-base-ls960", "hubert-asr", "merged", alpha=0.25)
-    result.manifest["layers"]
+    result.manifest.layers
 
 Names are imported when they are first used: `speechft-merge --version` must not wait for numpy.
 """
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint as Checkpoint
     from speechft_merge.checkpoints import open_checkpoint as open_checkpoint
     from speechft_merge.errors import SpeechFTMergeError as SpeechFTMergeError
+    from speechft_merge.merging import Merge as Merge
+    from speechft_merge.merging import MergeOptions as MergeOptions
     from speechft_merge.merging import MergeResult as MergeResult
-    from speechft_merge.merging import Prepared as Prepared
     from speechft_merge.merging import merge as merge
-    from speechft_merge.merging import prepare as prepare
+    from speechft_merge.merging import open_merge as open_merge
     from speechft_merge.plan.plan import Plan as Plan
     from speechft_merge.recipe.recipe import Recipe as Recipe
     from speechft_merge.recipe.recipe import read_recipe as read_recipe
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Checkpoint": "checkpoints",
+    "Merge": "merging",
+    "MergeOptions": "merging",
     "MergeResult": "merging",
     "Plan": "plan.plan",
-    "Prepared": "merging",
     "ProbeRequest": "similarity.request",
     "Recipe": "recipe.recipe",
     "Report": "similarity.report",
@@ -41,7 +43,7 @@ _HOMES = {
     "compare": "similarity.comparison",
     "merge": "merging",
     "open_checkpoint": "checkpoints",
-    "prepare": "merging",
+    "open_merge": "merging",
     "read_recipe": "recipe.recipe",
 }
 

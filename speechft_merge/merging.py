@@ -1,53 +1,63 @@
-"""The merge from end to end: open, decide, check, write, commit. The library's main verbs."""
+"""The merge from end to end: open, decide, begin the output, carry out, record, commit. The library's main verbs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints import open_checkpoint
-from speechft_merge.errors import MismatchError, UsageError
-from speechft_merge.executor.drift import Drift
+from speechft_merge.errors import MismatchError, SpeechFTMergeError, UsageError
 from speechft_merge.executor.executor import execute
-from speechft_merge.executor.workers import choose_workers
+from speechft_merge.executor.workers import Workers, choose_workers
 from speechft_merge.output.companions import companions_of, parse_config
 from speechft_merge.output.files import INDEX
+from speechft_merge.output.formats import Written as Form
 from speechft_merge.output.formats import write_form
-from speechft_merge.output.staging import Staging, require_place, require_space
-from speechft_merge.plan.plan import LEAST_COVERAGE, make_plan
+from speechft_merge.output.output import Output
+from speechft_merge.output.place import require_place
+from speechft_merge.plan.plan import LEAST_COVERAGE, Plan, make_plan
 from speechft_merge.plan.relation import Relation, measure_relation
-from speechft_merge.recipe.recipe import Recipe
+from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
+from speechft_merge.record.identity import identify
+from speechft_merge.record.manifest import Manifest, OutputEntry, Written, describe_input, make_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
 
     from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.executor.drift import Drift
     from speechft_merge.executor.executor import Progress
-    from speechft_merge.executor.workers import Workers
     from speechft_merge.output.files import OutputFile, OutputFiles
-    from speechft_merge.plan.plan import Plan
+    from speechft_merge.output.writer import FileWriter
+    from speechft_merge.push import PushTarget
+    from speechft_merge.similarity.report import Report
+    from speechft_merge.similarity.request import ProbeRequest
 
 
-@dataclass(slots=True)
-class Prepared:
-    """Everything decided and checked, nothing written."""
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """How a merge is done; what is mixed is the recipe's matter."""
 
-    base: Checkpoint
-    finetuned: list[Checkpoint]
-    plan: Plan
-    files: OutputFiles
-    companions: dict[str, bytes]
-    relations: list[Relation]
-    """Of each fine-tune to the base."""
-    workers: Workers
-    warnings: list[str] = field(default_factory=list)
-
-    def close(self) -> None:
-        """Close the inputs."""
-        for checkpoint in (self.base, *self.finetuned):
-            checkpoint.close()
+    overwrite: bool = False
+    """Replace an output that already exists."""
+    allow_unrelated: bool = False
+    """Merge even if the evidence says that the models are not related, or if the fine-tune covers little."""
+    download: bool = False
+    """Fetch what lies on the Hub into huggingface_hub's cache first, rather than read it by ranges."""
+    workers: int | None = None
+    """Threads; None to choose."""
+    fsync: bool = True
+    """Wait until the output is on the disk."""
+    max_shard_size: int | None = None
+    """Bytes of a weights file; None for a single one."""
+    command: tuple[str, ...] = ()
+    """The command line, for the manifest and the model card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,56 +65,254 @@ class MergeResult:
     """What a merge left behind."""
 
     output: Path
-    manifest: dict[str, Any]
-    plan: Plan
-    drifts: dict[str, Drift]
+    manifest: Manifest
+    drifts: Mapping[str, Drift]
     """By output name, of every tensor that was mixed; empty if the merge was done already."""
     already_done: bool = False
     warnings: tuple[str, ...] = ()
 
 
-def prepare(
-    base: str, finetuned: Sequence[str], recipe: Recipe | None = None, *, max_shard_size: int | None = None,
-    force: bool = False, workers: int | None = None, download: bool = False,
-) -> Prepared:  # fmt: skip
-    """Open the models, decide on every tensor, and check that the models belong together.
+class Merge:
+    """Models that are open and a plan on every tensor of them; see `open_merge`. A context manager."""
+
+    def __init__(
+        self, models: Sequence[Checkpoint], plan: Plan, options: MergeOptions, resources: ExitStack | None = None
+    ) -> None:
+        self.base = models[0]
+        self.finetuned = tuple(models[1:])
+        self.options = options
+        self._planned = plan
+        self._resources = resources or ExitStack()
+
+    def __enter__(self) -> Merge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the models."""
+        self._resources.close()
+
+    @property
+    def models(self) -> tuple[Checkpoint, ...]:
+        """Base and fine-tunes."""
+        return self.base, *self.finetuned
+
+    @cached_property
+    def relations(self) -> tuple[Relation, ...]:
+        """Of each fine-tune to the base, measured on a sample of the weights."""
+        return tuple(measure_relation(self._planned, which) for which in range(len(self.finetuned)))
+
+    @cached_property
+    def _form(self) -> Form:
+        owner = self.finetuned[0] if self._planned.recipe.keep_head else self.base
+        return write_form(self._planned, owner, self.options.max_shard_size)
+
+    @property
+    def plan(self) -> Plan:
+        """What becomes of each tensor, under the names of the output."""
+        return self._form.plan
+
+    @property
+    def files(self) -> OutputFiles:
+        """The weight files of the output, to the byte."""
+        return self._form.files
+
+    @cached_property
+    def companions(self) -> dict[str, bytes]:
+        """Name -> content of the small files beside the weights."""
+        return companions_of(self.plan, self.base, list(self.finetuned), self._form.companions)
+
+    @property
+    def workers(self) -> Workers:
+        """How many threads, and why."""
+        return choose_workers(self.files.size, self.options.workers, self.plan.converts)
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """Evidence against merging these models.
+
+        Raises:
+            MismatchError: there is some, and `allow_unrelated` was not given.
+        """
+        found = [problem for which in range(len(self.finetuned)) for problem in self._problems(which)]
+        if found and not self.options.allow_unrelated:
+            raise MismatchError(
+                "; ".join(found) + ". Check that the base is the one that was fine-tuned; pass --allow-unrelated to "
+                "merge all the same"
+            )
+        return tuple(f"{problem}; merged all the same (--allow-unrelated)" for problem in found)
+
+    def _problems(self, which: int) -> list[str]:
+        base, finetuned = self.base.reference, self.finetuned[which].reference
+        coverage, relation = self._planned.coverages[which], self.relations[which]
+        problems = []
+        if coverage < LEAST_COVERAGE:
+            problems.append(f"{finetuned} has only {coverage:.0%} of the parameters of {base}")
+        if relation.unrelated:
+            problems.append(
+                f"{finetuned} is not a fine-tune of {base}: the cosine between their weights is {relation.median:.3f} "
+                f"(median of {len(relation.cosines)} sampled tensors; a fine-tune has 0.7 or more)"
+            )
+        return problems
+
+    def write(self, output: str | Path, progress: Progress | None = None) -> MergeResult:
+        """Make the merged model's directory, whole or not at all.
+
+        Args:
+            output: the directory.
+            progress: called now and then with bytes done and bytes in all.
+
+        Raises:
+            OutputError, WriteError: the output already exists, or cannot be written.
+            MismatchError: an input holds numbers that are not finite, or a result does not fit its type.
+        """
+        path = require_place(output, [model.reference for model in self.models])
+        inputs = [describe_input(model) for model in self.models]
+        identity = identify(self.plan.recipe, inputs, self.files.digest, self.companions)
+        with Output(path, identity, overwrite=self.options.overwrite, fsync=self.options.fsync) as place:
+            earlier = place.finished()
+            if earlier is None:
+                try:
+                    place.begin(self.files)
+                    written = self._write_weights(place, progress)
+                    made = make_manifest(self.plan, identity, inputs, written, self.options.command)
+                    place.put(
+                        {**written.companions, card.NAME: self._card(written.drifts), manifest.NAME: made.encode()}
+                    )
+                    place.commit()
+                    return MergeResult(path, made, written.drifts, False, self._warnings_after(written.drifts))
+                except Exception:  # an equal merge may have been faster
+                    earlier = place.finished()
+                    if earlier is None:
+                        raise
+            return MergeResult(path, earlier, {}, True, self.warnings)
+
+    def _write_weights(self, output: Output, progress: Progress | None) -> Written:
+        entries: list[OutputEntry] = []
+        drifts: dict[str, Drift] = {}
+        done = 0
+        for planned in self.files.files:
+            told = _shifted(progress, done, self.files.size)
+            made = output.write_file(planned, partial(self._fill, planned, told), self.files.index is not None)
+            entries.append(made.entry)
+            drifts |= made.drifts
+            done += planned.size
+        index = {} if self.files.index is None else {INDEX: self.files.index}
+        return Written(tuple(entries), self.companions | index, drifts)
+
+    def _fill(self, planned: OutputFile, progress: Progress | None, writer: FileWriter) -> dict[str, Drift]:
+        segments = [(segment, writer) for segment in planned.segments]
+        return execute(segments, self.workers.count, progress)
+
+    def _card(self, drifts: Mapping[str, Drift]) -> bytes:
+        config, weights = parse_config(self.companions), self.files.files[0].name
+        return card.make_card(self.plan, self.base, self.finetuned, dict(drifts), config, self.options.command, weights)
+
+    def _warnings_after(self, drifts: Mapping[str, Drift]) -> tuple[str, ...]:
+        if not drifts or any(drift.changed for drift in drifts.values()):
+            return self.warnings
+        told = "the fine-tune does not differ from the base anywhere: was its encoder frozen? The merge is the base"
+        return (*self.warnings, told)
+
+    def compare(
+        self, request: ProbeRequest | None = None, result: MergeResult | None = None, progress: Progress | None = None
+    ) -> Report:
+        """Compare the features of base, fine-tune and merge on a probe, layer by layer.
+
+        Args:
+            request: the probe, the estimator, the device.
+            result: of `write`: its output is what is compared, and gets the report beside it; None to merge in memory.
+            progress: called with clips done and clips in all.
+
+        Raises:
+            NotFoundError, CheckpointError: a model or the probe cannot be read, or not run.
+            MismatchError: the models give features that are not finite.
+            UsageError: a package is missing.
+        """
+        from speechft_merge.similarity.attach import attach
+        from speechft_merge.similarity.comparison import compare_models
+
+        if result is None:
+            return compare_models(self.base, self.finetuned, self._planned, None, request, progress=progress)
+        with open_checkpoint(str(result.output)) as merged:
+            report = compare_models(self.base, self.finetuned, self._planned, merged, request, progress=progress)
+        return attach(result.output, report)
+
+    def push(self, result: MergeResult, target: PushTarget, message: str | None = None, *, keep: bool = True) -> str:
+        """Commit the output of `write` to the Hub; return the URL of the commit, or of the pull request.
+
+        Args:
+            result: of `write`.
+            target: of `push.prepare_push`, which is best called before the merge begins.
+            message: first line of the commit.
+            keep: whether the output stays here; one that was there before always does.
+
+        Raises:
+            HubError, TemporaryError: refused, or the Hub failed; the output stays, and a note tells how to push it.
+        """
+        from speechft_merge.push import push, push_command
+
+        try:
+            url = push(result.output, target, message)
+        except SpeechFTMergeError as error:
+            command = push_command(result.output, target, message)
+            error.add_note(f"the merged model is in {result.output}; push it with: {command}")
+            raise
+        if not keep and not result.already_done:
+            shutil.rmtree(result.output, ignore_errors=True)
+        return url
+
+
+def open_merge(
+    base: str, finetuned: str | Sequence[str], recipe: Recipe | None = None, options: MergeOptions | None = None
+) -> Merge:
+    """Open the models, decide on every tensor, and check that the models belong together; nothing is written.
 
     Args:
         base: the pre-trained model: a directory, a file, or `org/name[@revision][:path]` on the Hub.
-        finetuned: one or more fine-tunes of it.
+        finetuned: a fine-tune of it, or several.
         recipe: alphas and the like; the default is Speech-FT's alpha of 0.25 for everything.
-        max_shard_size: bytes of a weights file; None for a single one.
-        force: merge even if the evidence says that the models are not related, or if the fine-tune covers little.
-        workers: threads; None to choose.
-        download: fetch what lies on the Hub into huggingface_hub's cache first.
+        options: how the work is done.
 
     Raises:
         NotFoundError, CheckpointError: see `checkpoints.open_checkpoint`.
         MismatchError, UsageError: see `plan.make_plan`; or the models are not related.
         HubError, TemporaryError: see `sources.hub_errors`.
+
+    Example:
+        >>> from speechft_merge import open_merge
+        >>> with open_merge("examples/pair/base", "examples/pair/finetuned") as merge:
+        ...     merge.plan.counts["interpolated"]
+        115
     """
-    if not finetuned:
+    merge = _open(base, finetuned, recipe or Recipe(), options or MergeOptions())
+    try:
+        _ = merge.warnings, merge.files, merge.companions, merge.workers
+    except BaseException:
+        merge.close()
+        raise
+    return merge
+
+
+def _open(base: str, finetuned: str | Sequence[str], recipe: Recipe, options: MergeOptions) -> Merge:
+    references = [base, finetuned] if isinstance(finetuned, str) else [base, *finetuned]
+    if len(references) < 2:
         raise UsageError("a fine-tuned model is missing; give the base first, then one or more fine-tunes of it")
-    opened = [open_checkpoint(reference, download) for reference in (base, *finetuned)]
-    plan = make_plan(opened[0], opened[1:], recipe or Recipe())
-    warnings: list[str] = []
-    relations = [measure_relation(plan, which) for which in range(len(finetuned))]
-    for checkpoint, relation, coverage in zip(opened[1:], relations, plan.coverages, strict=True):
-        _require_related(opened[0], checkpoint, coverage, relation, force, warnings)
-    written = write_form(plan, opened[1] if plan.recipe.keep_head else opened[0], max_shard_size)
-    companions = companions_of(written.plan, opened[0], opened[1:], written.companions)
-    return Prepared(
-        opened[0], opened[1:], written.plan, written.files, companions, relations,
-        choose_workers(written.files.size, workers, plan.converts), warnings,
-    )  # fmt: skip
+    with ExitStack() as stack:
+        models = [stack.enter_context(open_checkpoint(reference, options.download)) for reference in references]
+        plan = make_plan(models[0], models[1:], recipe)
+        return Merge(models, plan, options, stack.pop_all())
 
 
 def merge(
     base: str, finetuned: str | Sequence[str], output: str | Path, recipe: Recipe | None = None, *,
-    alpha: float | None = None, max_shard_size: int | None = None, force: bool = False, workers: int | None = None,
-    download: bool = False, durable: bool = True, progress: Progress | None = None, command: Sequence[str] = (),
+    alpha: float | None = None, options: MergeOptions | None = None, progress: Progress | None = None,
 ) -> MergeResult:  # fmt: skip
-    """Merge models into a model directory; see `prepare` for the arguments not told here.
+    """Merge models into a model directory; see `open_merge` and `Merge.write` for arguments and errors.
 
     Args:
         base: the pre-trained model.
@@ -112,136 +320,24 @@ def merge(
         output: the directory to make.
         recipe: alphas and the like.
         alpha: short for a recipe that has nothing but this.
-        max_shard_size: bytes of a weights file.
-        force: also replace an output that is there.
-        workers: threads.
-        download: fetch first, merge then.
-        durable: wait until the output is on the disk (fsync).
+        options: how the work is done.
         progress: called now and then with bytes done and bytes in all.
-        command: the command line, for the manifest.
 
-    Raises:
-        OutputError, WriteError: the output is there already, or cannot be written.
+    Example:
+        >>> from speechft_merge import merge
+        >>> result = merge("examples/pair/base", "examples/pair/finetuned", getfixture("tmp_path") / "merged", alpha=0.4)
+        >>> sorted(path.name for path in result.output.iterdir())[-2:]
+        ['preprocessor_config.json', 'speechft_merge.json']
     """
     if alpha is not None:
         if recipe is not None:
             raise UsageError("give alpha or a recipe, not both")
         recipe = Recipe(alpha=alpha)
-    finetuned = [finetuned] if isinstance(finetuned, str) else list(finetuned)
-    output = require_place(output, (base, *finetuned))
-    prepared = prepare(
-        base, finetuned, recipe, max_shard_size=max_shard_size, force=force, workers=workers, download=download
-    )
-    try:
-        return write(prepared, output, force=force, durable=durable, progress=progress, command=command)
-    finally:
-        prepared.close()
-
-
-def write(
-    prepared: Prepared, output: Path, *, force: bool = False, durable: bool = True, progress: Progress | None = None,
-    command: Sequence[str] = (),
-) -> MergeResult:  # fmt: skip
-    """Carry out what was prepared; see `merge`."""
-    plan, files = prepared.plan, prepared.files
-    inputs = [manifest.describe_input(checkpoint) for checkpoint in (prepared.base, *prepared.finetuned)]
-    merge_id = manifest.identify(plan, files, inputs, prepared.companions)
-    if manifest.proves(output, merge_id):
-        return _already_done(prepared, output)
-    manifest.require_replaceable(output, force)
-    staging = Staging(output, merge_id, durable)
-    try:
-        require_space(output, sum(file.size for file in files.files if file.name not in staging.finished))
-        entries, drifts = _write_weights(prepared, staging, progress)
-        company = _write_company(prepared, staging, drifts, command)
-        document = manifest.make_manifest(plan, merge_id, inputs, entries, drifts, company, command)
-        staging.put(manifest.NAME, manifest.encode(document))
-        staging.commit(lambda: manifest.require_replaceable(output, force))
-    except BaseException as error:
-        if isinstance(error, Exception) and manifest.proves(output, merge_id):  # another run was faster
-            staging.yield_to()
-            return _already_done(prepared, output)
-        if staging.abandon():
-            error.add_note("finished shards are kept; the same command goes on from there")
-        raise
-    if drifts and not any(drift.changed for drift in drifts.values()):
-        prepared.warnings.append(
-            "the fine-tune does not differ from the base anywhere: was its encoder frozen? The merge is the base"
-        )
-    return MergeResult(output, document, plan, drifts, False, tuple(prepared.warnings))
-
-
-def _write_weights(
-    prepared: Prepared, staging: Staging, progress: Progress | None
-) -> tuple[list[dict[str, Any]], dict[str, Drift]]:
-    """Every weight file that is not there from an earlier run; their manifest entries, and what was measured."""
-    entries: list[dict[str, Any]] = []
-    drifts: dict[str, Drift] = {}
-    done = 0
-    for planned in prepared.files.files:
-        entry = staging.finished[planned.name] if staging.is_finished(planned) else None
-        if entry is None:
-            entry = _write_file(planned, prepared, staging, _shifted(progress, done, prepared.files.size))
-            if prepared.files.index is not None:
-                staging.record(entry)
-        drifts |= {name: Drift(*sums) for name, sums in entry["drifts"].items()}
-        entries.append({key: entry[key] for key in ("file", "size", "checksum")})
-        done += planned.size
-    return entries, drifts
-
-
-def _write_file(planned: OutputFile, prepared: Prepared, staging: Staging, progress: Progress | None) -> dict[str, Any]:
-    """One weight file; its entry in the journal."""
-    writer = staging.open(planned)
-    try:
-        segments = [(segment, writer) for segment in planned.segments]
-        drifts = execute(segments, prepared.workers.count, progress)
-        return writer.finish() | {"drifts": {name: (d.base, d.delta, d.changed) for name, d in drifts.items()}}
-    finally:
-        writer.abandon()
+    require_place(output, (base, *([finetuned] if isinstance(finetuned, str) else finetuned)))
+    with open_merge(base, finetuned, recipe, options) as opened:
+        return opened.write(output, progress)
 
 
 def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:
-    """Progress of one file as progress of all."""
+    """Turn the progress of one file into the progress of all."""
     return (lambda now, _: progress(done + now, total)) if progress is not None else None
-
-
-def _write_company(
-    prepared: Prepared, staging: Staging, drifts: dict[str, Drift], command: Sequence[str]
-) -> dict[str, bytes]:
-    """The small files; returns those that the manifest vouches for."""
-    company = dict(prepared.companions)
-    if prepared.files.index is not None:
-        company[INDEX] = prepared.files.index
-    for name, content in company.items():
-        staging.put(name, content)
-    config = parse_config(prepared.companions)
-    weights = prepared.files.files[0].name
-    made = card.make_card(prepared.plan, prepared.base, prepared.finetuned, drifts, config, command, weights)
-    staging.put(card.NAME, made)
-    return company
-
-
-def _require_related(
-    base: Checkpoint, finetuned: Checkpoint, coverage: float, relation: Relation, force: bool, warnings: list[str]
-) -> None:
-    problems = []
-    if coverage < LEAST_COVERAGE:
-        problems.append(f"{finetuned.reference} has only {coverage:.0%} of the parameters of {base.reference}")
-    if relation.unrelated:
-        problems.append(
-            f"{finetuned.reference} is not a fine-tune of {base.reference}: the cosine between their weights is "
-            f"{relation.median:.3f} (median of {len(relation.cosines)} sampled tensors; a fine-tune has 0.7 or more)"
-        )
-    if problems and not force:
-        raise MismatchError(
-            "; ".join(problems) + ". Check that the base is the one that was fine-tuned; --force merges all the same"
-        )
-    warnings += [f"{problem}; merged all the same (--force)" for problem in problems]
-
-
-def _already_done(prepared: Prepared, output: Path) -> MergeResult:
-    import json
-
-    document = json.loads((output / manifest.NAME).read_text())
-    return MergeResult(output, document, prepared.plan, {}, True, tuple(prepared.warnings))

@@ -124,7 +124,7 @@ def test_patterns_may_use_the_labs_names_or_those_of_transformers(pattern: str, 
     base, finetuned = pair(HUBERT)
     ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
     theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
-    plan = prepare(ours, [theirs], Recipe(rules=(parse_rule(f"{pattern}=0.5"),))).plan
+    plan = prepare(ours, [theirs], Recipe(layer_alpha=(parse_rule(f"{pattern}=0.5"),))).plan
     assert {t.name for t in plan.tensors if t.alpha == 0.5} == {name for name in base if ".self_attn." in name}
 
 
@@ -155,7 +155,7 @@ def test_decoar2_is_merged_part_by_part(tmp_path: Path) -> None:
     whole = decoar2(lab, base)
     ours, theirs = save(whole, tmp_path / "base.pt"), save(s3prl_finetune(lab, finetuned), tmp_path / "ft.ckpt")
     rules = {"projection": 0.0, "pos_conv": 0.1, "0": 0.2, "1": 0.4, "final_norm": 1.0}
-    recipe = Recipe(rules=tuple(parse_rule(f"{part}={alpha}") for part, alpha in rules.items()))
+    recipe = Recipe(layer_alpha=tuple(parse_rule(f"{part}={alpha}") for part, alpha in rules.items()))
     merge(ours, theirs, tmp_path / "out", recipe, durable=False)
     found = load(tmp_path / "out" / "merged_model.pt")["model"]
     starts = {

@@ -303,7 +303,7 @@ def test_whispers_output_projection_stays_tied(
 
 def test_whispers_decoder_can_be_left_alone(zoo: Zoo, tmp_path: Path) -> None:
     base, finetuned = zoo.base("Whisper"), zoo.finetuned("Whisper", "ForConditionalGeneration")
-    recipe = Recipe(rules=(parse_rule("decoder=0"),))
+    recipe = Recipe(layer_alpha=(parse_rule("decoder=0"),))
     merge(str(base.path), str(finetuned.path), tmp_path / "out", recipe, durable=False)
     merged = load("Whisper", "Model", tmp_path / "out").state_dict()
     for name, tensor in base.weights.items():
@@ -332,7 +332,7 @@ def test_alpha_zero_is_the_base_to_the_bit(zoo: Zoo, tmp_path: Path) -> None:
 def test_several_finetunes_of_several_classes(zoo: Zoo, tmp_path: Path) -> None:
     base = zoo.base("Hubert")
     tasks = [zoo.finetuned("Hubert", "ForCTC"), zoo.finetuned("Hubert", "ForSequenceClassification", seed=2)]
-    recipe = Recipe(alpha=0.4, weights=(1, 3))
+    recipe = Recipe(alpha=0.4, weight=(1, 3))
     merge(str(base.path), [str(task.path) for task in tasks], tmp_path / "out", recipe, durable=False)
     merged = load("Hubert", "Model", tmp_path / "out").state_dict()
     for name, tensor in base.weights.items():

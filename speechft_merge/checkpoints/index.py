@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from speechft_merge.checkpoints.dtypes import DType
     from speechft_merge.checkpoints.labs import Origin
-    from speechft_merge.sources import ByteSource, Folder
+    from speechft_merge.sources import ByteSource, Folder, HubOrigin
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,19 @@ class Checkpoint:
     def parameters(self) -> int:
         """Elements of all tensors, tied ones counted once."""
         return sum({span.place: span.elements for span in self.tensors.values()}.values())
+
+    @property
+    def hub(self) -> HubOrigin | None:
+        """Where on the Hub it lies; None for a local model."""
+        return self.folder.hub if self.folder is not None else None
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close every file."""

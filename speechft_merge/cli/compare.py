@@ -56,7 +56,7 @@ def compare(
     if len(models) == 3 and (alpha is not None or layer_alpha or recipe):
         raise UsageError("a merge is given; --alpha, --layer-alpha and --recipe are for one made in memory")
     rules = tuple(parse_rule(text) for text in layer_alpha or ())
-    whole = override(read_recipe(recipe) if recipe else Recipe(), alpha=alpha, rules=rules)
+    whole = override(read_recipe(recipe) if recipe else Recipe(), alpha=alpha, layer_alpha=rules)
     request = make_request(probe, probe_seconds, estimator, device, null, memory, heatmap)
     require_means(request, plot, heatmap)
     report = run(shown, models[:2], models[2] if len(models) == 3 else None, request, whole, download, threads)
@@ -113,7 +113,7 @@ def run(
 
 def write_files(report: Report, plot: Path | None, heatmap: Path | None, csv: Path | None) -> None:
     """The figures and the table that were asked for."""
-    from speechft_merge.output.staging import write_whole
+    from speechft_merge.output.folder import write_whole
     from speechft_merge.similarity.plot import draw_grids, draw_lines
 
     if plot is not None:

@@ -14,12 +14,12 @@ from speechft_merge.cli.sink import Output, ProgressLine, megabytes
 from speechft_merge.errors import OutputError, SpeechFTMergeError
 from speechft_merge.recipe.recipe import Recipe, override, read_recipe
 from speechft_merge.recipe.rules import parse_rule
-from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, parse_reference
+from speechft_merge.sources.reference import HubReference, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from speechft_merge.merging import MergeResult, Prepared
+    from speechft_merge.merging import Merge, MergeResult
     from speechft_merge.push import PushTarget
     from speechft_merge.record.layers import LayerRow
     from speechft_merge.similarity.report import Report
@@ -39,7 +39,8 @@ def merge(
     format: options.FormatName = None,
     extrapolate: options.Extrapolate = False,
     max_shard_size: options.MaxShardSize = None,
-    force: options.Force = False,
+    overwrite: options.Overwrite = False,
+    allow_unrelated: options.AllowUnrelated = False,
     dry_run: options.DryRun = False,
     threads: options.Threads = None,
     download: options.DownloadFirst = False,
@@ -64,16 +65,16 @@ def merge(
     json: options.Json = False,
 ) -> None:
     """Merge: base + alpha * (finetuned - base), written as a model directory (the default command)."""
-    from speechft_merge import merging
-    from speechft_merge.output.staging import require_place
+    from speechft_merge.merging import MergeOptions, open_merge
+    from speechft_merge.output.place import default_name, require_place
     from speechft_merge.sizes import parse_size
 
     shown = Output(json, quiet, verbose)
     whole = override(
         read_recipe(recipe) if recipe else Recipe(),
         alpha=alpha,
-        rules=tuple(parse_rule(text) for text in layer_alpha or ()),
-        weights=tuple(weight or ()),
+        layer_alpha=tuple(parse_rule(text) for text in layer_alpha or ()),
+        weight=tuple(weight or ()),
         dtype=dtype,
         format=format,
         keep_head=keep_head,
@@ -88,16 +89,15 @@ def merge(
     place = require_place(named, (base, *finetuned))
     target = None if dry_run else _push_target(push_to_hub, private=private, create_pr=create_pr, branch=branch)
     limit = None if max_shard_size is None else parse_size(max_shard_size)
-    prepared = merging.prepare(
-        base, finetuned, whole, max_shard_size=limit, force=force, workers=threads, download=download
-    )
+    settings = MergeOptions(overwrite, allow_unrelated, download, threads, fsync, limit, tuple(sys.argv[1:]))
+    prepared = open_merge(base, finetuned, whole, settings)
     if dry_run:
         show_plan(shown, prepared, place, str(named))
         return
     show_details(shown, prepared)
     progress = ProgressLine(shown)
     try:
-        result = merging.write(prepared, place, force=force, durable=fsync, progress=progress, command=sys.argv[1:])
+        result = prepared.write(place, progress)
     finally:
         progress.stop()
         prepared.close()
@@ -129,12 +129,12 @@ def _compare(
 
 def _pinned(models: Sequence[str], result: MergeResult) -> list[str]:
     """The references with the commits that were merged: a branch may have moved since."""
-    described = [result.manifest["base"], *result.manifest["finetuned"]]
+    described = [result.manifest.base, *result.manifest.finetuned]
     pinned = list(models)
     for number, (reference, entry) in enumerate(zip(models, described, strict=True)):
         found = parse_reference(reference)
-        if isinstance(found, HubReference) and "hub" in entry:
-            pinned[number] = str(replace(found, revision=entry["hub"]["commit"]))
+        if isinstance(found, HubReference) and entry.hub is not None:
+            pinned[number] = str(replace(found, revision=entry.hub.commit))
     return pinned
 
 
@@ -170,21 +170,12 @@ def _push(result: MergeResult, target: PushTarget, message: str | None, named: P
     return url
 
 
-def default_name(finetuned: str, recipe: Recipe) -> str:
-    """A directory name that tells what is in it."""
-    found = parse_reference(finetuned)
-    path = found if isinstance(found, Path) else Path(found.path or found.repo)
-    stem = path.stem if path.suffix in WEIGHT_SUFFIXES else path.resolve().name
-    return f"{stem or 'model'}-merged-{'layerwise' if recipe.rules else format(recipe.alpha, 'g')}"
-
-
 def show_result(
     shown: Output, result: MergeResult, named: str, url: str | None = None, report: Report | None = None,
     problem: str | None = None,
 ) -> None:  # fmt: skip
     """What was merged, layer by layer, what that did to the features, and where it is."""
     from speechft_merge.executor.drift import Drift
-    from speechft_merge.record.layers import summarise_layers
 
     warnings = [*result.warnings, *([] if problem is None else [problem])]
     for warning in warnings:
@@ -193,13 +184,13 @@ def show_result(
         extra: dict[str, Any] = {"output": named, "pushed": url, "already_done": result.already_done}
         extra["warnings"] = warnings
         similarity = {} if report is None else {"similarity": report.to_json()}
-        shown.document(extra | result.manifest | similarity)
+        shown.document(extra | result.manifest.to_json() | similarity)
         return
     if result.already_done:
         shown.say("already done: the output is there, with the same inputs and recipe, and whole")
     else:
-        show_layers(shown, summarise_layers(result.plan, result.drifts))
-        counts = ", ".join(f"{count} {what}" for what, count in result.manifest["counts"].items() if count)
+        show_layers(shown, result.manifest.layers)
+        counts = ", ".join(f"{count} {what}" for what, count in result.manifest.counts.items() if count)
         drift = Drift.relative(result.drifts.values())
         moved = "" if drift is None else f"; the fine-tune lies {drift:.2%} from the base"
         shown.say(f"{counts}{moved}")
@@ -227,7 +218,7 @@ def show_layers(shown: Output, rows: Sequence[LayerRow]) -> None:
             shown.say(f"{row.layer}: {reason}")
 
 
-def show_plan(shown: Output, prepared: Prepared, place: Path, named: str) -> None:
+def show_plan(shown: Output, prepared: Merge, place: Path, named: str) -> None:
     """What `--dry-run` prints."""
     from speechft_merge.record.layers import summarise_layers
 
@@ -246,7 +237,7 @@ def show_plan(shown: Output, prepared: Prepared, place: Path, named: str) -> Non
     shown.result(named)
 
 
-def show_details(shown: Output, prepared: Prepared) -> None:
+def show_details(shown: Output, prepared: Merge) -> None:
     """What `-v` adds: how the models were found to belong together, and with `-vv` every tensor."""
     for checkpoint, relation in zip(prepared.finetuned, prepared.relations, strict=True):
         shown.detail(f"{checkpoint.reference}: {checkpoint.container}, {_relation(relation.median)}")
@@ -257,9 +248,9 @@ def show_details(shown: Output, prepared: Prepared) -> None:
             shown.detail(f"{tensor.name}: {tensor.action}{alpha} {tensor.reason}".rstrip())
 
 
-def describe_plan(prepared: Prepared, place: Path, named: str) -> dict[str, Any]:
+def describe_plan(prepared: Merge, place: Path, named: str) -> dict[str, Any]:
     """The plan as `--dry-run --json` prints it."""
-    from speechft_merge.output.staging import existing_parent
+    from speechft_merge.output.place import free_space
     from speechft_merge.record.layers import summarise_layers
 
     plan, files = prepared.plan, prepared.files
@@ -272,7 +263,7 @@ def describe_plan(prepared: Prepared, place: Path, named: str) -> dict[str, Any]
         "companions": sorted(prepared.companions),
         "read_bytes": files.read_bytes,
         "needed_bytes": files.size,
-        "free_bytes": shutil.disk_usage(existing_parent(place)).free,
+        "free_bytes": free_space(place)[1],
         "workers": prepared.workers.count,
         "workers_reason": prepared.workers.reason,
         "finetuned": [
@@ -280,7 +271,7 @@ def describe_plan(prepared: Prepared, place: Path, named: str) -> dict[str, Any]
             for checkpoint, relation in zip(prepared.finetuned, prepared.relations, strict=True)
         ],
         "layers": [row.to_json() for row in summarise_layers(plan)],
-        "warnings": prepared.warnings,
+        "warnings": list(prepared.warnings),
     }
 
 

@@ -62,9 +62,9 @@ MaxShardSize = Annotated[
     str | None,
     typer.Option("--max-shard-size", metavar="SIZE", help="Cut the weights into files of at most this (500MB)."),
 ]
-Force = Annotated[
-    bool,
-    typer.Option("--force", help="Replace an existing output, and merge models that seem unrelated or share little."),
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that already exists.")]
+AllowUnrelated = Annotated[
+    bool, typer.Option("--allow-unrelated", help="Merge models that seem unrelated, or that share little.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: as many as help.")]

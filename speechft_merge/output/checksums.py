@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import SpeechFTMergeError
@@ -16,6 +17,8 @@ from speechft_merge.sources import LocalFile
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from speechft_merge.record.manifest import OutputEntry
 
 BLOCK = 256 << 10
 """Bytes of the file that share a sum."""
@@ -77,10 +80,18 @@ def checksum_of(path: Path) -> str | None:
     """The checksum of a file on disk; None if it cannot be read."""
     checksum = Checksum()
     try:
-        source = LocalFile(path)
-        for offset in range(0, source.size, _READ):
-            checksum.add(offset, memoryview(source.read(offset, min(_READ, source.size - offset))))
+        with closing(LocalFile(path)) as source:
+            for offset in range(0, source.size, _READ):
+                checksum.add(offset, memoryview(source.read(offset, min(_READ, source.size - offset))))
     except SpeechFTMergeError:
         return None
-    source.close()
     return checksum.hexdigest()
+
+
+def matches(folder: Path, entry: OutputEntry) -> bool:
+    """Tell whether a weights file in a folder has the size and the checksum of its entry in a manifest."""
+    path = folder / entry.file
+    try:
+        return path.parent == folder and path.stat().st_size == entry.size and checksum_of(path) == entry.checksum
+    except OSError:
+        return False

@@ -263,7 +263,7 @@ class _Decision:
             if partners and span.dtype.interpolated and any(other.dtype.interpolated for other, _ in partners):
                 relative = self._relative(name)
                 subjects.append(Subject(name, relative or name, _place(relative)))
-        return alphas_of(subjects, self.recipe.alpha, self.recipe.rules)
+        return alphas_of(subjects, self.recipe.alpha, self.recipe.layer_alpha)
 
     def _relative(self, name: str) -> str | None:
         return next((a.relative[name] for a in self.alignments if name in a.relative), None)

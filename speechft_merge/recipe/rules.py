@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from speechft_merge.errors import UsageError
 from speechft_merge.layouts.structure import PARTS, STACKS
+from speechft_merge.recipe.alpha import parse_alpha
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,21 +39,6 @@ class Subject:
     name: str
     relative: str
     place: Place
-
-
-def parse_alpha(text: str) -> float:
-    """A finite number.
-
-    Raises:
-        UsageError: it is none.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        raise UsageError(f"{text!r} is not a number; an alpha is one, such as 0.25") from None
-    if not math.isfinite(value):
-        raise UsageError(f"alpha must be finite, got {text}")
-    return value
 
 
 def parse_rule(text: str) -> AlphaRule:

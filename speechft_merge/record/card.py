@@ -78,7 +78,7 @@ def make_card(
     """
     names = ", ".join(f"`{short(checkpoint.reference)}`" for checkpoint in finetuned)
     first, onto = short(finetuned[0].reference), short(base.reference)
-    rules = ", ".join(f"`{rule}`" for rule in plan.recipe.rules)
+    rules = ", ".join(f"`{rule}`" for rule in plan.recipe.layer_alpha)
     alphas = f"alpha = {plan.recipe.alpha:g}" + (f", but {rules}" if rules else "")
     lines = [
         *_front_matter([base, *finetuned], config),
@@ -119,9 +119,9 @@ def make_card(
 
 def _front_matter(models: Sequence[Checkpoint], config: dict[str, Any]) -> list[str]:
     """What the Hub reads: models on the Hub as base models, the task by the class, the licence that all share."""
-    origins = [checkpoint.folder.origin if checkpoint.folder else {} for checkpoint in models]
-    repos = [origin["repo"] for origin in origins if "repo" in origin]
-    licences = {origin.get("license") for origin in origins}
+    origins = [checkpoint.hub for checkpoint in models]
+    repos = [origin.repo for origin in origins if origin is not None]
+    licences = {origin.license if origin is not None else None for origin in origins}
     licence = licences.pop() if len(licences) == 1 else None
     architectures = config.get("architectures")
     task = _task(str(architectures[0])) if isinstance(architectures, list) and architectures else None
@@ -146,8 +146,7 @@ def _task(architecture: str) -> str | None:
 
 def _pinned(models: Sequence[Checkpoint]) -> list[str]:
     """The commits that were read."""
-    origins = [checkpoint.folder.origin for checkpoint in models if checkpoint.folder and checkpoint.folder.origin]
-    said = [f"- `{origin['repo']}` at `{origin['commit']}`" for origin in origins]
+    said = [f"- `{model.hub.repo}` at `{model.hub.commit}`" for model in models if model.hub is not None]
     return [*said, ""] if said else []
 
 

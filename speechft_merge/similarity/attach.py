@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from speechft_merge.output.staging import write_whole
+from speechft_merge.output.folder import write_whole
 from speechft_merge.record import card, manifest
 from speechft_merge.similarity.plot import draw_lines
 

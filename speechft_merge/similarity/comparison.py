@@ -118,7 +118,7 @@ def _open(references: list[str], merged: str | None, recipe: Recipe, download: b
     if merged is None:
         owner = sources[1] if recipe.keep_head else sources[0]
         tensors = [tensor for tensor in plan.tensors if tensor.name in owner.names]
-        alphas = "alphas by layer" if recipe.rules else f"alpha {recipe.alpha:g}"
+        alphas = "alphas by layer" if recipe.layer_alpha else f"alpha {recipe.alpha:g}"
         sources.append(replace(owner, reference=f"merged in memory, {alphas}", tensors=tensors))
     else:
         made = open_checkpoint(merged, download)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from speechft_merge.errors import CheckpointError
@@ -44,6 +45,17 @@ class ByteSource(Protocol):
         """Release what the source holds; closing twice is no error."""
 
 
+@dataclass(frozen=True, slots=True)
+class HubOrigin:
+    """A repository on the Hub, pinned to a commit."""
+
+    repo: str
+    revision: str
+    commit: str
+    license: str | None
+    """As its card states it."""
+
+
 class Folder(Protocol):
     """A flat listing of files: a directory on disk, or a repository."""
 
@@ -52,8 +64,8 @@ class Folder(Protocol):
         """What to call it in messages."""
 
     @property
-    def origin(self) -> dict[str, str]:
-        """Repository, revision, commit, and licence if it is stated; empty for a local folder."""
+    def hub(self) -> HubOrigin | None:
+        """Where on the Hub it lies; None for a local folder."""
 
     def names(self) -> list[str]:
         """Names of the regular files in it, sorted; sub-folders are not listed."""

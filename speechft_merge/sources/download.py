@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from speechft_merge.errors import CheckpointError, TemporaryError
 from speechft_merge.sources.hub_errors import HubError, hub_errors
 from speechft_merge.sources.retries import RETRIED, TRIES, pause, retry_after
+from speechft_merge.sources.token import authorization
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,11 +87,9 @@ class Download:
     def _stream(self, location: str, start: int, stop: int) -> Any:
         """The bytes of one request, as they come."""
         from huggingface_hub import constants, get_session
-        from huggingface_hub.utils import build_hf_headers, httpx  # type: ignore[attr-defined]
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-        # the token is the Hub's business only: a signed URL on another host must not see it
-        headers = build_hf_headers() if _origin(location) == _origin(constants.ENDPOINT) else {}
-        headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        headers = authorization(location) | {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
             with get_session().stream("GET", location, headers=headers, timeout=timeout) as response:
@@ -112,8 +110,3 @@ class Download:
                 f"{self._what}: asked for {expected}, the server answered HTTP {status} "
                 f"{headers.get('Content-Range', 'without Content-Range')}"
             )
-
-
-def _origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import CheckpointError, NotFoundError
-from speechft_merge.sources.base import read_range
+from speechft_merge.sources.base import HubOrigin, read_range
 from speechft_merge.sources.download import Download
 from speechft_merge.sources.hub_errors import hub_errors
 from speechft_merge.sources.local import LocalFile, LocalFolder
@@ -94,9 +94,8 @@ class HubFolder:
         self._inner = f"{inner}/" if inner else ""
         self._files = files
         self._download = download
-        self.origin = {"repo": reference.repo, "revision": reference.revision or "main", "commit": commit}
-        if isinstance(license_name, str):
-            self.origin["license"] = license_name
+        stated = license_name if isinstance(license_name, str) else None
+        self.hub = HubOrigin(reference.repo, reference.revision or "main", commit, stated)
 
     @property
     def name(self) -> str:
@@ -148,23 +147,23 @@ class HubFolder:
 def _open_cached(snapshot: Path, reference: HubReference) -> tuple[Folder, str | None]:
     """The same when the Hub may not be asked."""
     place = snapshot / (reference.path or "")
-    origin = {"repo": reference.repo, "revision": reference.revision or "main", "commit": snapshot.name}
+    hub = HubOrigin(reference.repo, reference.revision or "main", snapshot.name, None)
     if place.is_dir():
-        return _CachedFolder(place, origin), None
+        return _CachedFolder(place, hub), None
     if not place.exists():
         raise NotFoundError(
             f"HF_HUB_OFFLINE is set and {reference} is not in the cache; fetch it where there is a network "
             "(--download), or unset HF_HUB_OFFLINE"
         )
-    return _CachedFolder(place.parent, origin), place.name
+    return _CachedFolder(place.parent, hub), place.name
 
 
 class _CachedFolder(LocalFolder):
     """What the cache has of a repository."""
 
-    def __init__(self, path: Path, origin: dict[str, str]) -> None:
+    def __init__(self, path: Path, hub: HubOrigin) -> None:
         super().__init__(path)
-        self.origin = origin
+        self.hub: HubOrigin = hub
 
     def open(self, name: str) -> LocalFile:
         """One of its files; the blob's name in the cache is the Hub's checksum."""
@@ -173,7 +172,7 @@ class _CachedFolder(LocalFolder):
     @property
     def name(self) -> str:
         """Repository and commit, and where the answer comes from."""
-        return f"{self.origin['repo']}@{self.origin['commit'][:8]} (HF_HUB_OFFLINE is set; the cache)"
+        return f"{self.hub.repo}@{self.hub.commit[:8]} (HF_HUB_OFFLINE is set; the cache)"
 
 
 class HubFile:

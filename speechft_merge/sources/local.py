@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from speechft_merge.errors import CheckpointError, NotFoundError
-from speechft_merge.sources.base import read_range
+from speechft_merge.sources.base import HubOrigin, read_range
 
 
 class LocalFile:
@@ -71,7 +71,7 @@ class LocalFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.origin: dict[str, str] = {}
+        self.hub: HubOrigin | None = None
 
     @property
     def name(self) -> str:

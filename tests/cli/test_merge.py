@@ -362,7 +362,7 @@ def test_rules_give_layers_alphas_of_their_own_and_later_ones_win(
 def test_a_recipe_file_says_the_same_as_options_and_options_win(
     pair: Pair, tiny: Tiny, run: Run, tmp_path: Path
 ) -> None:
-    recipe = {"alpha": 0.4, "layer_alpha": {"cnn": 0, "0": 0.1}, "weights": [2], "extrapolate": True}
+    recipe = {"alpha": 0.4, "layer_alpha": {"cnn": 0, "0": 0.1}, "weight": [2], "extrapolate": True}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     ran = run(*pair.args, "-o", "out", "--recipe", "recipe.yaml", "--layer-alpha", "0=0.2", "--json")
     assert ran.code == 0, ran.err

@@ -51,7 +51,7 @@ def ctc(prefix: str = "hubert.", vocabulary: int = 7) -> Tensors:
 def plan(base: Tensors, *finetuned: Tensors, rules: tuple[str, ...] = (), **recipe: Any) -> Plan:
     opened = [checkpoint_of(tensors, f"finetuned{i}") for i, tensors in enumerate(finetuned)]
     return make_plan(
-        checkpoint_of(base, "base"), opened, Recipe(rules=tuple(parse_rule(text) for text in rules), **recipe)
+        checkpoint_of(base, "base"), opened, Recipe(layer_alpha=tuple(parse_rule(text) for text in rules), **recipe)
     )
 
 
@@ -303,7 +303,7 @@ def test_the_pairs_that_are_interpolated_are_known_whatever_the_alpha(alpha: flo
 
 # several fine-tunes
 def test_several_finetunes_share_by_their_weights() -> None:
-    made = plan(encoder(), ctc(), encoder(), weights=(1.0, 3.0))
+    made = plan(encoder(), ctc(), encoder(), weight=(1.0, 3.0))
     for tensor in made.tensors:
         assert weights(tensor) == (0.25, 0.75)
         assert [term.model for term in mix(tensor).terms] == [0, 1]
@@ -337,7 +337,7 @@ def test_keep_head_takes_that_of_the_first_finetune() -> None:
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0)])
 def test_weights_must_be_as_many_as_finetunes(weights: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match=f"{len(weights)} weights for 2 fine-tuned models"):
-        plan(encoder(), encoder(), encoder(), weights=weights)
+        plan(encoder(), encoder(), encoder(), weight=weights)
 
 
 # coverage

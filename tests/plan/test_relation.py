@@ -53,7 +53,7 @@ def moved(base: Mapping[str, torch.Tensor], share: float, seed: int = 1) -> Tens
 
 
 def relation(base: Tensors, *finetuned: Tensors, model: int = 0, rule: str | None = None) -> Relation:
-    recipe = Recipe(rules=(parse_rule(rule),) if rule else ())
+    recipe = Recipe(layer_alpha=(parse_rule(rule),) if rule else ())
     plan = make_plan(checkpoint_of(base), [checkpoint_of(tensors) for tensors in finetuned], recipe)
     return measure_relation(plan, model)
 

@@ -27,8 +27,8 @@ rules = st.builds(
 recipes = st.builds(
     Recipe,
     alpha=shares,
-    rules=st.lists(rules, max_size=4).map(tuple),
-    weights=st.lists(st.floats(0, exclude_min=True, allow_infinity=False), max_size=3).map(tuple),
+    layer_alpha=st.lists(rules, max_size=4).map(tuple),
+    weight=st.lists(st.floats(0, exclude_min=True, allow_infinity=False), max_size=3).map(tuple),
     dtype=st.sampled_from(DTYPES),
     keep_head=st.booleans(),
     extrapolate=st.booleans(),
@@ -64,10 +64,13 @@ def test_a_recipe_can_be_read_from_a_manifest(recipe: Recipe, tmp_path: Path) ->
         ("alpha: 0.4", Recipe(alpha=0.4)),
         ("alpha: 1", Recipe(alpha=1)),
         ("alpha: 1e-3", Recipe(alpha=0.001)),
-        ("layer_alpha: [cnn=0, '0-11=0.1:0.5']", Recipe(rules=(AlphaRule("cnn", 0, 0), AlphaRule("0-11", 0.1, 0.5)))),
-        ("layer_alpha: {cnn: 0, 3: 0.5}", Recipe(rules=(AlphaRule("cnn", 0, 0), AlphaRule("3", 0.5, 0.5)))),
-        ("layer_alpha:\n  layers: 0.1:0.5", Recipe(rules=(AlphaRule("layers", 0.1, 0.5),))),
-        ("weights: [1, 2.5]", Recipe(weights=(1, 2.5))),
+        (
+            "layer_alpha: [cnn=0, '0-11=0.1:0.5']",
+            Recipe(layer_alpha=(AlphaRule("cnn", 0, 0), AlphaRule("0-11", 0.1, 0.5))),
+        ),
+        ("layer_alpha: {cnn: 0, 3: 0.5}", Recipe(layer_alpha=(AlphaRule("cnn", 0, 0), AlphaRule("3", 0.5, 0.5)))),
+        ("layer_alpha:\n  layers: 0.1:0.5", Recipe(layer_alpha=(AlphaRule("layers", 0.1, 0.5),))),
+        ("weight: [1, 2.5]", Recipe(weight=(1, 2.5))),
         ("dtype: float16\nkeep_head: true", Recipe(dtype="float16", keep_head=True)),
         ("alpha: 1.5\nextrapolate: true", Recipe(alpha=1.5, extrapolate=True)),
     ],
@@ -94,9 +97,9 @@ def test_a_recipe_may_be_written_by_hand(text: str, recipe: Recipe, tmp_path: Pa
         ("layer_alpha: cnn=0", "lists"),
         ("layer_alpha: [cnn]", "not a rule"),
         ("layer_alpha: [[cnn]]", "not a rule"),
-        ("weights: 2", "lists"),
-        ("weights: [x]", "not a number"),
-        ("weights: [0]", "positive"),
+        ("weight: 2", "lists"),
+        ("weight: [x]", "not a number"),
+        ("weight: [0]", "positive"),
         ("dtype: int8", "expected one of keep, float32, float16, bfloat16"),
         ("keep_head: 1", "true or false"),
         ("extrapolate: 'no'", "true or false"),
@@ -129,15 +132,15 @@ def test_a_file_that_cannot_be_read_is_not_found(name: str, tmp_path: Path) -> N
 # alphas
 @pytest.mark.parametrize("alpha", [-0.1, 1.0001, 2.0, -1e-300])
 def test_an_alpha_outside_of_0_to_1_must_be_meant(alpha: float) -> None:
-    for given_ in ({"alpha": alpha}, {"rules": (AlphaRule("layers", 0.5, alpha),)}):
-        with pytest.raises(UsageError, match="say --extrapolate"):
+    for given_ in ({"alpha": alpha}, {"layer_alpha": (AlphaRule("layers", 0.5, alpha),)}):
+        with pytest.raises(UsageError, match="pass --extrapolate"):
             Recipe(**given_)
         Recipe(extrapolate=True, **given_)
 
 
 @pytest.mark.parametrize("alpha", [math.nan, math.inf, -math.inf])
 def test_an_alpha_that_is_no_number_is_never_right(alpha: float) -> None:
-    for given_ in ({"alpha": alpha}, {"rules": (AlphaRule("layers", alpha, 0.5),)}):
+    for given_ in ({"alpha": alpha}, {"layer_alpha": (AlphaRule("layers", alpha, 0.5),)}):
         with pytest.raises(UsageError, match="finite"):
             Recipe(extrapolate=True, **given_)
 
@@ -151,19 +154,19 @@ def test_both_ends_are_allowed(alpha: float) -> None:
 @pytest.mark.parametrize("weights", [(0.0,), (-1.0,), (math.nan,), (math.inf,), (1.0, 0.0)])
 def test_weights_are_positive_numbers(weights: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="positive number"):
-        Recipe(weights=weights)
+        Recipe(weight=weights)
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=6))
 def test_weights_are_normalised_to_one(weights: list[float]) -> None:
-    found = Recipe(weights=tuple(weights)).normalised_weights(len(weights))
+    found = Recipe(weight=tuple(weights)).normalised_weights(len(weights))
     assert math.fsum(found) == pytest.approx(1, rel=1e-12)
     assert [a / found[0] for a in found] == pytest.approx([a / weights[0] for a in weights], rel=1e-9)
 
 
 @given(st.floats(0, exclude_min=True, allow_infinity=False))
 def test_the_weight_of_a_single_finetune_is_exactly_one(weight: float) -> None:
-    assert Recipe(weights=(weight,)).normalised_weights(1) == (1.0,)
+    assert Recipe(weight=(weight,)).normalised_weights(1) == (1.0,)
 
 
 def test_equal_weights_by_default() -> None:
@@ -177,19 +180,19 @@ def test_an_alpha_on_top_of_a_recipe_wins_even_if_it_is_zero(alpha: float) -> No
 
 
 def test_what_is_not_given_stays() -> None:
-    recipe = Recipe(alpha=0.7, rules=(parse_rule("cnn=0"),), weights=(1.0, 2.0), dtype="float16", keep_head=True)
-    nothing = {"alpha": None, "rules": (), "weights": (), "dtype": None, "keep_head": False, "extrapolate": False}
+    recipe = Recipe(alpha=0.7, layer_alpha=(parse_rule("cnn=0"),), weight=(1.0, 2.0), dtype="float16", keep_head=True)
+    nothing = {"alpha": None, "layer_alpha": (), "weight": (), "dtype": None, "keep_head": False, "extrapolate": False}
     assert override(recipe, **nothing) == recipe
 
 
 def test_rules_on_top_come_last() -> None:
-    recipe = override(Recipe(rules=(parse_rule("cnn=0"),)), rules=(parse_rule("cnn=0.5"),))
-    assert [str(rule) for rule in recipe.rules] == ["cnn=0.0", "cnn=0.5"]
+    recipe = override(Recipe(layer_alpha=(parse_rule("cnn=0"),)), layer_alpha=(parse_rule("cnn=0.5"),))
+    assert [str(rule) for rule in recipe.layer_alpha] == ["cnn=0.0", "cnn=0.5"]
 
 
 def test_the_rest_on_top_replaces() -> None:
-    recipe = override(Recipe(weights=(1.0,), dtype="float16"), weights=(2.0, 1.0), dtype="float32", keep_head=True)
-    assert recipe == Recipe(weights=(2.0, 1.0), dtype="float32", keep_head=True)
+    recipe = override(Recipe(weight=(1.0,), dtype="float16"), weight=(2.0, 1.0), dtype="float32", keep_head=True)
+    assert recipe == Recipe(weight=(2.0, 1.0), dtype="float32", keep_head=True)
 
 
 def test_the_whole_is_checked_again() -> None:

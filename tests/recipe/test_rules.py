@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from speechft_merge.errors import UsageError
 from speechft_merge.layouts.structure import PARTS, Place, place_of
-from speechft_merge.recipe.rules import AlphaRule, Subject, alphas_of, parse_alpha, parse_rule
+from speechft_merge.recipe.alpha import parse_alpha
+from speechft_merge.recipe.rules import AlphaRule, Subject, alphas_of, parse_rule
 
 DEFAULT = 0.25
 NAMES = (

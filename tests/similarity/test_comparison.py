@@ -159,7 +159,9 @@ def test_alpha_0_reads_exactly_one_against_the_base_and_alpha_1_against_the_fine
 
 
 @pytest.mark.parametrize(
-    "recipe", [Recipe(alpha=0.4), Recipe(rules=(parse_rule("0=0.1"), parse_rule("1=0.9")))], ids=["alpha", "layers"]
+    "recipe",
+    [Recipe(alpha=0.4), Recipe(layer_alpha=(parse_rule("0=0.1"), parse_rule("1=0.9")))],
+    ids=["alpha", "layers"],
 )
 def test_merged_in_memory_or_read_from_a_file_the_figures_are_the_same(
     recipe: Recipe, save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path

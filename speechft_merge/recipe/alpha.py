@@ -1,0 +1,48 @@
+"""Alphas: parsed from text, checked for their range."""
+
+from __future__ import annotations
+
+import math
+
+from speechft_merge.errors import UsageError
+
+DEFAULT_ALPHA = 0.25
+"""Speech-FT's own (Lin et al. 2026): three quarters pre-trained."""
+
+
+def parse_alpha(text: str) -> float:
+    """Parse an alpha, a finite number.
+
+    Raises:
+        UsageError: it is none.
+    """
+    return parse_number(text, "an alpha", "0.25")
+
+
+def parse_number(text: str, what: str, example: str) -> float:
+    """Parse a finite number; `what` it is and an `example` go into the message.
+
+    Raises:
+        UsageError: it is not a number, or not finite.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not a number; {what} is one, such as {example}") from None
+    if not math.isfinite(value):
+        raise UsageError(f"{what} must be finite, got {text}")
+    return value
+
+
+def check_alpha(alpha: float, extrapolate: bool) -> None:
+    """Refuse an alpha that is not finite, or lies outside of 0 to 1 where that was not asked for.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if not math.isfinite(alpha):
+        raise UsageError(f"an alpha must be finite, got {alpha}")
+    if not 0 <= alpha <= 1 and not extrapolate:
+        raise UsageError(
+            f"alpha {alpha:g} lies outside 0 (the base) to 1 (the fine-tune); pass --extrapolate if it is meant"
+        )

@@ -1,0 +1,58 @@
+"""Dataclasses to JSON and back, checked: a record is declared once, by its fields."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Record = TypeVar("Record")
+
+
+def to_json(value: Any) -> Any:
+    """Turn a record into what `json` can write: dataclasses as tables of their fields, tuples as lists."""
+    if is_dataclass(value):
+        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(kind: type[Record], document: object) -> Record:
+    """Make a record of a JSON document. Keys that it does not know are ignored, so that later versions can add some.
+
+    Raises:
+        ValueError: a key is missing, or holds a value of another type.
+    """
+    made: Record = _read(kind, document, getattr(kind, "__name__", "the list"))
+    return made
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _read_record(kind, value, where)
+    if origin in (types.UnionType, Union):
+        return None if value is None else _read(next(a for a in arguments if a is not types.NoneType), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_read(arguments[0], item, where) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {str(key): _read(arguments[1], item, where) for key, item in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Any or type(value) is kind:
+        return value
+    raise ValueError(f"{where} holds a {type(value).__name__}")
+
+
+def _read_record(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} holds a {type(value).__name__}")
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    missing = [name for name in names if name not in value]
+    if missing:
+        raise ValueError(f"{where} lacks {missing[0]}")
+    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
