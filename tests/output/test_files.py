@@ -102,7 +102,7 @@ def test_a_link_to_a_directory_goes_on_leading_there(pair: Pair, run: Run, tmp_p
     (tmp_path / "scratch").mkdir()
     (tmp_path / "link").symlink_to("scratch")
     for alpha in ("0.25", "0.5"):
-        assert run(*pair.args, "-o", "link", "--force", "--alpha", alpha).code == 0
+        assert run(*pair.args, "-o", "link", "--overwrite", "--alpha", alpha).code == 0
         assert (tmp_path / "link").is_symlink()
         assert names_in(tmp_path / "scratch") == FILES
         assert names_in(tmp_path) == {"link", "scratch"}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models import build, checkpoint_of, fine_tune
 from safetensors.torch import save_file
 
-from speechft_merge import Recipe, merge, open_checkpoint, prepare
+from speechft_merge import MergeOptions, Recipe, merge, open_checkpoint, open_merge
 from speechft_merge.errors import MismatchError
 from speechft_merge.plan.plan import make_plan
 from speechft_merge.plan.relation import (
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 Tensors = dict[str, torch.Tensor]
+
+FAST = MergeOptions(fsync=False)
+FORCED = MergeOptions(fsync=False, allow_unrelated=True)
 
 EXAMPLE = Path(os.environ.get("SPEECH_FT_WORK", Path(__file__).parents[2] / "examples/speech_ft/work"))
 """What examples/speech_ft makes, if it has been run."""
@@ -159,16 +162,16 @@ def write(folder: Path, model: Any) -> str:
     return str(folder)
 
 
-def test_two_models_of_different_seeds_are_refused_and_force_merges_with_a_warning(tmp_path: Path) -> None:
+def test_two_models_of_different_seeds_are_refused_and_allow_unrelated_merges_with_a_warning(tmp_path: Path) -> None:
     base = write(tmp_path / "base", build("Hubert", seed=0))
     other = write(tmp_path / "other", build("Hubert", "ForCTC", seed=1))
-    with pytest.raises(MismatchError, match=r"is not a fine-tune of .*cosine.*--force"):
+    with pytest.raises(MismatchError, match=r"is not a fine-tune of .*cosine.*--allow-unrelated"):
         merge(base, other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    result = merge(base, other, tmp_path / "out", force=True, durable=False)
+    result = merge(base, other, tmp_path / "out", options=FORCED)
     (warning,) = result.warnings
     assert "is not a fine-tune of" in warning
-    assert "--force" in warning
+    assert "--allow-unrelated" in warning
 
 
 @pytest.mark.skipif(not (EXAMPLE / "unrelated").is_dir(), reason="two encoders that examples/speech_ft fetches")
@@ -178,32 +181,33 @@ def test_two_real_encoders_of_the_same_shape_are_refused(tmp_path: Path) -> None
     with pytest.raises(MismatchError, match=r"is not a fine-tune of .* cosine .* is -?0\.0"):
         merge(str(base), str(other), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert merge(str(base), str(other), tmp_path / "out", force=True, durable=False).warnings
+    assert merge(str(base), str(other), tmp_path / "out", options=FORCED).warnings
 
 
 def test_a_finetune_passes_without_a_word(tmp_path: Path) -> None:
     model = build("Hubert")
     base, other = write(tmp_path / "base", model), write(tmp_path / "other", fine_tune(model, "Hubert", "ForCTC"))
-    assert merge(base, other, tmp_path / "out", durable=False).warnings == ()
+    assert merge(base, other, tmp_path / "out", options=FAST).warnings == ()
 
 
 def test_an_identical_model_merges_to_the_base_with_a_warning(tmp_path: Path) -> None:
     model = build("Hubert")
     base, other = write(tmp_path / "base", model), write(tmp_path / "other", model)
-    result = merge(base, other, tmp_path / "out", durable=False)
+    result = merge(base, other, tmp_path / "out", options=FAST)
     (warning,) = result.warnings
     assert "does not differ from the base anywhere" in warning
-    assert result.manifest["identical"] == sorted(model.state_dict())
+    assert list(result.manifest.identical) == sorted(model.state_dict())
     merged, original = (open_checkpoint(path) for path in (str(tmp_path / "out"), base))
     assert fingerprint(merged) == fingerprint(original)
 
 
-def test_a_finetune_that_covers_little_is_refused_unless_forced(tmp_path: Path) -> None:
+def test_a_finetune_that_covers_little_is_refused_unless_that_is_allowed(tmp_path: Path) -> None:
     base, part = weights(0, layers=9), moved(weights(0, layers=9), 0.1)
     save_file(base, tmp_path / "base.safetensors")
     save_file({n: t for n, t in part.items() if n < "encoder.layers.4"}, tmp_path / "part.safetensors")
     paths = str(tmp_path / "base.safetensors"), [str(tmp_path / "part.safetensors")]
     with pytest.raises(MismatchError, match="has only 44% of the parameters"):
-        prepare(*paths)
-    (warning,) = prepare(*paths, force=True).warnings
+        open_merge(*paths)
+    with open_merge(*paths, options=FORCED) as opened:
+        (warning,) = opened.warnings
     assert "44%" in warning
