@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.errors import MismatchError, SpeechFTMergeError, UsageError
-from speechft_merge.executor.executor import Placed, execute
+from speechft_merge.executor.executor import execute
 from speechft_merge.executor.workers import Workers, choose_workers
 from speechft_merge.output.companions import companions_of, parse_config
 from speechft_merge.output.files import INDEX
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.executor.drift import Drift
     from speechft_merge.executor.executor import Progress
-    from speechft_merge.output.files import Outline, OutputFile
+    from speechft_merge.output.files import OutputFile, OutputFiles
     from speechft_merge.output.writer import FileWriter
     from speechft_merge.push import PushTarget
     from speechft_merge.similarity.report import Report
@@ -117,9 +117,9 @@ class Merge:
         return self._form.plan
 
     @property
-    def files(self) -> Outline:
+    def files(self) -> OutputFiles:
         """The weight files of the output, to the byte."""
-        return self._form.outline
+        return self._form.files
 
     @cached_property
     def companions(self) -> dict[str, bytes]:
@@ -204,8 +204,8 @@ class Merge:
         return Written(tuple(entries), self.companions | index, drifts)
 
     def _fill(self, planned: OutputFile, progress: Progress | None, writer: FileWriter) -> dict[str, Drift]:
-        placed = [Placed(tensor, writer, offset) for tensor, offset in planned.tensors]
-        return execute(placed, self.workers.count, progress)
+        segments = [(segment, writer) for segment in planned.segments]
+        return execute(segments, self.workers.count, progress)
 
     def _card(self, drifts: Mapping[str, Drift]) -> bytes:
         config, weights = parse_config(self.companions), self.files.files[0].name

@@ -1,4 +1,4 @@
-"""Bytes to numbers and back: the element types that can be calculated with, each conversion rounded at most once."""
+"""Converts bytes to numbers and back, for the element types that can be calculated with; rounds at most once."""
 
 from __future__ import annotations
 
@@ -11,24 +11,17 @@ from speechft_merge.checkpoints.dtypes import DType
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from speechft_merge.checkpoints.index import TensorSpan
+
     Floats = NDArray[np.floating[Any]]
     Bytes = NDArray[np.uint8]
 
 _NUMPY: dict[DType, type[np.floating[Any]]] = {DType.F64: np.float64, DType.F32: np.float32, DType.F16: np.float16}
-
-
-_EXPONENT = {DType.F16: 0x7C00, DType.BF16: 0x7F80}
-
-
-OVERFLOW = {DType.F32: (2 - 2**-24) * 2.0**127, DType.F16: 65520.0, DType.BF16: (2 - 2**-8) * 2.0**127}
-"""The least magnitude that rounds to infinity."""
-
-
 _ONE, _SIXTEEN, _HALF = np.uint32(1), np.uint32(16), np.uint32(0x7FFF)
 
 
 def widen(raw: Bytes, dtype: DType, out: Floats) -> None:
-    """Elements of `dtype` as numbers of `out`'s type; exact."""
+    """Write elements of `dtype` into `out` as numbers of its type; exact."""
     if dtype is not DType.BF16:
         np.copyto(out, raw.view(_NUMPY[dtype]))
         return
@@ -42,7 +35,7 @@ def widen(raw: Bytes, dtype: DType, out: Floats) -> None:
 
 
 def narrow(values: Floats, dtype: DType, out: Bytes, scratch: Floats) -> None:
-    """Numbers as elements of `dtype`, rounded once to nearest even. `values` and `scratch` may be overwritten."""
+    """Write numbers into `out` as elements of `dtype`, rounded once to nearest even; the rest may be overwritten."""
     if dtype is not DType.BF16:
         np.copyto(out.view(_NUMPY[dtype]), values, casting="same_kind")
     elif values.dtype == np.float32:
@@ -52,7 +45,7 @@ def narrow(values: Floats, dtype: DType, out: Bytes, scratch: Floats) -> None:
 
 
 def _round_to_bfloat16(bits: NDArray[np.uint32], scratch: NDArray[np.uint32], out: NDArray[np.uint16]) -> None:
-    """The upper half of each float32, rounded to nearest even on the bits. NaN must not occur."""
+    """Write the upper half of each float32, rounded to nearest even on the bits. NaN comes out as some number."""
     np.right_shift(bits, _SIXTEEN, out=scratch)
     np.bitwise_and(scratch, _ONE, out=scratch)
     np.add(bits, scratch, out=bits)
@@ -62,7 +55,7 @@ def _round_to_bfloat16(bits: NDArray[np.uint32], scratch: NDArray[np.uint32], ou
 
 
 def _round_to_odd(values: Floats) -> NDArray[np.uint32]:
-    """float64 to the bits of float32 such that a second rounding errs nowhere: truncated, inexact ones made odd.
+    """Convert float64 to the bits of float32 so that a second rounding errs nowhere: truncate, make inexact ones odd.
 
     Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd".
     """
@@ -75,9 +68,10 @@ def _round_to_odd(values: Floats) -> NDArray[np.uint32]:
     return bits
 
 
-def all_finite(raw: Bytes, dtype: DType) -> bool:
-    """Whether elements of `dtype` are all finite, told without converting half types."""
-    exponent = _EXPONENT.get(dtype)
-    if exponent is None:
-        return bool(np.isfinite(raw.view(_NUMPY[dtype])).all())
-    return not len(raw) or int((raw.view(np.uint16) & np.uint16(0x7FFF)).max()) < exponent
+def read_numbers(span: TensorSpan, start: int, count: int) -> NDArray[np.float64]:
+    """Read `count` elements of a tensor of floats from its element `start` on."""
+    itemsize = span.dtype.itemsize
+    raw = np.frombuffer(span.source.read(span.offset + start * itemsize, count * itemsize), np.uint8)
+    values = np.empty(count, np.float64)
+    widen(raw, span.dtype, values)
+    return values

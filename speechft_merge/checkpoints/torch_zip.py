@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import bisect
-import hashlib
 import io
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.pickle_data import read_pickle
@@ -27,53 +24,6 @@ ALIGNMENT = 64
 """Bytes; torch pads records to it."""
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # APPNOTE.TXT 4.3.7
-_DESCRIPTORS = {12: 0, 16: 4, 20: 0, 24: 4}
-"""Bytes of a data descriptor -> bytes in it before the CRC."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A stored record, and where the archive keeps the CRC-32 of it."""
-
-    offset: int
-    size: int
-    crc_places: tuple[int, ...]
-    """Offsets of 4 bytes each, little-endian."""
-
-    @property
-    def end(self) -> int:
-        """Offset behind its last byte."""
-        return self.offset + self.size
-
-
-@dataclass(frozen=True, slots=True)
-class Directory:
-    """What the archive tells of all its records, in its own order."""
-
-    records: list[Record]
-    digest: str
-    """sha256; it covers the names, sizes and CRCs of all records, and so their content."""
-
-
-def read_directory(source: ByteSource) -> Directory:
-    """Read the directory of a file that `read_torch_zip` has read."""
-    archive = _open_archive(source)
-    entries, directory = archive.infolist(), archive.start_dir
-    placed = _place_records(source, entries, directory)
-    starts = sorted([directory, *(entry.header_offset for entry in entries)])
-    content = source.read(directory, source.size - directory)
-    found, position = [], 0
-    for entry in entries:
-        name_length, extra_length, comment_length = struct.unpack_from("<3H", content, position + 28)
-        offset, size = placed[entry.filename.partition("/")[2]]
-        gap = starts[bisect.bisect_right(starts, entry.header_offset)] - (offset + size)
-        if entry.flag_bits & 8:  # then it stands in a descriptor behind the data, which may begin with a signature
-            inner = [offset + size + lead for length, lead in _DESCRIPTORS.items() if length == gap]
-        else:
-            inner = [entry.header_offset + 14]
-        found.append(Record(offset, size, (*inner, directory + position + 16)))
-        position += 46 + name_length + extra_length + comment_length
-    return Directory(found, hashlib.sha256(content).hexdigest())
 
 
 def read_torch_zip(source: ByteSource) -> TorchFile:
@@ -82,10 +32,10 @@ def read_torch_zip(source: ByteSource) -> TorchFile:
     Raises:
         CheckpointError: not such a zip, big-endian, or records that are compressed or overlap.
     """
-    archive = _open_archive(source)
+    archive = open_archive(source)
     entries, central_directory = archive.infolist(), archive.start_dir
     _require_checkpoint(source, [entry.filename.partition("/")[2] for entry in entries])
-    records = _place_records(source, entries, central_directory)
+    records = locate_records(source, entries, central_directory)
     if "byteorder" in records and source.read(*_checked(source, records, "byteorder", 16)) != b"little":
         raise CheckpointError(f"{source.name} was written on a big-endian machine; load and save it with torch")
     pickled = source.read(*_checked(source, records, "data.pkl", MAX_PICKLE))
@@ -95,7 +45,12 @@ def read_torch_zip(source: ByteSource) -> TorchFile:
     return TorchFile("torch zip", source, root, records, "data/")
 
 
-def _open_archive(source: ByteSource) -> zipfile.ZipFile:
+def open_archive(source: ByteSource) -> zipfile.ZipFile:
+    """Read the directory of a zip.
+
+    Raises:
+        CheckpointError: there is none that can be read.
+    """
     try:
         return zipfile.ZipFile(SourceReader(source))
     except (
@@ -112,7 +67,7 @@ def _open_archive(source: ByteSource) -> zipfile.ZipFile:
         raise CheckpointError(f"{source.name} is a damaged zip file ({error}); copy or download it again") from error
 
 
-def _place_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int) -> dict[str, tuple[int, int]]:
+def locate_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int) -> dict[str, tuple[int, int]]:
     """Return name without the archive's folder -> (offset, bytes), checked against local headers and neighbours."""
     records: dict[str, tuple[int, int]] = {}
     previous_name, previous_end = "", 0

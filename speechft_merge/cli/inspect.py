@@ -159,8 +159,8 @@ def describe_mapping(plan: Plan, models: list[str]) -> dict[str, Any]:
             tensor.name: {
                 "action": tensor.action.value,
                 "reason": tensor.reason,
-                "part": tensor.place.part,
-                "layer": tensor.place.block,
+                "part": tensor.location.part,
+                "layer": tensor.location.block,
                 "finetuned": _partner_names(plan, tensor.name),
             }
             for tensor in plan.tensors

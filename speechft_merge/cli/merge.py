@@ -253,16 +253,16 @@ def describe_plan(prepared: Merge, place: Path, named: str) -> dict[str, Any]:
     from speechft_merge.output.place import free_space
     from speechft_merge.record.layers import summarise_layers
 
-    plan, outline = prepared.plan, prepared.files
+    plan, files = prepared.plan, prepared.files
     return {
         "output": named,
         "recipe": plan.recipe.to_json(),
         "counts": plan.counts,
         "coverage": min(plan.coverages),
-        "files": [{"file": file.name, "size": file.size} for file in outline.files],
+        "files": [{"file": file.name, "size": file.size} for file in files.files],
         "companions": sorted(prepared.companions),
-        "read_bytes": outline.read_bytes,
-        "needed_bytes": outline.size,
+        "read_bytes": files.read_bytes,
+        "needed_bytes": files.size,
         "free_bytes": free_space(place)[1],
         "workers": prepared.workers.count,
         "workers_reason": prepared.workers.reason,

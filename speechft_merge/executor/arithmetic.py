@@ -1,4 +1,4 @@
-"""The arithmetic: pure functions of arrays, in place where memory is the cost.
+"""Mixes arrays: pure functions of arrays, one for each method of merging, in place where memory is the cost.
 
 Every result is three separately rounded steps (subtract, multiply, add) in float32, or float64 where an input is, so
 that numpy, torch on a CPU and torch on a GPU give the same bytes; a fused multiply-add (torch.lerp) would not.
@@ -6,7 +6,7 @@ that numpy, torch on a CPU and torch on a GPU give the same bytes; a fused multi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Floats = NDArray[np.floating[Any]]
-    Bytes = NDArray[np.uint8]
+    from speechft_merge.checkpoints.elements import Floats
+    from speechft_merge.plan.operations import Interpolate
 
 
 class Sums(NamedTuple):
@@ -27,8 +27,29 @@ class Sums(NamedTuple):
     changed: bool
 
 
-def interpolate(base: Floats, finetuned: Sequence[Floats], weights: Sequence[float], alpha: float) -> Sums:
-    """base + alpha * sum of weights * (finetuned - base), into `finetuned[0]`. All inputs are overwritten.
+def mix(operation: Interpolate, inputs: Sequence[Floats]) -> tuple[Floats, Sums]:
+    """Return what an operation makes of its inputs, and their sums. This is where a method of merging is chosen.
+
+    Args:
+        operation: what to do.
+        inputs: an array of shape `(n,)` for each of `operation.inputs`, all float32 or all float64; overwritten.
+    """
+    base, *finetuned = inputs
+    return interpolate(base, finetuned, [term.weight for term in operation.terms], operation.alpha)
+
+
+def measure(operation: Interpolate, inputs: Sequence[NDArray[np.float64]]) -> Sums:
+    """Return the sums that `mix` returns, for numbers whose squares overflow in float32. Nothing is overwritten."""
+    base, *finetuned = inputs
+    delta = sum(term.weight * (values - base) for term, values in zip(operation.terms, finetuned, strict=True))
+    with np.errstate(over="ignore"):
+        return Sums(float(np.dot(base, base)), float(np.dot(delta, delta)), bool(np.any(delta)))
+
+
+def interpolate(
+    base: Floats, finetuned: Sequence[Floats], weights: Sequence[float], alpha: float
+) -> tuple[Floats, Sums]:
+    """Return base + alpha * sum of weights * (finetuned - base), made in `finetuned[0]`. All inputs are overwritten.
 
     Two-sided for a single fine-tune: from alpha = 0.5 on, finetuned - (1 - alpha) * (finetuned - base), which is exact
     at both ends and the most accurate in between. The difference is taken the other way round and its weight negated:
@@ -39,6 +60,9 @@ def interpolate(base: Floats, finetuned: Sequence[Floats], weights: Sequence[flo
         finetuned: one or more arrays like `base`.
         weights: one for each of `finetuned`.
         alpha: weight of the mean difference.
+
+    Returns:
+        The result, like `base`, and sums in its precision: those are inf or nan where an input is, or on overflow.
     """
     real = base.dtype.type
     base_squares = squares(base)
@@ -58,11 +82,11 @@ def interpolate(base: Floats, finetuned: Sequence[Floats], weights: Sequence[flo
         np.subtract(real(0), delta, out=delta)
         np.multiply(delta, real(factor), out=delta)
         np.subtract(start, delta, out=result)
-    return Sums(base_squares, delta_squares, changed)
+    return result, Sums(base_squares, delta_squares, changed)
 
 
 def _mean_difference(base: Floats, finetuned: Sequence[Floats], weights: Sequence[float]) -> None:
-    """sum of weights * (base - finetuned), into `finetuned[0]`."""
+    """Write sum of weights * (base - finetuned) into `finetuned[0]`."""
     real = base.dtype.type
     total = finetuned[0]
     for other, weight in zip(finetuned, weights, strict=True):
@@ -74,5 +98,5 @@ def _mean_difference(base: Floats, finetuned: Sequence[Floats], weights: Sequenc
 
 
 def squares(values: Floats) -> float:
-    """Sum of squares in the array's own precision: inf or nan tell of such elements, or of an overflow."""
+    """Return the sum of squares in the array's own precision: inf or nan if an element is, or on overflow."""
     return float(np.dot(values, values))

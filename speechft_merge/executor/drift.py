@@ -21,7 +21,7 @@ class Drift:
 
     @staticmethod
     def relative(drifts: Iterable[Drift]) -> float | None:
-        """||finetuned - base|| / ||base|| over some tensors; None where the base is zero or was not read."""
+        """Return ||finetuned - base|| / ||base|| over some tensors; None where the base is zero or was not read."""
         drifts = list(drifts)
         base = math.fsum(drift.base for drift in drifts)
         return math.sqrt(math.fsum(drift.delta for drift in drifts) / base) if base else None

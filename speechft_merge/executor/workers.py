@@ -1,4 +1,4 @@
-"""How many threads carry out a plan."""
+"""Chooses how many threads execute a plan."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from speechft_merge.errors import UsageError
 
 MAX_WORKERS = 4
 """More gain nothing: the work is the kernel's copying. Four hide the waits of a cold disk even on two cores."""
-
 
 BYTES_PER_WORKER = 64 << 20
 """Output below which a further worker costs more to start than it saves."""
@@ -24,7 +23,7 @@ class Workers:
 
 
 def choose_workers(nbytes: int, asked: int | None = None, converting: bool = False) -> Workers:
-    """The number of workers for an output of so many bytes, on the cores this process may use.
+    """Choose the number of workers for an output of so many bytes, on the cores this process may use.
 
     Half types take some twenty calls of numpy a chunk, and each hands the interpreter's lock over: on XLS-R 1B two
     threads cost half as much CPU time again as one, and saved little.

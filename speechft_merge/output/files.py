@@ -1,4 +1,4 @@
-"""Which files the output consists of, and where in them each tensor stands: pure, and exact to the byte."""
+"""Lays out the files of the output: which there are, and what stands in them where. Pure, and exact to the byte."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from speechft_merge.checkpoints.torch_zip import Record
+    from speechft_merge.output.crc32 import Record
+    from speechft_merge.plan.operations import Segment
     from speechft_merge.plan.plan import PlannedTensor
 
 SINGLE = "model.safetensors"
@@ -26,21 +27,21 @@ class OutputFile:
 
     name: str
     header: bytes
-    tensors: tuple[tuple[PlannedTensor, int], ...]
-    """Each with its offset in the file."""
+    segments: tuple[Segment, ...]
+    """In the order of the file, which they fill from the header to the end."""
     size: int
     records: tuple[Record, ...] = ()
-    """Of a zip: those whose CRC-32 has to be made anew."""
-    pattern: str = ""
-    """sha256 that stands for what the file has beside its header and tensors; empty if that is nothing."""
+    """Records of a zip whose CRC-32 must be renewed."""
+    rest_digest: str = ""
+    """sha256 that identifies what the file holds beside header and tensors; empty if that is nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outline:
+class OutputFiles:
     """The weights of the output, down to the byte."""
 
     files: tuple[OutputFile, ...]
-    index: bytes | None
+    index: bytes | None = None
     """The index of shards; None for a single file."""
 
     @property
@@ -51,19 +52,19 @@ class Outline:
     @property
     def read_bytes(self) -> int:
         """Bytes that must be read for them."""
-        return sum(span.nbytes for file in self.files for tensor, _ in file.tensors for span in tensor.inputs)
+        return sum(span.nbytes for file in self.files for segment in file.segments for span in segment.operation.inputs)
 
     @property
     def digest(self) -> str:
-        """sha256 over names, headers and patterns."""
-        told = (file.name.encode() + b"\0" + file.header + file.pattern.encode() for file in self.files)
-        return hashlib.sha256(b"".join(told)).hexdigest()
+        """sha256 that identifies their layout, and what they hold beside tensors."""
+        parts = (file.name.encode() + b"\0" + file.header + file.rest_digest.encode() for file in self.files)
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def make_outline(tensors: Sequence[PlannedTensor], max_shard_size: int | None = None) -> Outline:
-    """Cut the tensors into files in their order, each at most `max_shard_size` bytes of tensors.
+def lay_out_safetensors(tensors: Sequence[PlannedTensor], max_shard_size: int | None = None) -> OutputFiles:
+    """Cut the tensors into safetensors files in their order, each at most `max_shard_size` bytes of tensors.
 
-    As huggingface_hub cuts them: a tensor that is larger than that has a file to itself.
+    As huggingface_hub cuts them: a tensor larger than that has a file to itself.
     """
     groups: list[list[PlannedTensor]] = [[]]
     filled = 0
@@ -74,15 +75,15 @@ def make_outline(tensors: Sequence[PlannedTensor], max_shard_size: int | None = 
         groups[-1].append(tensor)
         filled += tensor.nbytes
     if len(groups) == 1:
-        return Outline((_make_file(SINGLE, groups[0]),), None)
+        return OutputFiles((_lay_out(SINGLE, groups[0]),))
     names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
-    files = tuple(_make_file(name, group) for name, group in zip(names, groups, strict=True))
-    weight_map = {tensor.name: file.name for file in files for tensor, _ in file.tensors}
+    files = tuple(_lay_out(name, group) for name, group in zip(names, groups, strict=True))
+    weight_map = {segment.name: file.name for file in files for segment in file.segments}
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors)}, "weight_map": dict(sorted(weight_map.items()))}
-    return Outline(files, (json.dumps(index, indent=2) + "\n").encode())
+    return OutputFiles(files, (json.dumps(index, indent=2) + "\n").encode())
 
 
-def _make_file(name: str, tensors: Sequence[PlannedTensor]) -> OutputFile:
+def _lay_out(name: str, tensors: Sequence[PlannedTensor]) -> OutputFile:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file that lacks it
     starts = []
     position = 0
@@ -97,5 +98,5 @@ def _make_file(name: str, tensors: Sequence[PlannedTensor]) -> OutputFile:
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     header = struct.pack("<Q", len(text)) + text
-    placed = tuple((tensor, len(header) + start) for tensor, start in zip(tensors, starts, strict=True))
-    return OutputFile(name, header, placed, len(header) + position)
+    segments = tuple(tensor.at(len(header) + start) for tensor, start in zip(tensors, starts, strict=True))
+    return OutputFile(name, header, segments, len(header) + position)

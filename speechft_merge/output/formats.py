@@ -1,4 +1,4 @@
-"""What the output is written as, decided from what the base is and what was asked for: pure, and said in advance."""
+"""Decides what the output is written as, from what the base is and what was asked for. Pure, and done in advance."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from speechft_merge.checkpoints.model_config import ModelConfig, read_model_conf
 from speechft_merge.errors import UsageError
 from speechft_merge.layouts.heads import heads_of, task_of
 from speechft_merge.layouts.naming import TRANSFORMERS
-from speechft_merge.output.files import Outline, make_outline
-from speechft_merge.output.lab_file import make_image
+from speechft_merge.output.files import OutputFiles, lay_out_safetensors
+from speechft_merge.output.lab_file import lay_out_lab_file
 from speechft_merge.plan.plan import Action
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class Form(Enum):
     """Under the names that the model's file has."""
     CONVERTED = "converted"
     """safetensors under transformers' names, from a file of a lab, with a config.json derived from it."""
-    IMAGE = "image"
-    """The lab's file, see `image`."""
+    LAB_FILE = "lab file"
+    """A copy of the lab's file with other numbers, see `lab_file`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Written:
     """A plan in the form in which it is written."""
 
     plan: Plan
-    outline: Outline
+    files: OutputFiles
     companions: dict[str, bytes] | None
     """The small files beside the weights; None: those of the inputs."""
 
@@ -55,21 +55,21 @@ def write_form(plan: Plan, owner: Checkpoint, max_shard_size: int | None) -> Wri
     Raises:
         UsageError: the owner's file cannot be written in the format that was asked for: it is of another kind, or
             transformers has no class for its model, or it does not tell enough.
-        CheckpointError: see `image.make_image`.
+        CheckpointError: see `lab_file.lay_out_lab_file`.
     """
     form = choose_form(owner, plan.recipe)
-    if form is Form.IMAGE:
+    if form is Form.LAB_FILE:
         if max_shard_size is not None:
             raise UsageError("a lab's checkpoint is one file; --max-shard-size goes with --format safetensors")
-        return Written(plan, make_image(plan.tensors, owner), {})
+        return Written(plan, lay_out_lab_file(plan.tensors, owner), {})
     if form is Form.CONVERTED:
         first = plan.alignments[0]
         prefix = first.finetuned_prefix if plan.recipe.keep_head else first.base_prefix
         prefix = prefix if prefix in owner.naming.roots else owner.naming.prefix
         model = read_model_config(owner, prefix)
         converted = convert(plan, model, owner, prefix)
-        return Written(converted, make_outline(converted.tensors, max_shard_size), companions_in(model))
-    return Written(plan, make_outline(plan.tensors, max_shard_size), None)
+        return Written(converted, lay_out_safetensors(converted.tensors, max_shard_size), companions_in(model))
+    return Written(plan, lay_out_safetensors(plan.tensors, max_shard_size), None)
 
 
 def choose_form(owner: Checkpoint, recipe: Recipe) -> Form:
@@ -83,13 +83,13 @@ def choose_form(owner: Checkpoint, recipe: Recipe) -> Form:
     pickled = owner.container in ("torch zip", "torch legacy")
     match recipe.format:
         case "auto":
-            return Form.IMAGE if foreign and pickled else Form.SAFETENSORS
+            return Form.LAB_FILE if foreign and pickled else Form.SAFETENSORS
         case "safetensors":
             return Form.CONVERTED if foreign else Form.SAFETENSORS
         case "s3prl" if pickled and (lab in (labs.S3PRL, labs.S3PRL_FINETUNE, labs.WAVLM) or _is_decoar2(owner)):
-            return Form.IMAGE
+            return Form.LAB_FILE
         case "fairseq" if pickled and lab == labs.FAIRSEQ:
-            return Form.IMAGE
+            return Form.LAB_FILE
     raise UsageError(f"{owner.reference} is {_called(owner, foreign)}; {_advice(recipe.format, lab, foreign)}")
 
 
@@ -147,7 +147,8 @@ def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> P
         elif name.canonical.partition(".")[0] in heads:
             kept.append(replace(tensor, name=name.canonical))
         else:
-            dropped.append(replace(tensor, action=Action.LEFT_OUT, reason="transformers has no place for it"))
+            reason = "transformers has no place for it"
+            dropped.append(replace(tensor, action=Action.LEFT_OUT, reason=reason, operation=None))
     return replace(plan, tensors=tuple(kept), left_out=(*dropped, *plan.left_out))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from speechft_merge.executor.drift import Drift
-    from speechft_merge.output.files import Outline, OutputFile
+    from speechft_merge.output.files import OutputFile, OutputFiles
     from speechft_merge.output.writer import FileWriter
 
     Fill = Callable[[FileWriter], dict[str, Drift]]
@@ -65,7 +65,7 @@ class Output:
         sweep(self.path, self.identity)
         return found
 
-    def begin(self, files: Outline) -> None:
+    def begin(self, files: OutputFiles) -> None:
         """Make the hidden folder in which the output grows.
 
         Raises:

@@ -14,7 +14,6 @@ from speechft_merge.record.manifest import OutputEntry
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from speechft_merge.checkpoints.torch_zip import Record
     from speechft_merge.output.files import OutputFile
     from speechft_merge.output.folder import Folder
 
@@ -71,19 +70,17 @@ class FileWriter:
 
     def finish(self) -> OutputEntry:
         """Make the file durable, give it its name and return its entry in the manifest."""
-        for record in self._planned.records:
-            self._renew_crc(record)
+        for offset, crc in self._pieces.renewed(self._planned.records):
+            self._overwrite(offset, memoryview(crc))
         fd, self._fd = self._fd, -1
         self._folder.settle(self._temporary, fd, self._planned.name)
         return OutputEntry(self._planned.name, self._planned.size, self._checksum.hexdigest())
 
-    def _renew_crc(self, record: Record) -> None:
-        crc = memoryview(self._pieces.crc_of(record.offset, record.size).to_bytes(4, "little"))
-        for place in record.crc_places:
-            with explained(self._folder.path / self._planned.name):
-                self._checksum.remove(place, memoryview(os.pread(self._fd, len(crc), place)))
-            self._checksum.add(place, crc)
-            self._put(place, crc)
+    def _overwrite(self, offset: int, data: memoryview) -> None:
+        with explained(self._folder.path / self._planned.name):
+            self._checksum.remove(offset, memoryview(os.pread(self._fd, len(data), offset)))
+        self._checksum.add(offset, data)
+        self._put(offset, data)
 
     def abandon(self) -> None:
         """Remove what there is; after `finish` this does nothing."""

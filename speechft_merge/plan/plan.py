@@ -1,4 +1,4 @@
-"""What becomes of each tensor: a pure decision on two or more indexes and a recipe. Nothing is decided later."""
+"""Decides what becomes of each tensor, from the indexes of the models and a recipe. Pure; nothing is decided later."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.errors import MismatchError
 from speechft_merge.layouts.alignment import Alignment, align
 from speechft_merge.layouts.structure import Location
 from speechft_merge.layouts.torchaudio import PACKED
+from speechft_merge.plan.operations import Copy, Interpolate, Segment, Term
 from speechft_merge.recipe.rules import Subject, alphas_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
     from speechft_merge.layouts.naming import TensorName
+    from speechft_merge.plan.operations import Operation
     from speechft_merge.recipe.recipe import Recipe
 
 LEAST_COVERAGE = 0.5
@@ -45,17 +49,13 @@ class PlannedTensor:
     """In the output; of a tensor left out, its own."""
     action: Action
     reason: str
-    place: Location
+    location: Location
     dtype: DType
     """In the output."""
     shape: tuple[int, ...]
-    base: TensorSpan | None = None
-    finetuned: tuple[TensorSpan, ...] = ()
-    weights: tuple[float, ...] = ()
-    """Of the fine-tunes that have this tensor; they sum to 1, or to less if some fine-tune lacks it."""
+    operation: Operation | None = None
+    """What makes it; None for what is left out. Interpolated with alpha 1, a tensor is a copy of its fine-tune's."""
     alpha: float | None = None
-    which: tuple[int, ...] = ()
-    """The fine-tune that each of `finetuned` belongs to, by its place in the call."""
 
     @property
     def nbytes(self) -> int:
@@ -63,19 +63,23 @@ class PlannedTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
-    def single(self) -> TensorSpan | None:
-        """The one span that is written as it is (but for its dtype); None when two or more are mixed."""
-        if self.action is Action.TAKEN or (self.alpha == 1 and self.weights == (1.0,)):
-            return self.finetuned[0]
-        return self.base if self.action is Action.COPIED else None
-
-    @property
     def inputs(self) -> tuple[TensorSpan, ...]:
         """The spans that must be read for it."""
-        if self.single is not None:
-            return (self.single,)
-        assert self.base is not None
-        return (self.base, *self.finetuned)
+        return self.operation.inputs if self.operation is not None else ()
+
+    def at(self, offset: int) -> Segment:
+        """Return the tensor as a segment of a file."""
+        assert self.operation is not None
+        return Segment(offset, self.operation, self.dtype, self.name)
+
+
+class Pair(NamedTuple):
+    """A tensor of the base and that of one fine-tune, which the merge mixes."""
+
+    name: str
+    """In the model whose class is written."""
+    base: TensorSpan
+    finetuned: TensorSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,8 @@ class Plan:
     alignments: tuple[Alignment, ...]
     coverages: tuple[float, ...]
     """Share of the base's parameters, heads aside, that each fine-tune has."""
+    pairs: tuple[tuple[Pair, ...], ...]
+    """For each fine-tune, what is interpolated with it: by any alpha but 0, in the order of `tensors`."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -99,7 +105,7 @@ class Plan:
     @property
     def converts(self) -> bool:
         """Whether most of what is mixed has to be converted before it can be calculated with."""
-        mixed = [tensor for tensor in self.tensors if tensor.single is None]
+        mixed = [tensor for tensor in self.tensors if isinstance(tensor.operation, Interpolate)]
         plain = sum(t.nbytes for t in mixed if all(span.dtype in (DType.F32, DType.F64) for span in t.inputs))
         return 2 * plain < sum(tensor.nbytes for tensor in mixed)
 
@@ -134,13 +140,32 @@ def make_plan(base: Checkpoint, finetuned: list[Checkpoint], recipe: Recipe) -> 
         raise MismatchError(
             "nothing would be interpolated: " + "; ".join(f"{count} tensors {why}" for why, count in reasons)
         )
+    tensors.sort(key=lambda tensor: -tensor.dtype.itemsize)
     return Plan(
         recipe=recipe,
-        tensors=tuple(sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)),
+        tensors=tuple(replace(tensor, operation=_reduced(tensor.operation)) for tensor in tensors),
         left_out=tuple(tensor for tensor in planned if tensor.action is Action.LEFT_OUT),
         alignments=alignments,
         coverages=tuple(_coverage(base, alignment) for alignment in alignments),
+        pairs=tuple(tuple(_pairs(tensors, model)) for model in range(len(finetuned))),
     )
+
+
+def _reduced(operation: Operation | None) -> Operation | None:
+    """Return the same operation, or a copy where that gives the same: of a single fine-tune with alpha 1."""
+    match operation:
+        case Interpolate(_, (Term(span, 1.0),), 1.0):
+            return Copy(span)
+    return operation
+
+
+def _pairs(tensors: Sequence[PlannedTensor], model: int) -> Iterator[Pair]:
+    """Yield what is interpolated with one fine-tune."""
+    for tensor in tensors:
+        if isinstance(tensor.operation, Interpolate):
+            for term in tensor.operation.terms:
+                if term.model == model:
+                    yield Pair(tensor.name, tensor.operation.base, term.span)
 
 
 def _require_match(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment) -> None:
@@ -220,11 +245,8 @@ class _Decision:
                 planned.append(self._merged(base_name, name, alphas))
             else:
                 reason = "the fine-tune's head" if known.is_head else "not in the base"
-                planned.append(
-                    PlannedTensor(
-                        name, Action.TAKEN, reason, known.location, self._dtype(span), span.shape, None, (span,)
-                    )
-                )
+                dtype = self._dtype(span)
+                planned.append(PlannedTensor(name, Action.TAKEN, reason, known.location, dtype, span.shape, Copy(span)))
         for name, span in self.base.tensors.items():
             if name not in alignment.pairs and name not in alignment.heads:
                 known = alignment.base_names[name]
@@ -249,36 +271,27 @@ class _Decision:
         return next((one for one in known if not one.is_head), known[0])
 
     def _partners(self, name: str) -> list[tuple[TensorSpan, int]]:
-        """The tensor in each fine-tune that has it, and which that is."""
+        """Return the tensor of each fine-tune that has it, and which fine-tune that is."""
         found = []
-        for which, (checkpoint, alignment) in enumerate(zip(self.finetuned, self.alignments, strict=True)):
+        for model, (checkpoint, alignment) in enumerate(zip(self.finetuned, self.alignments, strict=True)):
             other = alignment.pairs.get(name) or alignment.heads.get(name)
             if other is not None:
-                found.append((checkpoint.tensors[other], which))
+                found.append((checkpoint.tensors[other], model))
         return found
 
     def _merged(self, name: str, output_name: str, alphas: dict[str, float]) -> PlannedTensor:
-        """A tensor of the base: interpolated, or copied for a reason."""
+        """Decide on a tensor of the base: interpolated, or copied for a reason."""
         span, partners = self.base.tensors[name], self._partners(name)
-        known = self._known(name)
-        alpha = alphas.get(name)
-        copied = PlannedTensor(
-            output_name, Action.COPIED, "", known.location, self._dtype(span), span.shape, span, alpha=alpha
-        )
+        known, alpha, dtype = self._known(name), alphas.get(name), self._dtype(span)
+        copied = PlannedTensor(output_name, Action.COPIED, "", known.location, dtype, span.shape, Copy(span), alpha)
         if alpha is None:
             return replace(copied, reason=self._why_copied(span, partners, known))
         if alpha == 0:
             return replace(copied, reason="alpha is 0")
-        usable = [(other, which) for other, which in partners if other.dtype.interpolated]
-        missing = len(self.finetuned) - len(usable)
-        return replace(
-            copied,
-            action=Action.INTERPOLATED,
-            reason=f"missing in {missing} of {len(self.finetuned)} fine-tunes" if missing else "",
-            finetuned=tuple(other for other, _ in usable),
-            which=tuple(which for _, which in usable),
-            weights=tuple(self.weights[which] for _, which in usable),
-        )
+        terms = tuple(Term(other, self.weights[model], model) for other, model in partners if other.dtype.interpolated)
+        missing = len(self.finetuned) - len(terms)
+        reason = f"missing in {missing} of {len(self.finetuned)} fine-tunes" if missing else ""
+        return replace(copied, action=Action.INTERPOLATED, reason=reason, operation=Interpolate(span, terms, alpha))
 
     def _why_copied(self, span: TensorSpan, partners: list[tuple[TensorSpan, int]], known: TensorName) -> str:
         if known.is_head:
@@ -302,24 +315,23 @@ def _unread(name: str, why: str) -> PlannedTensor:
 
 
 def _untie(owner: Checkpoint, tensors: list[PlannedTensor]) -> list[PlannedTensor]:
-    """Tensors that the file tied (one storage, several names) stay equal: all become what the encoder's own becomes.
+    """Keep tensors equal that the file tied (one storage, several names): all become what the encoder's own becomes.
 
     Args:
         owner: the model whose names the output has.
         tensors: what was decided on each by itself.
     """
+    spans = [owner.tensors[tensor.name] for tensor in tensors]
+    storages = [(span.place, span.dtype, span.shape) for span in spans]
     leads: dict[object, PlannedTensor] = {}
-    for tensor in tensors:
-        span = owner.tensors[tensor.name]
-        place = span.place, span.dtype, span.shape
-        if place not in leads or leads[place].place.part == "head":
-            leads[place] = tensor
+    for storage, tensor in zip(storages, tensors, strict=True):
+        if storage not in leads or leads[storage].location.part == "head":
+            leads[storage] = tensor
     tied = []
-    for tensor in tensors:
-        span = owner.tensors[tensor.name]
-        lead = leads[span.place, span.dtype, span.shape] if tensor.nbytes else tensor
-        if lead.inputs == tensor.inputs and lead.alpha == tensor.alpha:
+    for storage, tensor in zip(storages, tensors, strict=True):
+        lead = leads[storage] if tensor.nbytes else tensor
+        if (_reduced(lead.operation), lead.alpha) == (_reduced(tensor.operation), tensor.alpha):
             tied.append(tensor)
         else:
-            tied.append(replace(lead, name=tensor.name, place=tensor.place, reason=f"tied to {lead.name}"))
+            tied.append(replace(lead, name=tensor.name, location=tensor.location, reason=f"tied to {lead.name}"))
     return tied

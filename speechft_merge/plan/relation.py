@@ -1,4 +1,4 @@
-"""Whether two models of equal shapes have anything to do with each other: measured on a sample of their weights."""
+"""Measures whether two models of equal shapes have anything to do with each other, on a sample of their weights."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.plan.plan import Action
-
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import TensorSpan
-    from speechft_merge.plan.plan import Plan, PlannedTensor
+    from speechft_merge.plan.plan import Plan
 
 LEAST_COSINE = 0.1
 """Median over the sampled matrices. Independent weights give 0 +- 0.02 at this sample size; a fine-tune that moved each
@@ -41,51 +39,33 @@ class Relation:
         return self.median is not None and self.median < LEAST_COSINE
 
 
-def measure_relation(plan: Plan, which: int) -> Relation:
-    """Cosines of the centred weights of one fine-tune with the base, on matrices spread over the model.
+def measure_relation(plan: Plan, model: int) -> Relation:
+    """Measure the cosines of the centred weights of one fine-tune with the base, on matrices spread over the model.
 
     Matrices and kernels only: norms are near 1 and biases near 0 in any model.
     """
-    candidates = [
-        tensor
-        for tensor in plan.tensors
-        if tensor.action is Action.INTERPOLATED and which in tensor.which and _is_matrix(tensor)
-    ]
-    remote = any(not span.source.seeks_cheaply for tensor in candidates for span in tensor.inputs)
+    candidates = [pair for pair in plan.pairs[model] if _is_matrix(pair.base)]
+    remote = any(not span.source.seeks_cheaply for pair in candidates for span in (pair.base, pair.finetuned))
     most = SAMPLED_REMOTE if remote else SAMPLED_TENSORS
     step = max(1, len(candidates) // most)
-    cosines = {}
-    for tensor in candidates[step // 2 :: step][:most]:
-        assert tensor.base is not None
-        count = min(SAMPLED_ELEMENTS, tensor.base.elements)
-        start = (tensor.base.elements - count) // 2
-        cosine = _cosine(
-            _sample(tensor.base, start, count), _sample(tensor.finetuned[tensor.which.index(which)], start, count)
-        )
-        if cosine is not None:
-            cosines[tensor.name] = cosine
-    return Relation(cosines)
+    cosines = {pair.name: _cosine(*map(_sample, pair[1:])) for pair in candidates[step // 2 :: step][:most]}
+    return Relation({name: cosine for name, cosine in cosines.items() if cosine is not None})
 
 
-def _is_matrix(tensor: PlannedTensor) -> bool:
-    return sum(size > 1 for size in tensor.shape) >= 2 and math.prod(tensor.shape) >= LEAST_ELEMENTS
+def _is_matrix(span: TensorSpan) -> bool:
+    return sum(size > 1 for size in span.shape) >= 2 and span.elements >= LEAST_ELEMENTS
 
 
-def _sample(span: TensorSpan, start: int, count: int) -> Any:
-    import numpy as np
+def _sample(span: TensorSpan) -> Any:
+    """Read elements from the middle of a tensor."""
+    from speechft_merge.checkpoints.elements import read_numbers
 
-    from speechft_merge.checkpoints.elements import widen
-
-    raw = np.frombuffer(
-        span.source.read(span.offset + start * span.dtype.itemsize, count * span.dtype.itemsize), np.uint8
-    )
-    values = np.empty(count, np.float64)
-    widen(raw, span.dtype, values)
-    return values
+    count = min(SAMPLED_ELEMENTS, span.elements)
+    return read_numbers(span, (span.elements - count) // 2, count)
 
 
 def _cosine(a: Any, b: Any) -> float | None:
-    """Of the centred samples; None where either is constant or not finite."""
+    """Return the cosine of the centred samples; None where either is constant or not finite."""
     import numpy as np
 
     with np.errstate(all="ignore"):

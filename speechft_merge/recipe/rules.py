@@ -38,7 +38,7 @@ class Subject:
 
     name: str
     relative: str
-    place: Location
+    location: Location
 
 
 def parse_rule(text: str) -> AlphaRule:
@@ -66,14 +66,14 @@ def alphas_of(subjects: list[Subject], default: float, rules: tuple[AlphaRule, .
     Raises:
         UsageError: a rule matches nothing, or names layers that the model lacks.
     """
-    alphas = {subject.name: default for subject in subjects if subject.place.part != "head"}
+    alphas = {subject.name: default for subject in subjects if subject.location.part != "head"}
     for rule in rules:
         chosen = [subject for subject in subjects if _selects(rule.selector, subject)]
-        depths = [subject.place.block for subject in chosen if subject.place.block is not None]
+        depths = [subject.location.block for subject in chosen if subject.location.block is not None]
         _require_match(rule, chosen, depths, subjects)
         low, high = (min(depths), max(depths)) if depths else (0, 0)
         for subject in chosen:
-            alphas[subject.name] = _ramp(rule, subject.place.block, low, high)
+            alphas[subject.name] = _ramp(rule, subject.location.block, low, high)
     return alphas
 
 
@@ -87,14 +87,14 @@ def _ramp(rule: AlphaRule, layer: int | None, low: int, high: int) -> float:
 
 
 def _selects(selector: str, subject: Subject) -> bool:
-    place = subject.place
+    location = subject.location
     layers = _RANGE.fullmatch(selector)
-    if layers and place.block is not None and place.stack == (layers[1] or "encoder"):
-        return int(layers[2]) <= place.block <= int(layers[3] or layers[2])
-    if selector in (*STACKS, place.stack):
-        return place.stack == selector
+    if layers and location.block is not None and location.stack == (layers[1] or "encoder"):
+        return int(layers[2]) <= location.block <= int(layers[3] or layers[2])
+    if selector in (*STACKS, location.stack):
+        return location.stack == selector
     if selector in PARTS:
-        return place.part == selector
+        return location.part == selector
     return any(_matches(selector.split("."), name.split(".")) for name in (subject.name, subject.relative))
 
 
@@ -120,7 +120,7 @@ def _require_match(rule: AlphaRule, chosen: list[Subject], depths: list[int], su
             raise UsageError(f"rule {rule}: the {stack} has {known}")
     if not chosen:
         parts = sorted(
-            {subject.place.part for subject in subjects} | {s.place.stack for s in subjects if s.place.stack}
+            {subject.location.part for subject in subjects} | {s.location.stack for s in subjects if s.location.stack}
         )
         raise UsageError(
             f"rule {rule} matches nothing that takes part; parts of this model: {', '.join(parts)}; a pattern must "
@@ -131,6 +131,6 @@ def _require_match(rule: AlphaRule, chosen: list[Subject], depths: list[int], su
 def _layers_of(subjects: list[Subject]) -> Mapping[str, list[int]]:
     found: dict[str, set[int]] = {}
     for subject in subjects:
-        if subject.place.block is not None:
-            found.setdefault(subject.place.stack, set()).add(subject.place.block)
+        if subject.location.block is not None:
+            found.setdefault(subject.location.stack, set()).add(subject.location.block)
     return {stack: sorted(indexes) for stack, indexes in found.items()}

@@ -47,7 +47,7 @@ def summarise_layers(plan: Plan, drifts: dict[str, Drift] | None = None) -> list
 
 def _position(tensor: PlannedTensor) -> tuple[int, str, int, str]:
     """Sort key and label: parts before the layers, encoder, decoder, parts after."""
-    place = tensor.place
+    place = tensor.location
     order = PARTS.index(place.part)
     label = place.part if place.block is None else str(place.block)
     if place.stack not in ("encoder", ""):

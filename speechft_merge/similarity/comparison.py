@@ -18,6 +18,7 @@ from speechft_merge.checkpoints.model_config import ModelConfig, read_model_conf
 from speechft_merge.errors import CheckpointError, MismatchError
 from speechft_merge.layouts.naming import TRANSFORMERS
 from speechft_merge.layouts.structure import is_decoder, locate
+from speechft_merge.plan.operations import Copy
 from speechft_merge.plan.plan import Action, PlannedTensor, make_plan
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.similarity.cka import LEAST_UTTERANCES
@@ -139,7 +140,7 @@ def _source_of(checkpoint: Checkpoint, model: ModelConfig, other_config: dict[st
     names = _encoder_names(checkpoint, str(config.get("model_type")))
     known = checkpoint.naming.under()
     tensors = [
-        PlannedTensor(name, Action.COPIED, "", known[name].location, span.dtype, span.shape, span)
+        PlannedTensor(name, Action.COPIED, "", known[name].location, span.dtype, span.shape, Copy(span))
         for name, span in checkpoint.tensors.items()
         if name in names
     ]

@@ -37,12 +37,12 @@ def load_weights(tensors: Sequence[PlannedTensor]) -> dict[str, Tensor]:
     Rounded to the plan's element types first, so that they hold what the plan writes to a file.
 
     Raises:
-        MismatchError, CheckpointError: see `stream.execute`.
+        MismatchError, CheckpointError: see `executor.execute`.
     """
-    from speechft_merge.executor.executor import Placed, execute
+    from speechft_merge.executor.executor import execute
 
     buffers = {tensor.name: _Buffer(tensor.nbytes) for tensor in tensors}
-    execute([Placed(tensor, buffers[tensor.name], 0) for tensor in tensors], workers=1)
+    execute([(tensor.at(0), buffers[tensor.name]) for tensor in tensors], workers=1)
     loaded = {}
     for tensor in tensors:
         raw, kind = buffers.pop(tensor.name).raw, getattr(torch, tensor.dtype.torch_name)

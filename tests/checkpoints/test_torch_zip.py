@@ -35,8 +35,9 @@ from hypothesis import strategies as st
 
 from speechft_merge.checkpoints import DType
 from speechft_merge.checkpoints.torch_tensors import TorchFile
-from speechft_merge.checkpoints.torch_zip import read_directory, read_torch_zip
+from speechft_merge.checkpoints.torch_zip import read_torch_zip
 from speechft_merge.errors import CheckpointError, SpeechFTMergeError
+from speechft_merge.output.crc32 import read_records
 from speechft_merge.sources import LocalFile
 
 
@@ -480,16 +481,16 @@ ZIPS = {
 
 
 @pytest.mark.parametrize("kind", ZIPS)
-def test_the_places_of_every_checksum_are_found(kind: str, tmp_path: Path) -> None:
+def test_the_offsets_of_every_checksum_are_found(kind: str, tmp_path: Path) -> None:
     """Two each: in the directory, and before or behind the data."""
     path = tmp_path / "file"
     path.write_bytes(ZIPS[kind])
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         data = {name: archive.read(name) for name in entries}
-    records = read_directory(LocalFile(path)).records
+    records, _ = read_records(LocalFile(path))
     assert len(records) == len(entries)
     for record, (name, entry) in zip(records, entries.items(), strict=True):
         assert ZIPS[kind][record.offset : record.end] == data[name]
-        crcs = [struct.unpack_from("<L", ZIPS[kind], place)[0] for place in record.crc_places]
+        crcs = [struct.unpack_from("<L", ZIPS[kind], offset)[0] for offset in record.crc_offsets]
         assert crcs == [entry.CRC] * 2

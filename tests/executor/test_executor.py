@@ -15,17 +15,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import Memory, dtype_of, from_bytes, span_of, to_bytes
+from models import Memory, dtype_of, from_bytes, to_bytes
 
 from speechft_merge.checkpoints import TensorSpan
 from speechft_merge.errors import CheckpointError, MismatchError, UsageError, WriteError
-from speechft_merge.executor import chunk as lane
 from speechft_merge.executor.drift import Drift
-from speechft_merge.executor.executor import Placed, execute
+from speechft_merge.executor.executor import execute
 from speechft_merge.executor.workers import BYTES_PER_WORKER, MAX_WORKERS, choose_workers
 from speechft_merge.layouts.structure import Location
 from speechft_merge.output.checksums import BLOCK, Checksum, checksum_of
-from speechft_merge.output.files import make_outline
+from speechft_merge.output.files import lay_out_safetensors
+from speechft_merge.plan.operations import Copy, Interpolate, Term
 from speechft_merge.plan.plan import Action, PlannedTensor
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that small tensors have many."""
-    monkeypatch.setattr(lane, "CHUNK", CHUNK)
+    monkeypatch.setattr("speechft_merge.executor.chunk.CHUNK", CHUNK)
 
 
 @pytest.fixture(autouse=True)
@@ -93,13 +93,15 @@ def plan_of(
     source: Callable[[bytes], Memory] = Memory,
 ) -> PlannedTensor:  # fmt: skip
     """Interpolated if there is a fine-tune, else copied."""
-    spans = [TensorSpan(source(to_bytes(t)), 0, dtype_of(t.dtype), tuple(t.shape)) for t in (base, *finetuned)]
-    action = Action.INTERPOLATED if finetuned else Action.COPIED
-    weights = (1 / len(finetuned),) * len(finetuned) if finetuned else ()
-    return PlannedTensor(
-        name, action, "", Location("other", ""), dtype_of(dtype or base.dtype), tuple(base.shape), spans[0],
-        tuple(spans[1:]), weights, alpha if finetuned else None,
-    )  # fmt: skip
+    span, *others = (TensorSpan(source(to_bytes(t)), 0, dtype_of(t.dtype), tuple(t.shape)) for t in (base, *finetuned))
+    terms = tuple(Term(other, 1 / len(others), i) for i, other in enumerate(others))
+    return planned(name, Interpolate(span, terms, alpha) if terms else Copy(span), dtype)
+
+
+def planned(name: str, operation: Copy | Interpolate, dtype: torch.dtype | None = None) -> PlannedTensor:
+    span, action = operation.inputs[0], Action.COPIED if isinstance(operation, Copy) else Action.INTERPOLATED
+    out = dtype_of(dtype) if dtype else span.dtype
+    return PlannedTensor(name, action, "", Location("other", ""), out, span.shape, operation)
 
 
 def pair(n: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,7 +113,8 @@ def pair(n: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[tor
 def run(tensors: Sequence[PlannedTensor], workers: int = 2, progress: Any = None) -> tuple[Sink, dict[str, Drift]]:
     sink = Sink(sum(tensor.nbytes for tensor in tensors))
     starts = itertools.accumulate((tensor.nbytes for tensor in tensors), initial=0)
-    drifts = execute([Placed(t, sink, start) for t, start in zip(tensors, starts, strict=False)], workers, progress)
+    segments = [(tensor.at(start), sink) for tensor, start in zip(tensors, starts, strict=False)]
+    drifts = execute(segments, workers, progress)
     return sink, drifts
 
 
@@ -130,7 +133,7 @@ def some_tensors(source: Callable[[bytes], Memory] = Memory) -> list[PlannedTens
         plan_of("integers", torch.arange(2000), source=source),
         plan_of("copied", pair(3000)[0], dtype=torch.bfloat16),
         plan_of("two", pair(3000)[0], *pair(3000, seed=1), source=source),
-        plan_of("taken", *pair(2000), alpha=1.0, source=source),
+        plan_of("taken", pair(2000)[1], source=source),
     ]
 
 
@@ -148,14 +151,14 @@ def test_the_checksum_is_that_of_the_file_whatever_the_order_of_the_chunks(worke
         plan_of("t", *pair(BLOCK + 5), source=Slow),
         plan_of("u", *pair(BLOCK // 2 + 1, torch.float16), source=Slow),
     ]
-    (planned,) = make_outline(tensors).files
+    (file,) = lay_out_safetensors(tensors).files
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(lane, "CHUNK", BLOCK)
-        sink = Sink(planned.size)
-        sink.checksum.add(0, memoryview(planned.header))
-        execute([Placed(tensor, sink, offset) for tensor, offset in planned.tensors], workers)
-    sink.content[: len(planned.header)] = planned.header
-    path = tmp_path / planned.name
+        patched.setattr("speechft_merge.executor.chunk.CHUNK", BLOCK)
+        sink = Sink(file.size)
+        sink.checksum.add(0, memoryview(file.header))
+        execute([(segment, sink) for segment in file.segments], workers)
+    sink.content[: len(file.header)] = file.header
+    path = tmp_path / file.name
     path.write_bytes(sink.content)
     assert checksum_of(path) == sink.checksum.hexdigest()
     path.write_bytes(sink.content[:-1] + bytes([sink.content[-1] ^ 1]))
@@ -185,7 +188,7 @@ def test_the_chunk_size_leaves_no_trace(chunk: int, workers: int, n: int) -> Non
     tensors = [plan_of(str(dtype), *pair(n, dtype)) for dtype in FLOATS]
     expected, _ = run(tensors, workers=1)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(lane, "CHUNK", chunk)
+        patched.setattr("speechft_merge.executor.chunk.CHUNK", chunk)
         sink, _ = run(tensors, workers)
     assert sink.content == expected.content
 
@@ -263,13 +266,12 @@ def test_an_odd_number_is_refused_by_file_tensor_and_element(
         run([plan_of("a.b", *tensors, source=lambda _: next(sources))])
 
 
-@pytest.mark.parametrize("alpha", [0.25, 1.0])
-def test_an_odd_number_in_a_copy_is_refused(alpha: float) -> None:
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_an_odd_number_in_a_copy_is_refused(dtype: torch.dtype) -> None:
     values = pair(5000)[0]
     values[4321] = math.nan
-    tensor = plan_of("t", values) if alpha < 1 else plan_of("t", torch.ones(5000), values, alpha=1.0)
     with pytest.raises(MismatchError, match=r"memory: tensor 't' holds nan \(element 4321\)"):
-        run([tensor])
+        run([plan_of("t", values, dtype=dtype)])
 
 
 def test_the_first_of_several_odd_numbers_in_a_chunk_is_named() -> None:
@@ -400,7 +402,4 @@ def test_a_span_is_read_at_its_own_offset() -> None:
     values = pair(3000)[0]
     source = Memory(b"x" * 40 + to_bytes(values))
     moved = TensorSpan(source, 40, dtype_of(values.dtype), (3000,))
-    tensor = PlannedTensor(
-        "t", Action.COPIED, "", Location("other", ""), moved.dtype, (3000,), moved, (span_of(values),), (1.0,), 0.25
-    )
-    assert run([tensor])[0].content == to_bytes(values)
+    assert run([planned("t", Copy(moved))])[0].content == to_bytes(values)

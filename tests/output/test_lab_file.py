@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+REPLACE = MergeOptions(fsync=False, overwrite=True)
+
 
 # a lab's file, written back
 @pytest.mark.parametrize("legacy", [False, True])
@@ -171,7 +173,7 @@ def test_a_finished_output_is_known_again_and_a_damaged_one_is_not(tmp_path: Pat
     path = tmp_path / "out" / "merged_model.pt"
     whole = bytearray(path.read_bytes())
     path.write_bytes(whole[:-7] + bytes([whole[-7] ^ 1]) + whole[-6:])
-    assert not merge(ours, theirs, tmp_path / "out", options=MergeOptions(fsync=False, overwrite=True)).already_done
+    assert not merge(ours, theirs, tmp_path / "out", options=REPLACE).already_done
     assert path.read_bytes() == whole
 
 
@@ -184,7 +186,7 @@ def test_another_configuration_beside_equal_weights_is_another_merge(legacy: boo
     merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
     whole["task_cfg"]["normalize"] = False
     save(whole, tmp_path / "base.pt", legacy)
-    assert not merge(ours, theirs, tmp_path / "out", options=MergeOptions(fsync=False, overwrite=True)).already_done
+    assert not merge(ours, theirs, tmp_path / "out", options=REPLACE).already_done
     assert load(tmp_path / "out" / "merged_model.pt")["task_cfg"]["normalize"] is False
 
 
@@ -197,7 +199,7 @@ def test_the_same_bytes_whatever_the_number_of_workers(workers: int, tmp_path: P
         ours,
         save(s3prl_finetune(lab, finetuned), tmp_path / "ft"),
         tmp_path / "out",
-        options=MergeOptions(fsync=False, workers=workers),
+        options=MergeOptions(workers=workers, fsync=False),
     )
     assert_equal(load(tmp_path / "out" / "merged_model.pt")["model_weight"], official(base, finetuned))
     with zipfile.ZipFile(tmp_path / "out" / "merged_model.pt") as archive:
@@ -311,7 +313,7 @@ def test_another_element_type_does_not_fit_in_a_labs_file(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match=r"element types.*--format safetensors"):
         merge(ours, theirs, tmp_path / "out", Recipe(dtype="float16"), options=UNSYNCED)
     with pytest.raises(UsageError, match="max-shard-size goes with --format safetensors"):
-        merge(ours, theirs, tmp_path / "out", options=MergeOptions(fsync=False, max_shard_size=10_000))
+        merge(ours, theirs, tmp_path / "out", options=MergeOptions(max_shard_size=10_000))
     merge(ours, theirs, tmp_path / "out", Recipe(dtype="float16", format="safetensors"), options=UNSYNCED)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float16"
 

@@ -24,7 +24,7 @@ from speechft_merge import MergeOptions
 from speechft_merge.errors import OutputError, UsageError, WriteError
 from speechft_merge.merging import merge
 from speechft_merge.output.checksums import BLOCK, Checksum, checksum_of
-from speechft_merge.output.files import Outline, OutputFile
+from speechft_merge.output.files import OutputFile, OutputFiles
 from speechft_merge.output.output import Output
 from speechft_merge.output.place import require_place, require_space
 from speechft_merge.output.staging import JOURNAL, LOCK, FinishedFile, Staging, sweep
@@ -43,7 +43,7 @@ DATA_BYTES = np.arange(8, dtype=np.float32).tobytes()
 WHOLE = save({"weight": np.frombuffer(DATA_BYTES, np.float32)})
 HEADER = WHOLE[: -len(DATA_BYTES)]
 FILE = OutputFile("model.safetensors", HEADER, (), len(WHOLE))
-ONE_FILE = Outline((FILE,), None)
+ONE_FILE = OutputFiles((FILE,))
 SHARD = 50_000
 SHARDED = ["--max-shard-size", "50KB"]
 

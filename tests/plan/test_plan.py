@@ -13,7 +13,8 @@ from models import checkpoint_of
 
 from speechft_merge.checkpoints import DType
 from speechft_merge.errors import MismatchError, UsageError
-from speechft_merge.output.files import make_outline
+from speechft_merge.output.files import lay_out_safetensors
+from speechft_merge.plan.operations import Copy, Interpolate
 from speechft_merge.plan.plan import Action, Plan, PlannedTensor, make_plan
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.recipe.rules import parse_rule
@@ -58,6 +59,15 @@ def by_name(made: Plan) -> dict[str, PlannedTensor]:
     return {tensor.name: tensor for tensor in (*made.tensors, *made.left_out)}
 
 
+def mix(tensor: PlannedTensor) -> Interpolate:
+    assert isinstance(tensor.operation, Interpolate)
+    return tensor.operation
+
+
+def weights(tensor: PlannedTensor) -> tuple[float, ...]:
+    return tuple(term.weight for term in mix(tensor).terms)
+
+
 def actions(made: Plan) -> dict[str, tuple[Action, str]]:
     return {name: (tensor.action, tensor.reason) for name, tensor in by_name(made).items()}
 
@@ -67,9 +77,8 @@ def test_what_both_have_is_interpolated() -> None:
     made = plan(encoder(), encoder(), alpha=0.3)
     assert set(actions(made).values()) == {(INTERPOLATED, "")}
     for tensor in made.tensors:
-        assert tensor.alpha == 0.3
-        assert tensor.weights == (1.0,)
-        assert tensor.base is not None
+        assert tensor.alpha == mix(tensor).alpha == 0.3
+        assert weights(tensor) == (1.0,)
         assert [span.source.name for span in tensor.inputs] == ["base", "finetuned0"]
         assert tensor.dtype is DType.F32
     assert made.coverages[0] == 1
@@ -88,7 +97,7 @@ def test_the_bases_head_is_copied() -> None:
     assert [tensor.name for tensor in made.tensors] == list(ctc())
     for name in ("lm_head.weight", "lm_head.bias"):
         assert actions(made)[name] == (COPIED, "the base's head")
-        assert by_name(made)[name].place.part == "head"
+        assert by_name(made)[name].location.part == "head"
 
 
 def test_what_the_finetune_lacks_is_the_bases() -> None:
@@ -96,7 +105,7 @@ def test_what_the_finetune_lacks_is_the_bases() -> None:
     del finetuned["hubert.masked_spec_embed"]
     made = plan(encoder(), finetuned)
     assert actions(made)["masked_spec_embed"] == (COPIED, "not in the fine-tune")
-    assert by_name(made)["masked_spec_embed"].finetuned == ()
+    assert [span.source.name for span in by_name(made)["masked_spec_embed"].inputs] == ["base"]
 
 
 def test_what_the_base_lacks_is_left_out() -> None:
@@ -147,14 +156,14 @@ def test_larger_elements_come_first_and_the_rest_stays_in_order() -> None:
     made = plan(both, both)
     expected = sorted(both, key=lambda name: -both[name].itemsize)
     assert [tensor.name for tensor in made.tensors] == expected
-    for tensor, offset in make_outline(made.tensors).files[0].tensors:
-        assert offset % tensor.dtype.itemsize == 0
+    for segment in lay_out_safetensors(made.tensors).files[0].segments:
+        assert segment.offset % segment.dtype.itemsize == 0
 
 
 # heads
 def test_heads_on_both_sides_stay_the_bases() -> None:
     made = plan(ctc(), ctc())
-    heads = {tensor.name: tensor for tensor in made.tensors if tensor.place.part == "head"}
+    heads = {tensor.name: tensor for tensor in made.tensors if tensor.location.part == "head"}
     assert heads.keys() == {"lm_head.weight", "lm_head.bias"}
     assert {(tensor.action, tensor.reason) for tensor in heads.values()} == {(COPIED, "the base's head")}
     assert made.left_out == ()
@@ -164,7 +173,7 @@ def test_heads_on_both_sides_stay_the_bases() -> None:
 @pytest.mark.parametrize(("rule", "named"), [("head=0.5", {"weight", "bias"}), ("lm_head.bias=0.5", {"bias"})])
 def test_heads_that_a_rule_names_are_interpolated(rule: str, named: set[str], keep_head: bool) -> None:
     made = plan(ctc(), ctc(), rules=(rule,), keep_head=keep_head)
-    mixed = {t.name for t in made.tensors if t.action is INTERPOLATED and t.place.part == "head"}
+    mixed = {t.name for t in made.tensors if t.action is INTERPOLATED and t.location.part == "head"}
     assert mixed == {f"lm_head.{word}" for word in named}
     assert {t.alpha for t in made.tensors if t.name in mixed} == {0.5}
 
@@ -192,11 +201,11 @@ def test_keep_head_writes_the_finetunes_class() -> None:
 
 def test_keep_head_prefers_the_finetunes_head_to_the_bases() -> None:
     made = plan(ctc(vocabulary=9), ctc(), keep_head=True)
-    heads = [tensor for tensor in made.tensors if tensor.place.part == "head"]
+    heads = [tensor for tensor in made.tensors if tensor.location.part == "head"]
     assert {(tensor.action, tensor.shape[0]) for tensor in heads} == {(TAKEN, 7)}
-    left = [tensor for tensor in made.left_out if tensor.place.part == "head"]
+    left = [tensor for tensor in made.left_out if tensor.location.part == "head"]
     assert {(tensor.reason, tensor.shape[0]) for tensor in left} == {("the base's head", 9)}
-    assert {t.action for t in plan(ctc(), ctc(), keep_head=True).tensors if t.place.part == "head"} == {TAKEN}
+    assert {t.action for t in plan(ctc(), ctc(), keep_head=True).tensors if t.location.part == "head"} == {TAKEN}
 
 
 # ties
@@ -209,20 +218,41 @@ def whisper(tied: bool) -> Tensors:
     return names | ({"proj_out.weight": table} if tied else {})
 
 
+def bytes_of(tensor: PlannedTensor) -> tuple[Any, ...]:
+    """What its bytes depend on; equal for equal operations on the same bytes."""
+    places = [span.place for span in tensor.inputs]
+    if isinstance(tensor.operation, Interpolate):
+        return places, weights(tensor), tensor.operation.alpha, tensor.dtype
+    return places, tensor.dtype
+
+
 @pytest.mark.parametrize(("base", "finetuned"), list(itertools.product([True, False], repeat=2)))
 @pytest.mark.parametrize("keep_head", [True, False])
 @pytest.mark.parametrize("rules", [(), ("decoder=0",), ("decoder=1",)])
 def test_tied_tensors_stay_equal(base: bool, finetuned: bool, keep_head: bool, rules: tuple[str, ...]) -> None:
-    """Equal bytes come from equal inputs, weights and alpha."""
-    made = plan(whisper(base), whisper(finetuned), rules=rules, keep_head=keep_head)
-    decided = [
-        ([span.place for span in tensor.inputs], tensor.weights, tensor.alpha, tensor.dtype)
-        for tensor in made.tensors
-        if tensor.name in ("proj_out.weight", "model.decoder.embed_tokens.weight")
-    ]
-    assert len(decided) == 1 + (finetuned if keep_head else base)
-    assert all(one[0] == decided[0][0] for one in decided)
-    assert all(one == decided[0] for one in decided) or len(decided[0][0]) == 1
+    made = by_name(plan(whisper(base), whisper(finetuned), rules=rules, keep_head=keep_head))
+    tables = [made[name] for name in ("model.decoder.embed_tokens.weight", "proj_out.weight") if name in made]
+    kept = [bytes_of(table) for table in tables if table.action is not LEFT_OUT]
+    assert len(kept) == 1 + (finetuned if keep_head else base)
+    assert all(one == kept[0] for one in kept)
+
+
+@pytest.mark.parametrize("keep_head", [True, False])
+@pytest.mark.parametrize("rules", [(), ("decoder=0.5",), ("decoder=1",)])
+def test_a_tied_head_that_stands_first_in_the_file_becomes_what_the_encoders_tensor_becomes(
+    keep_head: bool, rules: tuple[str, ...]
+) -> None:
+    behind = whisper(tied=True)
+    first = {"proj_out.weight": behind["proj_out.weight"]} | behind
+    assert next(iter(first)) == "proj_out.weight"
+    made = by_name(plan(first, first, rules=rules, keep_head=keep_head))
+    head, table = made["proj_out.weight"], made["model.decoder.embed_tokens.weight"]
+    assert (table.action, table.reason) == (INTERPOLATED, "")
+    assert (head.action, head.reason) == (INTERPOLATED, "tied to model.decoder.embed_tokens.weight")
+    assert bytes_of(head) == bytes_of(table)
+    assert {span.source.name for span in table.inputs} == (
+        {"finetuned0"} if "decoder=1" in rules else {"base", "finetuned0"}
+    )
 
 
 def test_an_equal_shape_is_no_tie() -> None:
@@ -247,12 +277,12 @@ def test_an_alpha_of_zero_means_that_the_finetune_is_not_read() -> None:
 def test_an_alpha_of_one_means_that_the_base_is_not_read() -> None:
     made = plan(encoder(), encoder(), alpha=1.0)
     assert {tensor.action for tensor in made.tensors} == {INTERPOLATED}
-    assert {span.source.name for tensor in made.tensors for span in tensor.inputs} == {"finetuned0"}
+    assert {(type(t.operation), t.inputs[0].source.name) for t in made.tensors} == {(Copy, "finetuned0")}
 
 
 def test_an_alpha_of_zero_everywhere_gives_the_base() -> None:
     made = plan(encoder(), ctc(), alpha=0.0)
-    assert {tensor.single is tensor.base for tensor in made.tensors} == {True}
+    assert {(type(t.operation), t.inputs[0].source.name) for t in made.tensors} == {(Copy, "base")}
 
 
 def test_bytes_to_read_are_those_of_the_inputs() -> None:
@@ -262,11 +292,21 @@ def test_bytes_to_read_are_those_of_the_inputs() -> None:
     assert made.read_bytes == sum(n * (1 if ".layers." in name else 2) for name, n in size.items())
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("keep_head", [True, False])
+def test_the_pairs_that_are_interpolated_are_known_whatever_the_alpha(alpha: float, keep_head: bool) -> None:
+    made = plan(encoder(), ctc(), rules=("1=0",), alpha=alpha, keep_head=keep_head)
+    (pairs,) = made.pairs
+    assert [pair.name for pair in pairs] == [t.name for t in made.tensors if t.action is INTERPOLATED]
+    assert {(pair.base.source.name, pair.finetuned.source.name) for pair in pairs} == {("base", "finetuned0")}
+
+
 # several fine-tunes
 def test_several_finetunes_share_by_their_weights() -> None:
     made = plan(encoder(), ctc(), encoder(), weight=(1.0, 3.0))
     for tensor in made.tensors:
-        assert tensor.weights == (0.25, 0.75)
+        assert weights(tensor) == (0.25, 0.75)
+        assert [term.model for term in mix(tensor).terms] == [0, 1]
         assert [span.source.name for span in tensor.inputs] == ["base", "finetuned0", "finetuned1"]
 
 
@@ -276,21 +316,22 @@ def test_a_finetune_that_lacks_a_tensor_leaves_the_others_their_weights() -> Non
     made = plan(encoder(), lacking, ctc())
     tensor = by_name(made)["masked_spec_embed"]
     assert (tensor.action, tensor.reason) == (INTERPOLATED, "missing in 1 of 2 fine-tunes")
-    assert (tensor.weights, [span.source.name for span in tensor.inputs]) == ((0.5,), ["base", "finetuned1"])
-    assert by_name(made)["encoder.layer_norm.weight"].weights == (0.5, 0.5)
+    assert (weights(tensor), [span.source.name for span in tensor.inputs]) == ((0.5,), ["base", "finetuned1"])
+    assert [term.model for term in mix(tensor).terms] == [1]
+    assert weights(by_name(made)["encoder.layer_norm.weight"]) == (0.5, 0.5)
 
 
 def test_alpha_one_of_a_tensor_that_one_finetune_lacks_is_no_copy() -> None:
     lacking = encoder()
     del lacking["masked_spec_embed"]
     made = plan(encoder(), lacking, encoder(), alpha=1.0)
-    assert by_name(made)["masked_spec_embed"].single is None
+    assert weights(by_name(made)["masked_spec_embed"]) == (0.5,)
 
 
 def test_keep_head_takes_that_of_the_first_finetune() -> None:
     made = plan(encoder(), ctc(), ctc(vocabulary=9), keep_head=True)
     assert {t.shape[0] for t in made.tensors if t.action is TAKEN} == {7}
-    assert {len(t.finetuned) for t in made.tensors if t.action is INTERPOLATED} == {2}
+    assert {len(weights(t)) for t in made.tensors if t.action is INTERPOLATED} == {2}
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0)])

@@ -1,0 +1,68 @@
+"""Finds numbers that are not finite (NaN, infinity, too large for their type), and says in which tensor they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from speechft_merge.checkpoints.dtypes import DType
+from speechft_merge.checkpoints.elements import read_numbers
+from speechft_merge.errors import MismatchError
+from speechft_merge.executor.arithmetic import squares
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from speechft_merge.checkpoints.elements import Bytes, Floats
+    from speechft_merge.plan.operations import Segment
+
+OVERFLOW = {DType.F32: (2 - 2**-24) * 2.0**127, DType.F16: 65520.0, DType.BF16: (2 - 2**-8) * 2.0**127}
+"""The least magnitude that rounds to infinity."""
+
+_EXPONENT = {DType.F16: 0x7C00, DType.BF16: 0x7F80}
+_FLOATS = {DType.F64: np.float64, DType.F32: np.float32}
+
+
+def all_finite(raw: Bytes, dtype: DType) -> bool:
+    """Return whether elements of `dtype` are all finite; half types are not converted for it."""
+    if dtype not in _EXPONENT:
+        return bool(np.isfinite(raw.view(_FLOATS[dtype])).all())
+    return not len(raw) or int((raw.view(np.uint16) & np.uint16(0x7FFF)).max()) < _EXPONENT[dtype]
+
+
+def fits(values: Floats, dtype: DType) -> bool:
+    """Return whether all numbers are finite as elements of `dtype`."""
+    if dtype not in OVERFLOW or squares(values) < OVERFLOW[DType.F16] ** 2:  # one cheap pass rules out most cases
+        return True
+    return float(np.abs(values).max(initial=0)) < OVERFLOW[dtype]
+
+
+def require_finite(segment: Segment, start: int, count: int, out: Bytes) -> list[NDArray[np.float64]]:
+    """Read the inputs of a chunk again that seemed not to be finite, and return them if they and the output are.
+
+    Args:
+        segment: what the chunk is of.
+        start: the chunk's first element.
+        count: its elements.
+        out: its output.
+
+    Returns:
+        For each input `count` elements.
+
+    Raises:
+        MismatchError: an input holds a number that is not finite, or a result does not fit its type.
+    """
+    inputs = [read_numbers(span, start, count) for span in segment.operation.inputs]
+    for span, values in zip(segment.operation.inputs, inputs, strict=True):
+        for where in np.flatnonzero(~np.isfinite(values))[:1]:
+            raise MismatchError(
+                f"{span.source.name}: tensor {segment.name!r} holds {values[where]} (element {start + where}); a model "
+                "with such weights is broken (a training run that diverged, a damaged file) and would break the merge"
+            )
+    if not all_finite(out, segment.dtype):
+        raise MismatchError(
+            f"tensor {segment.name!r}: the result does not fit {segment.dtype.torch_name} (largest input: "
+            f"{max(float(np.abs(values).max()) for values in inputs):.3g}); choose a wider --dtype"
+        )
+    return inputs

@@ -1,0 +1,73 @@
+"""What makes the bytes of an output: a copy of a span, or a mix of several. Data only; the executor carries it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from speechft_merge.checkpoints.dtypes import DType
+    from speechft_merge.checkpoints.index import TensorSpan
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The elements of one span as they are, rounded if the output has another dtype."""
+
+    span: TensorSpan
+
+    @property
+    def inputs(self) -> tuple[TensorSpan, ...]:
+        """The spans that must be read."""
+        return (self.span,)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One fine-tune's share of an interpolation."""
+
+    span: TensorSpan
+    weight: float
+    """The weights of all terms sum to 1, or to less if some fine-tune lacks the tensor."""
+    model: int
+    """The fine-tune, by its position in the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interpolate:
+    """base + alpha * sum of weight * (term - base)."""
+
+    base: TensorSpan
+    terms: tuple[Term, ...]
+    alpha: float
+
+    @property
+    def inputs(self) -> tuple[TensorSpan, ...]:
+        """The spans that must be read, the base first."""
+        return (self.base, *(term.span for term in self.terms))
+
+
+Operation = Copy | Interpolate
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A byte range of an output file and the operation that makes it."""
+
+    offset: int
+    """In the file."""
+    operation: Operation
+    dtype: DType
+    """In the file."""
+    name: str = ""
+    """The tensor; empty for bytes of a copied file that belong to no tensor of the model."""
+
+    @property
+    def elements(self) -> int:
+        """Number of elements, in the output and in every input."""
+        return self.operation.inputs[0].elements
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.elements * self.dtype.itemsize
