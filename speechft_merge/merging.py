@@ -234,11 +234,13 @@ class Merge:
         """
         from speechft_merge.similarity.attach import attach
         from speechft_merge.similarity.comparison import compare_models
+        from speechft_merge.similarity.models import ComparedModels
 
         if result is None:
-            return compare_models(self.base, self.finetuned, self._planned, None, request, progress=progress)
+            return compare_models(ComparedModels(self.base, self.finetuned, self._planned), request, progress)
         with open_checkpoint(str(result.output)) as merged:
-            report = compare_models(self.base, self.finetuned, self._planned, merged, request, progress=progress)
+            models = ComparedModels(self.base, self.finetuned, self.plan, merged, result.drifts)
+            report = compare_models(models, request, progress)
         return attach(result.output, report)
 
     def push(self, result: MergeResult, target: PushTarget, message: str | None = None, *, keep: bool = True) -> str:

@@ -42,7 +42,7 @@ def draw_lines(report: Report, kind: str) -> bytes:
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(COLUMN, 2.4), layout="constrained")
         axes = figure.subplots()
-        numbers = [layer.layer for layer in report.layers]
+        numbers = [*range(len(report.layers))]
         for pair, style in STYLES.items():
             if pair in report.mean:
                 _line(axes, numbers, [layer.pairs[pair] for layer in report.layers], LABELS[pair], style)
@@ -51,10 +51,20 @@ def draw_lines(report: Report, kind: str) -> bytes:
             axes.plot(numbers, floor, color="0.5", linestyle=":", label="floor (mismatched)")
         axes.set_xlabel("layer")
         axes.set_ylabel("CKA" if report.estimator == "utterance" else f"CKA ({report.estimator})")
-        axes.set_xticks(numbers[:: 1 + len(numbers) // 14])
+        _label_layers(axes.xaxis, report)
         axes.set_ylim(top=1.02, bottom=min(0.0, axes.get_ylim()[0]))
         figure.legend(frameon=False, loc="outside upper center", ncols=2)
         return _saved(figure, kind)
+
+
+def _label_layers(axis: Any, report: Report) -> None:
+    """Name the rows of a report along an axis: as many blocks as there is room for beside the words at its ends."""
+    keys = [layer.key for layer in report.layers]
+    step = 1 + len(keys) // 14
+    words = [place for place, key in enumerate(keys) if key.block is None]
+    free = [place for place in range(len(keys)) if all(abs(place - word) >= step for word in words)]
+    ticks = sorted([*words, *(place for place in free if (keys[place].block or 0) % step == 0)])
+    axis.set_ticks(ticks, [keys[place].label.removeprefix("final_") for place in ticks])
 
 
 def _line(axes: Any, numbers: list[int], found: list[Any], label: str, style: dict[str, Any]) -> None:
@@ -87,6 +97,8 @@ def draw_grids(report: Report, kind: str) -> bytes:
             image = axes.imshow(grid, vmin=0, vmax=1, origin="lower", cmap="viridis")
             axes.set_xlabel(f"layer, {theirs}")
             axes.set_ylabel(f"layer, {ours}")
+            _label_layers(axes.xaxis, report)
+            _label_layers(axes.yaxis, report)
         figure.colorbar(image, ax=panels, label="CKA", shrink=0.8)
         return _saved(figure, kind)
 
