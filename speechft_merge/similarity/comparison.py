@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.executor.drift import Drift
     from speechft_merge.record.layers import LayerKey
     from speechft_merge.similarity.encoders import Encoder

@@ -201,7 +201,7 @@ def _configuration(name: str, config: Mapping[str, Any]) -> Any:
 
 
 def choose_device(asked: str | None) -> torch.device:
-    """The device that was asked for; by default a GPU if there is one.
+    """Return the device that was asked for; by default a GPU if there is one.
 
     Raises:
         CheckpointError: torch does not know it, or cannot use it.
@@ -218,7 +218,7 @@ def choose_device(asked: str | None) -> torch.device:
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Float32 matrix products without TF32, which has ten bits."""
+    """Compute float32 matrix products without TF32, which has ten bits."""
     switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]
     for switch in switches:
@@ -232,7 +232,7 @@ def exact_products() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Transformers without its load report and progress bars: what is missing is checked here. For one thread only."""
+    """Silence transformers' load report and progress bars: what is missing is checked here. For one thread only."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -29,7 +29,7 @@ COLUMN = 3.5
 
 
 def draw_lines(report: Report, kind: str) -> bytes:
-    """Layer against CKA, as a file of one of `request.FIGURES`; a page has the table too.
+    """Draw layer against CKA, as a file of one of `request.FIGURES`; a page has the table too.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -65,6 +65,9 @@ def _label_layers(axis: Any, report: Report) -> None:
     free = [place for place in range(len(keys)) if all(abs(place - word) >= step for word in words)]
     ticks = sorted([*words, *(place for place in free if (keys[place].block or 0) % step == 0)])
     axis.set_ticks(ticks, [keys[place].label.removeprefix("final_") for place in ticks])
+    for tick, place in zip(axis.get_major_ticks(), ticks, strict=True):
+        if axis.axis_name == "x" and place in words:  # wider than the room of one block
+            tick.label1.set_rotation(90)
 
 
 def _line(axes: Any, numbers: list[int], found: list[Any], label: str, style: dict[str, Any]) -> None:
@@ -77,7 +80,7 @@ def _line(axes: Any, numbers: list[int], found: list[Any], label: str, style: di
 
 
 def draw_grids(report: Report, kind: str) -> bytes:
-    """Every layer of the base against every layer of the other models, on the fixed scale 0 to 1.
+    """Draw every layer of the base against every layer of the other models, on the fixed scale 0 to 1.
 
     Raises:
         UsageError: matplotlib is not installed, or the report has no grids.
@@ -104,7 +107,7 @@ def draw_grids(report: Report, kind: str) -> bytes:
 
 
 def _saved(figure: Any, kind: str) -> bytes:
-    """The file's bytes, without the date: equal figures, equal files."""
+    """Return the file's bytes, without the date: equal figures, equal files."""
     content = io.BytesIO()
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
     figure.savefig(content, format=kind.lstrip("."), dpi=300, metadata=metadata)
@@ -112,7 +115,7 @@ def _saved(figure: Any, kind: str) -> bytes:
 
 
 def _page(report: Report, svg: str) -> bytes:
-    """One self-contained page with a figure, its figures in a table, and what they mean."""
+    """Return one self-contained page with a figure, its figures in a table, and what they mean."""
     heads, *rows = report.to_table()
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     titles = "".join(f"<th>{html.escape(head)}</th>" for head in heads)

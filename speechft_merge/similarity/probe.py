@@ -115,7 +115,7 @@ def read_probe(paths: Sequence[Path] | None, rate: int, seconds: float = SECONDS
 
 
 def _find(paths: Iterable[Path]) -> list[Path]:
-    """The files among `paths`, and the audio files below the folders, each once, in the order given."""
+    """Return the files among `paths`, and the audio files below the folders, each once, in the order given."""
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
@@ -161,7 +161,7 @@ def _cut(path: Path, seconds: float) -> list[_Clip]:
 
 
 def _thin(clips: list[_Clip], seconds: float) -> list[_Clip]:
-    """So many of the clips, evenly spread, that they stay within `seconds`; one that alone is longer is cut."""
+    """Keep so many of the clips, evenly spread, that they stay within `seconds`; one that alone is longer is cut."""
     total = sum(clip.seconds for clip in clips)
     if total > seconds:
         count = max(1, int(len(clips) * seconds / total))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import soundfile
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from speechft_merge.similarity.probe import BUILT_IN
 
@@ -78,11 +80,15 @@ def test_alphas_are_those_of_the_merge_command(run: Run, probe: list[str]) -> No
     assert max(found[layer] for layer in (3, 4, 5)) < 1
 
 
-@pytest.mark.parametrize("config", [None, LARGE, {}], ids=["shipped pair", "large", "base"])
+@pytest.mark.parametrize(
+    ("config", "moved"),
+    [(None, ""), ({}, "encoder.layers.1."), (LARGE, "encoder.layer_norm.")],
+    ids=["shipped pair", "last block", "final norm"],
+)
 def test_the_layer_that_the_closing_sentence_names_is_the_first_that_layer_alpha_changes(
-    config: dict[str, Any] | None, run: Run, probe: list[str], save_pair: SavePair, tmp_path: Path
+    config: dict[str, Any] | None, moved: str, run: Run, probe: list[str], save_pair: SavePair, tmp_path: Path
 ) -> None:
-    pair = PAIR if config is None else save_pair("Hubert", **config)
+    pair = PAIR if config is None else move_weights(save_pair("Hubert", **config)[0], moved, tmp_path / "moved")
     alpha = [*pair, *probe, "--alpha", "1"]
     named = re.search(r"most in layer (\S+): there", run("compare", *alpha).out)
     assert named is not None
@@ -97,11 +103,25 @@ def test_the_layer_that_the_closing_sentence_names_is_the_first_that_layer_alpha
     assert {name for name in base if name.startswith(stem)} <= same
 
 
+def move_weights(base: str, stem: str, folder: Path) -> list[str]:
+    """The base, and a fine-tune in which only the weights under a stem differ."""
+    shutil.copytree(base, folder)
+    random = np.random.default_rng(0)
+    weights = {
+        name: values + random.standard_normal(values.shape, np.float32) if name.startswith(stem) else values
+        for name, values in load_file(f"{base}/model.safetensors").items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return [base, str(folder)]
+
+
 def test_a_block_has_one_drift_and_one_name_in_the_table_of_the_merge_and_in_that_of_its_features(
     run: Run, probe: list[str], save_pair: SavePair
 ) -> None:
-    for number, pair in enumerate((PAIR, save_pair("Hubert", **LARGE), save_pair("Whisper", "ForAudioClassification"))):
-        document = run(*pair, *probe, "--json", "-o", f"out{number}").json
+    for number, pair in enumerate((PAIR, save_pair("Hubert", **LARGE), save_pair("Whisper"))):
+        ran = run(*pair, *probe, "--json", "-o", f"out{number}")
+        assert ran.code == 0, ran.err
+        document = ran.json
         keys = ("layer", "part", "stack", "drift")
         merged = [tuple(row[key] for key in keys) for row in document["layers"]]
         compared = [tuple(row[key] for key in keys) for row in document["similarity"]["layers"]]

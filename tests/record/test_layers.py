@@ -17,7 +17,7 @@ from speechft_merge.record.layers import LayerKey, LayerRow, summarise_layers
 def rows_of(family: str, kind: str, *rules: str) -> dict[str, LayerRow]:
     base = build(family)
     other = fine_tune(base, family, kind)
-    recipe = Recipe(rules=tuple(map(parse_rule, rules)))
+    recipe = Recipe(layer_alpha=tuple(map(parse_rule, rules)))
     plan = make_plan(checkpoint_of(base.state_dict()), [checkpoint_of(other.state_dict())], recipe)
     return {row.key.label: row for row in summarise_layers(plan)}
 

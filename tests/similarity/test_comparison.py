@@ -218,7 +218,7 @@ def test_the_drift_of_every_layer_from_the_first_to_the_last_is_that_of_its_weig
 def test_the_drift_does_not_depend_on_what_is_merged_how(save_pair: SavePair, few_clips: tuple[Path, ...]) -> None:
     pair = save_pair("Hubert", "ForCTC")
     recipes = [
-        Recipe(), Recipe(alpha=0), Recipe(alpha=1), Recipe(keep_head=True), Recipe(rules=(parse_rule("1=0"),))
+        Recipe(), Recipe(alpha=0), Recipe(alpha=1), Recipe(keep_head=True), Recipe(layer_alpha=(parse_rule("1=0"),))
     ]  # fmt: skip
     reports = [compare(*pair, request=ProbeRequest(paths=few_clips), recipe=recipe) for recipe in recipes]
     drifts = [[layer.drift for layer in report.layers] for report in reports]
@@ -231,10 +231,10 @@ def test_of_several_fine_tunes_the_drift_is_the_merges_own(
 ) -> None:
     base, first = save_pair("Hubert", "ForCTC")
     fine_tunes = [first, save_pair("Hubert", "ForSequenceClassification")[1]]
-    rows = merge(base, fine_tunes, tmp_path / "merged", durable=False).manifest["layers"]
+    rows = merge(base, fine_tunes, tmp_path / "merged", options=UNSYNCED).manifest.layers
     report = compare(base, fine_tunes, request=ProbeRequest(paths=few_clips))
-    merged = {(row["part"], row["layer"]): row["drift"] for row in rows}
-    assert [layer.drift for layer in report.layers[1:]] == [merged["layers", 0], merged["layers", 1]]
+    merged = {row.key: row.drift for row in rows}
+    assert [layer.drift for layer in report.layers[1:]] == [merged[layer.key] for layer in report.layers[1:]]
 
 
 def test_a_plan_in_the_form_in_which_it_is_written_is_carried_out_in_memory_too(
@@ -257,7 +257,7 @@ def test_a_plan_in_the_form_in_which_it_is_written_is_carried_out_in_memory_too(
 
 @pytest.mark.parametrize(
     ("config", "merged", "recipe"),
-    [({}, None, Recipe(weights=(1.0, 2.0))), ({}, "nowhere", None), ({"num_hidden_layers": 3}, None, None)],
+    [({}, None, Recipe(weight=(1.0, 2.0))), ({}, "nowhere", None), ({"num_hidden_layers": 3}, None, None)],
 )
 def test_a_comparison_that_fails_leaves_no_file_open(
     config: dict[str, Any], merged: str | None, recipe: Recipe | None, save_pair: SavePair, few_clips: tuple[Path, ...]
