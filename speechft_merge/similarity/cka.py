@@ -213,7 +213,7 @@ def procrustes(cross: Cross) -> float:
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> float:
-    """Return the mean over frames of the cosine of two representations in the same coordinates, (frames, width) each."""
+    """Return the mean cosine of the frames of two representations in the same coordinates, (frames, width) each."""
     return float(torch.nn.functional.cosine_similarity(x.double(), y.double()).mean())
 
 

@@ -62,7 +62,7 @@ def compare(
     """Compare the features of a base, a fine-tune and their merge on a probe, layer by layer. Nothing is written.
 
     Args:
-        base: the pre-trained model, see `merging.prepare`.
+        base: the pre-trained model, see `merging.open_merge`.
         finetuned: the fine-tune; of several, the first is compared, and all are merged.
         merged: a merged model; None to interpolate in memory by `recipe`.
         request: the probe, the estimator, the device.
