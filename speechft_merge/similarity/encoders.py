@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from speechft_merge.executor.drift import Drift
+    from speechft_merge.layouts.structure import Place
     from speechft_merge.plan.plan import PlannedTensor
     from speechft_merge.similarity.inputs import Batch
 
@@ -76,12 +77,9 @@ class Encoder:
     model: Any
     layers: Mapping[LayerKey, Any]
     """Its blocks, in order, and the norm beside them."""
+    places: Mapping[str, Place]
+    """Where in the model each of its weights stands, by canonical names."""
     device: torch.device
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Canonical names of its weights."""
-        return frozenset(map(canonical, self.model.state_dict()))
 
     def run(self, batch: Batch) -> list[dict[LayerKey, Tensor]]:
         """Return the hidden states of each clip, layer by layer: float32, (frames, width), padding cut off.
@@ -136,14 +134,15 @@ def _recorded(layers: Mapping[LayerKey, Any]) -> Iterator[dict[LayerKey, Tensor]
             handle.remove()
 
 
-def _find_layers(model: Any) -> dict[LayerKey, Any]:
+def _find_layers(model: Any, places: Mapping[str, Place]) -> dict[LayerKey, Any]:
     """Return the encoder's blocks, and the norm beside them, found by their names; empty if there are no blocks."""
+    firsts = {name for name, place in places.items() if place.layer == 0}
     blocks: dict[LayerKey, Any] = {}
     norms: dict[LayerKey, Any] = {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and place_of(f"{name}.0.weight").layer == 0:
-            blocks = {LayerKey("layers", block=number): block for number, block in enumerate(module)}
-        elif isinstance(module, torch.nn.LayerNorm) and place_of(f"{name}.weight").part == "final_norm":
+        if isinstance(module, torch.nn.ModuleList) and any(first.startswith(f"{name}.0.") for first in firsts):
+            blocks = blocks or {LayerKey("layers", block=number): block for number, block in enumerate(module)}
+        elif f"{name}.weight" in places and places[f"{name}.weight"].part == "final_norm":
             norms[LayerKey("final_norm")] = module
     return blocks and blocks | norms
 
@@ -179,12 +178,13 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
             f"{name}: {len(wrong)} tensors of {model_class.__name__} are not in it, or have other shapes, first "
             f"{wrong[0]!r}; its config.json must be of the same model as its weights"
         )
-    layers = _find_layers(model)
+    places = {name: place_of(name) for name in map(canonical, model.state_dict())}
+    layers = _find_layers(model, places)
     if not layers:
         raise CheckpointError(
             f"{name}: {model_class.__name__} has no list of transformer blocks that could be compared"
         )
-    return Encoder(name, model.eval().to(device), layers, device)
+    return Encoder(name, model.eval().to(device), layers, places, device)
 
 
 def _configuration(name: str, config: Mapping[str, Any]) -> Any:

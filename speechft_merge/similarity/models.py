@@ -178,7 +178,7 @@ def drift_by_layer(
         layers: the rows of the comparison.
     """
     groups: dict[LayerKey, list[Drift]] = {key: [] for key in layers}
-    for name in drifts.keys() & encoder.names:
-        key = LayerKey.of(place_of(name))
+    for name in drifts.keys() & encoder.places.keys():
+        key = LayerKey(encoder.places[name].part, block=encoder.places[name].layer)
         groups[key if key in groups else INPUT].append(drifts[name])
     return {key: Drift.relative(found) for key, found in groups.items()}
