@@ -234,11 +234,13 @@ class Merge:
         """
         from speechft_merge.similarity.attach import attach
         from speechft_merge.similarity.comparison import compare_models
+        from speechft_merge.similarity.models import ComparedModels
 
         if result is None:
-            return compare_models(self.base, self.finetuned, self._planned, None, request, progress=progress)
+            return compare_models(ComparedModels(self.base, self.finetuned, self._planned), request, progress)
         with open_checkpoint(str(result.output)) as merged:
-            report = compare_models(self.base, self.finetuned, self._planned, merged, request, progress=progress)
+            models = ComparedModels(self.base, self.finetuned, self.plan, merged, result.drifts)
+            report = compare_models(models, request, progress)
         return attach(result.output, report)
 
     def push(self, result: MergeResult, target: PushTarget, message: str | None = None, *, keep: bool = True) -> str:
@@ -336,6 +338,42 @@ def merge(
     require_place(output, (base, *([finetuned] if isinstance(finetuned, str) else finetuned)))
     with open_merge(base, finetuned, recipe, options) as opened:
         return opened.write(output, progress)
+
+
+def compare(
+    base: str, finetuned: str | Sequence[str], merged: str | None = None, request: ProbeRequest | None = None, *,
+    recipe: Recipe | None = None, options: MergeOptions | None = None, progress: Progress | None = None,
+) -> Report:  # fmt: skip
+    """Compare the features of a base, a fine-tune and their merge on a probe, layer by layer. Nothing is written.
+
+    Args:
+        base: the pre-trained model, see `open_merge`.
+        finetuned: the fine-tune; of several, the first is compared, and all are merged.
+        merged: a merged model; None to interpolate in memory by `recipe`.
+        request: the probe, the estimator, the device.
+        recipe: of the merge in memory.
+        options: only `download` matters.
+        progress: called with clips done and clips in all.
+
+    Raises:
+        NotFoundError, CheckpointError, HubError, TemporaryError: a model or the probe cannot be read, or not run.
+        MismatchError: the models do not fit each other, or give features that are not finite.
+        UsageError: the recipe does not fit, or a package is missing.
+
+    Example:
+        >>> from speechft_merge import ProbeRequest, compare
+        >>> report = compare("examples/pair/base", "examples/pair/finetuned", request=ProbeRequest(seconds=10))
+        >>> [layer.key.label for layer in report.layers]
+        ['input', '0', '1', '2', '3', '4', '5', 'final_norm']
+    """
+    from speechft_merge.similarity.comparison import compare_models
+    from speechft_merge.similarity.models import ComparedModels
+
+    with ExitStack() as stack:
+        opened = stack.enter_context(_open(base, finetuned, recipe or Recipe(), options or MergeOptions()))
+        made = None if merged is None else stack.enter_context(open_checkpoint(merged, opened.options.download))
+        models = ComparedModels(opened.base, opened.finetuned, opened._planned, made)
+        return compare_models(models, request, progress)
 
 
 def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:

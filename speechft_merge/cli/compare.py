@@ -100,13 +100,15 @@ def run(
     """Compare, with progress."""
     import torch
 
-    from speechft_merge.similarity.comparison import compare as compare_models
+    from speechft_merge.merging import MergeOptions
+    from speechft_merge.merging import compare as compare_models
 
     if threads is not None:
         torch.set_num_threads(threads)
     progress = ProgressLine(shown, "clips")
     try:
-        return compare_models(pair[0], pair[1:], merged, request, recipe=recipe, download=download, progress=progress)
+        options = MergeOptions(download=download)
+        return compare_models(pair[0], pair[1:], merged, request, recipe=recipe, options=options, progress=progress)
     finally:
         progress.stop()
 
@@ -128,20 +130,13 @@ def show_report(shown: Output, report: Report) -> None:
     """The table for people, and how to read it."""
     for warning in report.warnings:
         shown.warn(warning)
-    (title, *titles), *rows = report.to_table()
-    drifts = ["-" if layer.drift is None else f"{layer.drift:.4f}" for layer in report.layers]
-    rows = [[label, drift, *cells] for (label, *cells), drift in zip(rows, [*drifts, "-"], strict=True)]
-    titles = [title, "drift", *titles]
-    if any(layer.null is not None for layer in report.layers):
-        floors = ["-" if layer.null is None else f"{layer.null:.3f}" for layer in report.layers]
-        rows = [[*cells, floor] for cells, floor in zip(rows, [*floors, "-"], strict=True)]
-        titles = [*titles, "floor"]
+    titles, *rows = report.to_table()
     shown.table(titles, rows)
     if shown.verbose:
         show_others(shown, report)
     shown.say(
-        f"CKA ({report.estimator}); layer 0 is the input of the first block. {report.utterances} utterances, "
-        f"{report.frames} frames; probe {report.probe['origin']}, sha256 {report.probe['sha256'][:12]}"
+        f"CKA ({report.estimator}) of the input of the first block and of each block's output; {report.utterances} "
+        f"utterances, {report.frames} frames; probe {report.probe['origin']}, sha256 {report.probe['sha256'][:12]}"
     )
     for sentence in report.in_words():
         shown.say(sentence)
@@ -160,7 +155,7 @@ def show_others(shown: Output, report: Report) -> None:
     heads = ["layer", "models", "frame", "biased", "procrustes", "cosine"]
     rows = [
         [
-            str(layer.layer),
+            layer.key.label,
             LABELS[pair],
             *(f"{value:.3f}" for value in (found.frame, found.biased, found.procrustes, found.cosine)),
         ]

@@ -201,10 +201,12 @@ def show_result(
 
 def show_layers(shown: Output, rows: Sequence[LayerRow]) -> None:
     """The table of layers, without columns that say nothing, and under it why tensors were not interpolated."""
+    from speechft_merge.record.layers import drift_cell
+
     columns: dict[str, list[str]] = {
-        "layer": [row.layer for row in rows],
-        "alpha": [row.alpha or "-" for row in rows],
-        "drift": ["-" if row.drift is None else f"{row.drift:.4f}" for row in rows],
+        "layer": [row.key.label for row in rows],
+        "alpha": [row.alpha_cell for row in rows],
+        "drift": [drift_cell(row.drift) for row in rows],
         "interpolated": [str(row.interpolated) for row in rows],
         "identical": [str(row.identical or 0) for row in rows],
         "copied": [str(row.copied) for row in rows],
@@ -215,7 +217,7 @@ def show_layers(shown: Output, rows: Sequence[LayerRow]) -> None:
     shown.table(list(told), list(zip(*told.values(), strict=True)))
     for row in rows:
         for reason in row.reasons:
-            shown.say(f"{row.layer}: {reason}")
+            shown.say(f"{row.key.label}: {reason}")
 
 
 def show_plan(shown: Output, prepared: Merge, place: Path, named: str) -> None:

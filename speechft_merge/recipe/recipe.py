@@ -100,6 +100,8 @@ class Recipe:
             UsageError: it is no table, has another key, or a value that makes no sense.
         """
         keys = {key.name: key.metadata["parse"] for key in fields(cls)}
+        if isinstance(content, dict) and "weights" in content:  # as manifests of version 0.1 have it
+            content = {"weight": content["weights"], **{key: content[key] for key in content if key != "weights"}}
         if not isinstance(content, dict) or not content.keys() <= keys.keys():
             odd = ", ".join(map(str, content.keys() - keys)) if isinstance(content, dict) else type(content).__name__
             raise UsageError(f"a recipe holds {odd}; expected a table with some of {', '.join(keys)}")

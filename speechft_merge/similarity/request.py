@@ -49,14 +49,14 @@ class ProbeRequest:
             raise UsageError(f"a probe of {self.seconds:g} seconds holds nothing; give a positive number")
 
     def require_means(self, *packages: str) -> None:
-        """Find out whether the packages and the files are there, without importing or reading any.
+        """Fail early if packages or files are missing, without importing or reading any.
 
         Args:
             packages: needed besides those that run the models.
 
         Raises:
             UsageError: a package is not installed.
-            NotFoundError: a file or folder of the probe is not there.
+            NotFoundError: a file or folder of the probe does not exist.
         """
         for package in (*PACKAGES, *packages):
             if importlib.util.find_spec(package) is None:
@@ -67,7 +67,7 @@ class ProbeRequest:
 
 
 def figure_kind(path: Path) -> str:
-    """The kind of figure that a path asks for.
+    """Return the kind of figure that a path asks for.
 
     Raises:
         UsageError: none of `FIGURES`.

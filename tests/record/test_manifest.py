@@ -61,8 +61,10 @@ def test_the_manifest_tells_what_was_merged(pair: Pair, tiny: Tiny, run: Run, tm
 def test_the_drift_of_a_layer_is_the_distance_of_its_weights(pair: Pair, tiny: Tiny, run: Run, tmp_path: Path) -> None:
     run(*pair.args, "-o", "out")
     base, finetuned = tiny.read(pair.base), tiny.read(pair.finetuned)
-    rows = {row["layer"]: row for row in manifest_of(tmp_path / "out")["layers"]}
-    for layer in ("0", "1"):
+    rows = {
+        row["part"] if row["layer"] is None else row["layer"]: row for row in manifest_of(tmp_path / "out")["layers"]
+    }
+    for layer in (0, 1):
         names = [name for name in base if name.startswith(f"encoder.layers.{layer}.")]
         mine = np.concatenate([base[name].astype(np.float64).ravel() for name in names])
         other = np.concatenate([finetuned[f"hubert.{name}"].astype(np.float64).ravel() for name in names])
