@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import CheckpointError, NotFoundError
+from speechft_merge.errors import QUOTED, CheckpointError, NotFoundError, quote
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import Checkpoint
@@ -32,7 +32,7 @@ def read_weight_map(source: ByteSource) -> dict[str, str]:
         raise CheckpointError(f"{source.name} has no weight_map: not an index of shards")
     for file in weight_map.values():
         if not isinstance(file, str) or not file or "/" in file or "\\" in file or "\0" in file or file in (".", ".."):
-            raise CheckpointError(f"{source.name} names the file {file!r}; shards lie in the index's own folder")
+            raise CheckpointError(f"{source.name} names the file {quote(file)}; shards lie in the index's own folder")
     return weight_map
 
 
@@ -46,11 +46,15 @@ def join_shards(index_name: str, weight_map: dict[str, str], shards: dict[str, C
     for file, shard in shards.items():
         for name in (*shard.tensors, *shard.unreadable):
             if name in owner:
-                raise CheckpointError(f"{index_name}: tensor {name!r} lies in two shards, {owner[name]} and {file}")
+                raise CheckpointError(
+                    f"{index_name}: tensor {quote(name)} lies in two shards, {owner[name]} and {file}"
+                )
             owner[name] = file
     for name, file in weight_map.items():
         if owner.get(name) != file:
-            raise CheckpointError(f"{index_name} says that {name!r} lies in {file}, but that shard has no such tensor")
+            raise CheckpointError(
+                f"{index_name} says that {quote(name)} lies in {file}, but that shard has no such tensor"
+            )
     whole = next(iter(shards.values()))
     for shard in list(shards.values())[1:]:
         whole.tensors |= shard.tensors
@@ -69,5 +73,7 @@ def require_shards(index_name: str, weight_map: dict[str, str], listed: list[str
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if file not in listed]
     if missing:
-        raise NotFoundError(f"{index_name} names {len(files)} shards; missing: {', '.join(missing[:5])}")
+        raise NotFoundError(
+            f"{index_name} names {len(files)} shards; missing: {', '.join(name[:QUOTED] for name in missing[:5])}"
+        )
     return files
