@@ -141,8 +141,8 @@ class Merge:
         found = [problem for which in range(len(self.finetuned)) for problem in self._problems(which)]
         if found and not self.options.allow_unrelated:
             raise MismatchError(
-                "; ".join(found) + ". Check that the base is the one that was fine-tuned; pass --allow-unrelated to "
-                "merge all the same"
+                "; ".join(found),
+                hint="check that the base is the one that was fine-tuned; pass --allow-unrelated to merge all the same",
             )
         return tuple(f"{problem}; merged all the same (--allow-unrelated)" for problem in found)
 
@@ -302,7 +302,7 @@ def open_merge(
 def _open(base: str, finetuned: str | Sequence[str], recipe: Recipe, options: MergeOptions) -> Merge:
     references = [base, finetuned] if isinstance(finetuned, str) else [base, *finetuned]
     if len(references) < 2:
-        raise UsageError("a fine-tuned model is missing; give the base first, then one or more fine-tunes of it")
+        raise UsageError("a fine-tuned model is missing", hint="give the base first, then one or more fine-tunes of it")
     with ExitStack() as stack:
         models = [stack.enter_context(open_checkpoint(reference, options.download)) for reference in references]
         plan = make_plan(models[0], models[1:], recipe)

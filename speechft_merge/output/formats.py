@@ -60,7 +60,7 @@ def write_form(plan: Plan, owner: Checkpoint, max_shard_size: int | None) -> Wri
     form = choose_form(owner, plan.recipe)
     if form is Form.IMAGE:
         if max_shard_size is not None:
-            raise UsageError("a lab's checkpoint is one file; --max-shard-size goes with --format safetensors")
+            raise UsageError("a lab's checkpoint is one file", hint="--max-shard-size goes with --format safetensors")
         return Written(plan, make_image(plan.tensors, owner), {})
     if form is Form.CONVERTED:
         first = plan.alignments[0]
@@ -88,7 +88,7 @@ def choose_form(owner: Checkpoint, recipe: Recipe) -> Form:
             return Form.IMAGE
         case "fairseq" if pickled and lab == labs.FAIRSEQ:
             return Form.IMAGE
-    raise UsageError(f"{owner.reference} is {_called(owner, foreign)}; {_advice(recipe.format, lab, foreign)}")
+    raise UsageError(f"{owner.reference} is {_called(owner, foreign)}", hint=_advice(recipe.format, lab, foreign))
 
 
 def _is_decoar2(owner: Checkpoint) -> bool:
@@ -126,7 +126,7 @@ def convert(plan: Plan, view: TransformersView, owner: Checkpoint) -> Plan:
     """
     if view.config is None:
         raise UsageError(
-            f"{owner.reference} cannot be written for transformers: {view.config_problem}; leave out --format"
+            f"{owner.reference} cannot be written for transformers: {view.config_problem}", hint="leave out --format"
         )
     task = task_of({name: span.shape for name, span in (view.tensors | view.heads).items()})
     prefix = "" if task == "Model" else f"{view.config['model_type']}."
