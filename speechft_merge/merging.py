@@ -260,8 +260,9 @@ class Merge:
         try:
             url = push(result.output, target, message)
         except SpeechFTMergeError as error:
-            command = push_command(result.output, target, message)
-            error.add_note(f"the merged model is in {result.output}; push it with: {command}")
+            here = Path.cwd()
+            place = result.output.relative_to(here) if result.output.is_relative_to(here) else result.output
+            error.add_note(f"the merged model is in {place}; push it with: {push_command(place, target, message)}")
             raise
         if not keep and not result.already_done:
             shutil.rmtree(result.output, ignore_errors=True)
