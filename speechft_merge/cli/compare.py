@@ -30,7 +30,9 @@ def compare(models: Models, recipe: AlphaOptions, features: FeatureOptions, work
         raise UsageError(f"compare takes a base, a fine-tune and perhaps their merge; got {count}")
     merged = models[2] if len(models) == 3 else None
     if merged is not None and recipe.given:
-        raise UsageError("a merge is given; --alpha, --layer-alpha and --recipe are for one made in memory")
+        raise UsageError(
+            "a merge is given", hint="--alpha, --layer-alpha and --recipe are for one made in memory: leave out either"
+        )
     whole, request = recipe.read(), features.read()
     features.require_means(request)
     limit_threads(work.workers)

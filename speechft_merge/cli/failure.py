@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from speechft_merge.cli.text import clean, cut
+from speechft_merge.cli.text import fit
 from speechft_merge.errors import SpeechFTMergeError
 
 _MOST = {"error": 900, "found": 400, "hint": 600}
@@ -30,22 +30,19 @@ class Failure:
     found: str | None = None
     hints: tuple[str, ...] = ()
     exit_code: int = 1
-
-    @property
-    def unexpected(self) -> bool:
-        """Whether nobody foresaw it."""
-        return _BUG in self.hints
+    unexpected: bool = False
+    """Nobody foresaw it: a fault of ours."""
 
     def in_words(self) -> str:
         """Return the lines for people."""
-        lines = [f"speechft-merge: error: {_fit('error', self.error)}"]
-        lines += [f"  found: {_fit('found', self.found)}"] if self.found else []
-        return "\n".join([*lines, *(f"hint: {_fit('hint', hint)}" for hint in self.hints)])
+        lines = [f"speechft-merge: error: {fit(self.error, _MOST['error'])}"]
+        lines += [f"  found: {fit(self.found, _MOST['found'])}"] if self.found else []
+        return "\n".join([*lines, *(f"hint: {fit(hint, _MOST['hint'])}" for hint in self.hints)])
 
     def in_json(self) -> str:
         """Return the same as one JSON object on one line."""
         parts = {"error": self.error, "found": self.found, "hint": "; ".join(self.hints) or None}
-        told = {key: None if text is None else _fit(key, text) for key, text in parts.items()}
+        told = {key: None if text is None else fit(text, _MOST[key]) for key, text in parts.items()}
         return json.dumps(told | {"exit_code": self.exit_code})
 
 
@@ -60,7 +57,7 @@ def explain(error: BaseException) -> Failure:
         return Failure(str(error), None, notes, os.EX_IOERR)
     if isinstance(error, MemoryError):
         return Failure(str(error) or "out of memory", None, notes)
-    return Failure(f"{type(error).__name__}: {error}".removesuffix(": "), None, (*notes, _BUG))
+    return Failure(f"{type(error).__name__}: {error}".removesuffix(": "), None, (*notes, _BUG), unexpected=True)
 
 
 def _explain_usage(error: Any) -> Failure:
@@ -72,7 +69,3 @@ def _explain_usage(error: Any) -> Failure:
     meant = (f"did you mean {near[0]}?",) if near else ()
     renamed = (_RENAMED[option],) if option in _RENAMED else ()
     return Failure(message[:1].lower() + message[1:], None, renamed or (*meant, *usual), error.exit_code)
-
-
-def _fit(part: str, text: str) -> str:
-    return cut(clean(cut(text, _MOST[part])), _MOST[part])  # cleaning megabytes would take seconds

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from speechft_merge.cli.options import Json, Quiet, Verbose
-from speechft_merge.cli.text import clean
+from speechft_merge.cli.text import clean, fit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+LONGEST_WARNING = 2000
+"""Characters; names out of foreign files may have megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Sink:
     def show(self, view: View) -> None:
         """Print a result in the way that was asked for."""
         for warning in view.warnings:
-            print(f"speechft-merge: warning: {clean(warning)}", file=sys.stderr)
+            print(f"speechft-merge: warning: {fit(warning, LONGEST_WARNING)}", file=sys.stderr)
         if self.json:
             _emit(json.dumps(view.document(), indent=2, ensure_ascii=True))
         elif not self.quiet:

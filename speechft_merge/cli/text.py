@@ -8,8 +8,12 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def cut(text: str, limit: int) -> str:
-    """Return text of at most `limit` characters; a longer one loses its middle."""
+def fit(text: str, limit: int) -> str:
+    """Return clean text of at most `limit` characters; a longer one loses its middle."""
+    return _cut(clean(_cut(text, limit)), limit)  # cleaning megabytes would take seconds
+
+
+def _cut(text: str, limit: int) -> str:
     tail = limit // 3
     return text if len(text) <= limit else f"{text[: limit - tail - 5]} ... {text[-tail:]}"
 
