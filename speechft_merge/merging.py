@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
 from speechft_merge.record.identity import identify
 from speechft_merge.record.manifest import Manifest, OutputEntry, Written, describe_input, make_manifest
+from speechft_merge.sources.reference import HubReference, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -241,7 +242,8 @@ class Merge:
         with open_checkpoint(str(result.output)) as merged:
             models = ComparedModels(self.base, self.finetuned, self.plan, merged, result.drifts)
             report = compare_models(models, request, progress)
-        return attach(result.output, report)
+        names = {"base": _pinned(self.base), "finetuned": _pinned(self.finetuned[0])}
+        return attach(result.output, replace(report, models=report.models | names))
 
     def push(self, result: MergeResult, target: PushTarget, message: str | None = None, *, keep: bool = True) -> str:
         """Commit the output of `write` to the Hub; return the URL of the commit, or of the pull request.
@@ -339,6 +341,14 @@ def merge(
     require_place(output, (base, *([finetuned] if isinstance(finetuned, str) else finetuned)))
     with open_merge(base, finetuned, recipe, options) as opened:
         return opened.write(output, progress)
+
+
+def _pinned(checkpoint: Checkpoint) -> str:
+    """Return the reference of a checkpoint, on the Hub with the commit that was opened: a branch may move."""
+    found = parse_reference(checkpoint.reference) if checkpoint.hub is not None else None
+    if checkpoint.hub is None or not isinstance(found, HubReference):
+        return checkpoint.reference
+    return str(replace(found, revision=checkpoint.hub.commit))
 
 
 def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:

@@ -50,13 +50,10 @@ class ReportView(View):
 
 
 def _other_measures(report: Report) -> Table:
+    measures = ("frame", "biased", "procrustes", "cosine")
     rows = [
-        [
-            str(layer.layer),
-            LABELS[pair],
-            *(f"{n:.3f}" for n in (found.frame, found.biased, found.procrustes, found.cosine)),
-        ]
+        [layer.key.label, LABELS[pair], *(f"{getattr(found, measure):.3f}" for measure in measures)]
         for layer in report.layers
         for pair, found in layer.pairs.items()
     ]
-    return Table(["layer", "models", "frame", "biased", "procrustes", "cosine"], rows)
+    return Table(["layer", "models", *measures], rows)

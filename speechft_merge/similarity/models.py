@@ -94,8 +94,8 @@ def _encoder_source(
     if not config:
         why = f" ({view.config_problem})" if view.layout != TRANSFORMERS else ""
         raise CheckpointError(
-            f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}; put "
-            "the config.json of its encoder there"
+            f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}",
+            hint="put the config.json of its encoder there",
         )
     spans = view.tensors
     if config.get("model_type") == WHISPER:
