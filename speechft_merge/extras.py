@@ -28,4 +28,4 @@ def needs_extra(package: str) -> Iterator[None]:
 
 def not_installed(package: str) -> UsageError:
     """Return the error for a package that is missing."""
-    return UsageError(f'{package} is not installed; pip install "speechft-merge[cka]"')
+    return UsageError(f"{package} is not installed", hint='pip install "speechft-merge[cka]"')

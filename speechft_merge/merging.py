@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
 from speechft_merge.record.identity import identify
 from speechft_merge.record.manifest import Manifest, OutputEntry, Written, describe_input, make_manifest
+from speechft_merge.sources.reference import HubReference, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -141,8 +142,8 @@ class Merge:
         found = [problem for which in range(len(self.finetuned)) for problem in self._problems(which)]
         if found and not self.options.allow_unrelated:
             raise MismatchError(
-                "; ".join(found) + ". Check that the base is the one that was fine-tuned; pass --allow-unrelated to "
-                "merge all the same"
+                "; ".join(found),
+                hint="check that the base is the one that was fine-tuned; pass --allow-unrelated to merge all the same",
             )
         return tuple(f"{problem}; merged all the same (--allow-unrelated)" for problem in found)
 
@@ -241,7 +242,8 @@ class Merge:
         with open_checkpoint(str(result.output)) as merged:
             models = ComparedModels(self.base, self.finetuned, self.plan, merged, result.drifts)
             report = compare_models(models, request, progress)
-        return attach(result.output, report)
+        names = {"base": _pinned(self.base), "finetuned": _pinned(self.finetuned[0])}
+        return attach(result.output, replace(report, models=report.models | names))
 
     def push(self, result: MergeResult, target: PushTarget, message: str | None = None, *, keep: bool = True) -> str:
         """Commit the output of `write` to the Hub; return the URL of the commit, or of the pull request.
@@ -260,8 +262,9 @@ class Merge:
         try:
             url = push(result.output, target, message)
         except SpeechFTMergeError as error:
-            command = push_command(result.output, target, message)
-            error.add_note(f"the merged model is in {result.output}; push it with: {command}")
+            here = Path.cwd()
+            place = result.output.relative_to(here) if result.output.is_relative_to(here) else result.output
+            error.add_note(f"the merged model is in {place}; push it with: {push_command(place, target, message)}")
             raise
         if not keep and not result.already_done:
             shutil.rmtree(result.output, ignore_errors=True)
@@ -302,7 +305,7 @@ def open_merge(
 def _open(base: str, finetuned: str | Sequence[str], recipe: Recipe, options: MergeOptions) -> Merge:
     references = [base, finetuned] if isinstance(finetuned, str) else [base, *finetuned]
     if len(references) < 2:
-        raise UsageError("a fine-tuned model is missing; give the base first, then one or more fine-tunes of it")
+        raise UsageError("a fine-tuned model is missing", hint="give the base first, then one or more fine-tunes of it")
     with ExitStack() as stack:
         models = [stack.enter_context(open_checkpoint(reference, options.download)) for reference in references]
         plan = make_plan(models[0], models[1:], recipe)
@@ -374,6 +377,14 @@ def compare(
         made = None if merged is None else stack.enter_context(open_checkpoint(merged, opened.options.download))
         models = ComparedModels(opened.base, opened.finetuned, opened._planned, made)
         return compare_models(models, request, progress)
+
+
+def _pinned(checkpoint: Checkpoint) -> str:
+    """Return the reference of a checkpoint, on the Hub with the commit that was opened: a branch may move."""
+    found = parse_reference(checkpoint.reference) if checkpoint.hub is not None else None
+    if checkpoint.hub is None or not isinstance(found, HubReference):
+        return checkpoint.reference
+    return str(replace(found, revision=checkpoint.hub.commit))
 
 
 def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:

@@ -50,7 +50,8 @@ def recognise(root: Any, name: str) -> Origin | None:
         if not isinstance(root.get("Upstream"), dict) or not root["Upstream"]:
             raise CheckpointError(
                 f"{name} is an S3PRL checkpoint without 'Upstream': its encoder was frozen, and is the pre-trained "
-                "one still; there is nothing to merge (fine-tune with --upstream_trainable)"
+                "one still; there is nothing to merge",
+                hint="fine-tune with --upstream_trainable",
             )
         return Origin(S3PRL_FINETUNE, ("Upstream",), _named(plain(root.get("Args")).get("upstream")), {})
     if "model_weight" in root and "model_cfg" in root:

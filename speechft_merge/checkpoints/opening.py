@@ -15,7 +15,7 @@ from speechft_merge.checkpoints.state_dict import find_state_dict, shorten
 from speechft_merge.checkpoints.torch_legacy import read_torch_legacy
 from speechft_merge.checkpoints.torch_tensors import TensorView, TorchFile, span_of
 from speechft_merge.checkpoints.torch_zip import read_torch_zip
-from speechft_merge.errors import CheckpointError, NotFoundError
+from speechft_merge.errors import CheckpointError, NotFoundError, quote
 from speechft_merge.sources import LocalFolder
 from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, parse_reference
 
@@ -82,8 +82,8 @@ def choose_weights(folder: Folder) -> str:
             return usual
     if "adapter_model.safetensors" in names or "adapter_model.bin" in names:
         raise NotFoundError(
-            f"{folder.name} holds an adapter (PEFT), not a whole model; fold it into its base first "
-            "(merge_and_unload) and save the result"
+            f"{folder.name} holds an adapter (PEFT), not a whole model",
+            hint="fold it into its base first (merge_and_unload) and save the result",
         )
     indexes, loose = _candidates(names)
     candidates = indexes or loose
@@ -91,12 +91,13 @@ def choose_weights(folder: Folder) -> str:
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
         raise NotFoundError(
             f"{folder.name} holds no weights (expected {', '.join(USUAL_NAMES)}, or one "
-            f"{', '.join('*' + suffix for suffix in WEIGHT_SUFFIXES)}); it holds {listed}"
+            f"{', '.join('*' + suffix for suffix in WEIGHT_SUFFIXES)})",
+            found=listed,
         )
     if len(candidates) > 1:
         raise NotFoundError(
-            f"{folder.name} holds {len(candidates)} candidates for the weights: {', '.join(candidates[:8])}; "
-            "name one of them"
+            f"{folder.name} holds {len(candidates)} candidates for the weights: {', '.join(candidates[:8])}",
+            hint="name one of them",
         )
     return candidates[0]
 
@@ -159,12 +160,12 @@ def _require_usable(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError unless there are tensors, under names that are valid text."""
     if not checkpoint.tensors:
         odd = next(iter(checkpoint.unreadable), None)
-        why = "" if odd is None else f" (only ones that cannot be read, such as {odd!r})"
+        why = "" if odd is None else f" (only ones that cannot be read, such as {quote(odd)})"
         raise CheckpointError(f"{checkpoint.reference} holds no tensors{why}")
     for name in (*checkpoint.tensors, *checkpoint.unreadable):
         if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
             raise CheckpointError(
-                f"{checkpoint.reference}: the tensor name {name!r} is not valid text (half a surrogate pair)"
+                f"{checkpoint.reference}: the tensor name {quote(name)} is not valid text (half a surrogate pair)"
             )
 
 

@@ -107,7 +107,7 @@ def read_pickle(
         return machine.pop()
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         if isinstance(error, CheckpointError):
-            raise error if str(error).startswith(name) else CheckpointError(f"{name}: {error}") from error
+            raise error if error.message.startswith(name) else error.within(name) from error
         raise CheckpointError(f"{name}: the pickle in it is malformed ({type(error).__name__}: {error})") from error
 
 

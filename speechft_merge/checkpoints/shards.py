@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import CheckpointError, NotFoundError
+from speechft_merge.errors import QUOTED, CheckpointError, NotFoundError, quote
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import Checkpoint
@@ -33,7 +33,7 @@ def read_weight_map(source: ByteSource) -> dict[str, str]:
         raise CheckpointError(f"{source.name} has no weight_map: not an index of shards")
     for file in weight_map.values():
         if not isinstance(file, str) or not file or "/" in file or "\\" in file or "\0" in file or file in (".", ".."):
-            raise CheckpointError(f"{source.name} names the file {file!r}; shards lie in the index's own folder")
+            raise CheckpointError(f"{source.name} names the file {quote(file)}; shards lie in the index's own folder")
     return weight_map
 
 
@@ -48,12 +48,14 @@ def join_shards(file: str, index_name: str, weight_map: dict[str, str], shards: 
         for name in (*shard.tensors, *shard.unreadable):
             if name in owner:
                 raise CheckpointError(
-                    f"{index_name}: tensor {name!r} lies in two shards, {owner[name]} and {shard.file}"
+                    f"{index_name}: tensor {quote(name)} lies in two shards, {owner[name]} and {shard.file}"
                 )
             owner[name] = shard.file
     for name, named in weight_map.items():
         if owner.get(name) != named:
-            raise CheckpointError(f"{index_name} says that {name!r} lies in {named}, but that shard has no such tensor")
+            raise CheckpointError(
+                f"{index_name} says that {quote(name)} lies in {named}, but that shard has no such tensor"
+            )
     return replace(
         shards[0],
         container=f"sharded {shards[0].container} ({len(shards)} files)",
@@ -73,5 +75,7 @@ def require_shards(index_name: str, weight_map: dict[str, str], listed: list[str
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if file not in listed]
     if missing:
-        raise NotFoundError(f"{index_name} names {len(files)} shards; missing: {', '.join(missing[:5])}")
+        raise NotFoundError(
+            f"{index_name} names {len(files)} shards; missing: {', '.join(name[:QUOTED] for name in missing[:5])}"
+        )
     return files

@@ -42,7 +42,7 @@ def read_torch_legacy(source: ByteSource) -> TorchFile:
     if magic != MAGIC_NUMBER or version != PROTOCOL_VERSION:
         raise CheckpointError(f"{source.name} is not a checkpoint that torch.save wrote")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise CheckpointError(f"{source.name} was written on a big-endian machine; load and save it with torch")
+        raise CheckpointError(f"{source.name} was written on a big-endian machine", hint="load and save it with torch")
     if (
         not isinstance(keys, list)
         or not all(isinstance(key, str) for key in keys)
@@ -61,7 +61,7 @@ def _place_storages(source: ByteSource, offset: int, storages: list[Storage | No
         if storage is None or (storage.dtype is None and storage.type_name != "UntypedStorage"):
             kind = storage.type_name if storage else "a storage that no tensor uses"
             raise CheckpointError(
-                f"{source.name}: cannot tell the size of {kind}; load the file with torch and save it again"
+                f"{source.name}: cannot tell the size of {kind}", hint="load the file with torch and save it again"
             )
         if offset + 8 > source.size:
             raise CheckpointError(

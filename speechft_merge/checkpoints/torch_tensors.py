@@ -15,7 +15,7 @@ from speechft_merge.checkpoints.index import TensorSpan
 from speechft_merge.checkpoints.pickle_data import Symbol, name_of
 from speechft_merge.checkpoints.safetensors import MAX_RANK
 from speechft_merge.checkpoints.strided import StridedTensor
-from speechft_merge.errors import CheckpointError
+from speechft_merge.errors import CheckpointError, quote
 from speechft_merge.sources import ByteSource
 
 _STORAGES = {
@@ -107,8 +107,8 @@ def storage_of(persistent_id: object) -> object:
         ):
             if rest and rest[0] is not None:
                 raise CheckpointError(
-                    "storages that are views of others (torch < 0.4) are not supported; "
-                    "load the file with an old torch and save it again"
+                    "storages that are views of others (torch < 0.4) are not supported",
+                    hint="load the file with an old torch and save it again",
                 )
             return Storage(key, _STORAGES.get(name), name, count)
         case ("module", Symbol() as cls, *_):
@@ -123,7 +123,9 @@ def _view(
         raise CheckpointError("a tensor's storage is missing in the pickle")
     sizes, steps = _sizes(shape), _sizes(strides)
     if not _is_count(offset) or len(sizes) != len(steps):
-        raise CheckpointError(f"a tensor of shape {sizes} and strides {steps}: not a valid view of a storage")
+        raise CheckpointError(
+            f"a tensor of shape {quote(sizes)} and strides {quote(steps)}: not a valid view of a storage"
+        )
     if dtype is None and storage.dtype is None:
         return OddTensor(f"elements of type {storage.type_name} are not supported")
     return TensorView(storage, dtype or storage.dtype, offset, sizes, steps)  # type: ignore[arg-type]
@@ -202,7 +204,7 @@ def span_of(view: TensorView, name: str, source: ByteSource, start: int, held: i
     last = view.offset + sum((size - 1) * step for size, step in zip(view.shape, view.strides, strict=True))
     if (last + 1) * itemsize > held:
         raise CheckpointError(
-            f"{source.name}: tensor {name!r} reaches past the end of its storage "
+            f"{source.name}: tensor {quote(name)} reaches past the end of its storage "
             f"(element {last} of {held // itemsize}): damaged or forged"
         )
     begin = start + view.offset * itemsize

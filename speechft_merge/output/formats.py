@@ -60,7 +60,7 @@ def write_form(plan: Plan, owner: Checkpoint, max_shard_size: int | None) -> Wri
     form = choose_form(owner, plan.recipe)
     if form is Form.LAB_FILE:
         if max_shard_size is not None:
-            raise UsageError("a lab's checkpoint is one file; --max-shard-size goes with --format safetensors")
+            raise UsageError("a lab's checkpoint is one file", hint="--max-shard-size goes with --format safetensors")
         return Written(plan, lay_out_lab_file(plan.tensors, owner), {})
     if form is Form.CONVERTED:
         first = plan.alignments[0]
@@ -90,7 +90,7 @@ def choose_form(owner: Checkpoint, recipe: Recipe) -> Form:
             return Form.LAB_FILE
         case "fairseq" if pickled and lab == labs.FAIRSEQ:
             return Form.LAB_FILE
-    raise UsageError(f"{owner.reference} is {_called(owner, foreign)}; {_advice(recipe.format, lab, foreign)}")
+    raise UsageError(f"{owner.reference} is {_called(owner, foreign)}", hint=_advice(recipe.format, lab, foreign))
 
 
 def _is_decoar2(owner: Checkpoint) -> bool:
@@ -133,7 +133,9 @@ def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> P
         UsageError: transformers has no class for the model, or its file does not tell enough.
     """
     if model.config is None:
-        raise UsageError(f"{owner.reference} cannot be written for transformers: {model.problem}; leave out --format")
+        raise UsageError(
+            f"{owner.reference} cannot be written for transformers: {model.problem}", hint="leave out --format"
+        )
     names = owner.naming.under(prefix)
     task = task_of({name.canonical for name in names.values()})
     encoder = "" if task == "Model" else f"{model.config['model_type']}."

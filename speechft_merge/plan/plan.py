@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from speechft_merge.checkpoints.dtypes import DType
-from speechft_merge.errors import MismatchError
+from speechft_merge.errors import MismatchError, quote
 from speechft_merge.layouts.alignment import Alignment, align
 from speechft_merge.layouts.structure import Location
 from speechft_merge.layouts.torchaudio import PACKED
@@ -179,20 +179,21 @@ def _require_match(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment
         name, other = next(iter(alignment.mismatched.items()))
         raise MismatchError(
             f"{len(alignment.mismatched)} tensors have other shapes in {finetuned.reference} than in {base.reference}, "
-            f"first {name}: {list(base.tensors[name].shape)}, in the fine-tune {list(finetuned.tensors[other].shape)}. "
-            "These are models of different sizes or kinds; a fine-tune of this base is needed"
+            f"first {quote(name)}",
+            found=f"{list(base.tensors[name].shape)}, in the fine-tune {list(finetuned.tensors[other].shape)}",
+            hint="these are models of different sizes or kinds; a fine-tune of this base is needed",
         )
     if not alignment.pairs:
         raise MismatchError(
-            f"{base.reference} and {finetuned.reference} have no tensor in common, by name and shape, under "
-            f"any prefix; the base has names such as {next(iter(base.tensors))}, "
-            f"the fine-tune such as {next(iter(finetuned.tensors))}"
+            f"{base.reference} and {finetuned.reference} have no tensor in common, by name and shape, under any prefix",
+            found=f"names such as {quote(next(iter(base.tensors)))} in the base, "
+            f"{quote(next(iter(finetuned.tensors)))} in the fine-tune",
         )
     if base.unreadable:
         lost, why = next(iter(base.unreadable.items()))
         raise MismatchError(
-            f"{base.reference}: tensor {lost!r} cannot be read: {why}; "
-            "load the file with torch, make it a plain dense tensor and save it again"
+            f"{base.reference}: tensor {quote(lost)} cannot be read: {why}",
+            hint="load the file with torch, make it a plain dense tensor and save it again",
         )
 
 
@@ -234,7 +235,7 @@ class _Decision:
         if first.unreadable:
             name, why = next(iter(first.unreadable.items()))
             raise MismatchError(
-                f"{first.reference}: tensor {name!r} cannot be read: {why}; --keep-head needs all of them"
+                f"{first.reference}: tensor {quote(name)} cannot be read: {why}", hint="--keep-head needs all of them"
             )
         base_names = {other: name for name, other in (alignment.pairs | alignment.heads).items()}
         planned = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import UsageError
+from speechft_merge.errors import UsageError, quote
 from speechft_merge.layouts.structure import PARTS, STACKS
 from speechft_merge.recipe.alpha import parse_alpha
 
@@ -49,13 +49,16 @@ def parse_rule(text: str) -> AlphaRule:
     """
     selector, equals, value = text.strip().rpartition("=")
     if not equals or not selector:
-        raise UsageError(f"{text!r} is not a rule; expected SELECTOR=ALPHA, such as 0-5=0.1, cnn=0 or layers=0.1:0.5")
+        raise UsageError(
+            f"{quote(text)} is not a rule", hint="expected SELECTOR=ALPHA, such as 0-5=0.1, cnn=0 or layers=0.1:0.5"
+        )
     first, ramp, last = value.partition(":")
     start = parse_alpha(first)
     stop = parse_alpha(last) if ramp else start
     if ramp and selector not in ("layers", *STACKS) and not _RANGE.fullmatch(selector):
         raise UsageError(
-            f"{text!r}: a ramp goes over layers (0-11=0.1:0.5 or layers=0.1:0.5); {selector!r} has no depth"
+            f"{quote(text)}: a ramp goes over layers, {quote(selector)} has no depth",
+            hint="0-11=0.1:0.5 and layers=0.1:0.5 are ramps",
         )
     return AlphaRule(selector, start, stop)
 
@@ -122,9 +125,10 @@ def _require_match(rule: AlphaRule, chosen: list[Subject], depths: list[int], su
         parts = sorted(
             {subject.location.part for subject in subjects} | {s.location.stack for s in subjects if s.location.stack}
         )
+        name = subjects[0].relative if subjects else "encoder.layers.0.**"
         raise UsageError(
-            f"rule {rule} matches nothing that takes part; parts of this model: {', '.join(parts)}; a pattern must "
-            f"match a whole name, such as {subjects[0].relative if subjects else 'encoder.layers.0.**'}"
+            f"rule {rule} matches nothing that takes part; parts of this model: {', '.join(parts)}",
+            hint=f"a pattern must match a whole name, such as {name}",
         )
 
 

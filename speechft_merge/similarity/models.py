@@ -94,8 +94,8 @@ def _encoder_source(checkpoint: Checkpoint, model: ModelConfig, other_config: di
     if not config:
         why = f" ({model.problem})" if checkpoint.naming.layout != TRANSFORMERS else ""
         raise CheckpointError(
-            f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}; put "
-            "the config.json of its encoder there"
+            f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}",
+            hint="put the config.json of its encoder there",
         )
     names = {own: name for own, name in checkpoint.naming.under().items() if not name.is_head}
     prefix = ""

@@ -109,7 +109,7 @@ def read_probe(paths: Sequence[Path] | None, rate: int, seconds: float = SECONDS
         audio.append(_resample(samples, clip.rate, rate))
     if not audio:
         first = "; ".join(f"{path}: {why}" for path, why in list(skipped.items())[:3])
-        raise CheckpointError(f"no clip of the probe can be used ({first}); give other audio files (--probe)")
+        raise CheckpointError(f"no clip of the probe can be used ({first})", hint="give other audio files (--probe)")
     origin = "built-in" if paths is None else ", ".join(path.name or str(path) for path in paths[:4])
     return Probe(tuple(audio), rate, origin, digest.hexdigest(), skipped)
 
@@ -128,7 +128,7 @@ def _find(paths: Iterable[Path]) -> list[Path]:
         else:
             raise NotFoundError(f"there is no audio file or folder {path}")
     if not found:
-        raise NotFoundError("the probe names no audio file; give files or folders (--probe)")
+        raise NotFoundError("the probe names no audio file", hint="give files or folders (--probe)")
     return list(found)
 
 

@@ -44,9 +44,11 @@ class ProbeRequest:
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
-            raise UsageError(f"estimator {self.estimator!r} is unknown; expected one of {', '.join(ESTIMATORS)}")
+            raise UsageError(
+                f"estimator {self.estimator!r} is unknown", hint=f"expected one of {', '.join(ESTIMATORS)}"
+            )
         if not self.seconds > 0:
-            raise UsageError(f"a probe of {self.seconds:g} seconds holds nothing; give a positive number")
+            raise UsageError(f"a probe of {self.seconds:g} seconds holds nothing", hint="give a positive number")
 
     def require_means(self, *packages: str) -> None:
         """Fail early if packages or files are missing, without importing or reading any.
@@ -74,5 +76,7 @@ def figure_kind(path: Path) -> str:
     """
     kind = path.suffix.lower()
     if kind not in FIGURES:
-        raise UsageError(f"a figure cannot be drawn into {path}; its name must end in one of {', '.join(FIGURES)}")
+        raise UsageError(
+            f"a figure cannot be drawn into {path}", hint=f"its name must end in one of {', '.join(FIGURES)}"
+        )
     return kind

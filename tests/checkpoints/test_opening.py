@@ -106,12 +106,12 @@ def test_an_adapter_beside_a_model_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"holds no weights \(expected model\.safetensors, .*it holds nothing"):
+    with pytest.raises(NotFoundError, match=r"holds no weights \(expected model\.safetensors, .*found nothing$"):
         open_checkpoint(str(tmp_path))
 
 
 def test_a_directory_without_weights_is_refused_with_what_it_holds(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"it holds config\.json, vocab\.txt$"):
+    with pytest.raises(NotFoundError, match=r"found config\.json, vocab\.txt$"):
         open_checkpoint(filled(tmp_path, "vocab.txt", "config.json"))
 
 

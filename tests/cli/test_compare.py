@@ -221,11 +221,11 @@ def test_what_cannot_be_meant_is_said_before_anything_is_done(
 
 
 @pytest.mark.parametrize("package", ["transformers", "soundfile", "matplotlib"])
-def test_a_missing_package_is_one_line_that_says_what_to_install(
+def test_a_missing_package_is_an_error_and_a_hint_that_says_what_to_install(
     package: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     ran = run(*PAIR, "--cka", "-o", "out")
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err == f'speechft-merge: error: {package} is not installed; pip install "speechft-merge[cka]"\n'
+    assert ran.err == f'speechft-merge: error: {package} is not installed\nhint: pip install "speechft-merge[cka]"\n'
     assert not (tmp_path / "out").exists()

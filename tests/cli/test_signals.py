@@ -33,7 +33,7 @@ def merge_args(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> list[str
     """Arguments of a merge that writes some eighty chunks, one after the other."""
     base = tiny.weights(hidden=512, layers=3)
     pair = tiny.write_pair(tmp_path_factory.mktemp("pair"), base, tiny.ctc(tiny.finetuned(base)))
-    return [*pair.args, "-q", "--threads", "1", "-o", "out"]
+    return [*pair.args, "-q", "--workers", "1", "-o", "out"]
 
 
 @pytest.fixture

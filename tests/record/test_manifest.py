@@ -95,8 +95,8 @@ def test_other_recipes_have_other_identities(options: list[str], pair: Pair, run
 
 
 def test_the_identity_is_of_the_content_not_of_names(pair: Pair, copied: list[str], run: Run, tmp_path: Path) -> None:
-    run(*pair.args, "-o", "out", "--threads", 1)
-    run("base/model.safetensors", "finetuned/", "-o", "other", "--threads", 2, "-v")
+    run(*pair.args, "-o", "out", "--workers", 1)
+    run("base/model.safetensors", "finetuned/", "-o", "other", "--workers", 2, "-v")
     assert manifest_of(tmp_path / "out")["merge_id"] == manifest_of(tmp_path / "other")["merge_id"]
 
 
@@ -104,7 +104,7 @@ def test_the_identity_is_of_the_content_not_of_names(pair: Pair, copied: list[st
 
 
 @pytest.mark.parametrize("shards", [[], SHARDED], ids=["single", "sharded"])
-@pytest.mark.parametrize("again", [[], ["--overwrite"], ["--threads", "1"], ["-v", "--no-fsync"]], ids=" ".join)
+@pytest.mark.parametrize("again", [[], ["--overwrite"], ["--workers", "1"], ["-v", "--no-fsync"]], ids=" ".join)
 def test_a_finished_merge_is_not_done_again(
     shards: list[str], again: list[str], pair: Pair, run: Run, tmp_path: Path
 ) -> None:
