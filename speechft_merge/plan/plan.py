@@ -179,8 +179,7 @@ def _require_match(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment
         name, other = next(iter(alignment.mismatched.items()))
         raise MismatchError(
             f"{len(alignment.mismatched)} tensors have other shapes in {finetuned.reference} than in {base.reference}, "
-            f"first {quote(name)}",
-            found=f"{list(base.tensors[name].shape)}, in the fine-tune {list(finetuned.tensors[other].shape)}",
+            f"first {name}: {list(base.tensors[name].shape)}, in the fine-tune {list(finetuned.tensors[other].shape)}",
             hint="these are models of different sizes or kinds; a fine-tune of this base is needed",
         )
     if not alignment.pairs:

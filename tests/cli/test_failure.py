@@ -182,7 +182,7 @@ def test_control_characters_of_tensor_names_are_escaped(
         assert escaped in failure_of(ran)["error"]
     else:
         assert escaped in ran.err
-        assert [line.split(":")[0] for line in ran.err.splitlines()] == ["speechft-merge", "  found", "hint"]
+        assert [line.split(":")[0] for line in ran.err.splitlines()] == ["speechft-merge", "hint"]
 
 
 def test_control_characters_of_a_path_are_escaped(run: Run) -> None:

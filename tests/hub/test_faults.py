@@ -54,7 +54,8 @@ def assert_clean(ran: Ran, folder: Path, *codes: int) -> None:
     """One message, and nothing left."""
     assert ran.code in codes, (ran.code, ran.err)
     assert "Traceback" not in ran.err
-    assert ran.err.splitlines()[-1].startswith("speechft-merge: error: ")
+    *_, error, last = [line for line in ("", *ran.err.splitlines()) if not line.startswith("  found: ")]
+    assert (error if last.startswith("hint: ") else last).startswith("speechft-merge: error: ")
     assert left(folder) == []
 
 
