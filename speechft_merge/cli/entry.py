@@ -10,8 +10,6 @@ import traceback
 from itertools import takewhile
 from typing import NoReturn
 
-from speechft_merge.cli.failure import explain
-
 DEBUG = "SPEECHFT_MERGE_DEBUG"
 """Environment variable: set to anything, errors come with their traceback."""
 
@@ -52,6 +50,8 @@ def _stop(number: int, _: object) -> NoReturn:
 
 
 def _fail(error: Exception) -> NoReturn:
+    from speechft_merge.cli.failure import explain  # only now: most runs succeed
+
     failure, as_json = explain(error), "--json" in takewhile(lambda word: word != "--", sys.argv[1:])
     if DEBUG in os.environ or (failure.unexpected and not as_json):
         traceback.print_exception(error)

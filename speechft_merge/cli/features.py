@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from speechft_merge.similarity.request import MEMORY, SECONDS, ProbeRequest, figure_kind
 from speechft_merge.sizes import parse_size
 
 if TYPE_CHECKING:
     from speechft_merge.similarity.report import Report
+    from speechft_merge.similarity.request import ProbeRequest
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class FeatureOptions:
 
     def read(self) -> ProbeRequest:
         """Return what they ask for; a probe of `-` is read from stdin."""
+        from speechft_merge.similarity.request import MEMORY, SECONDS, ProbeRequest  # not for --help
+
         paths: tuple[Path, ...] | None = None
         if self.probe:
             listed = (sys.stdin.read().splitlines() if given == "-" else [given] for given in self.probe)
@@ -73,6 +75,8 @@ class FeatureOptions:
 
     def require_means(self, request: ProbeRequest, *packages: str) -> None:
         """Raise before any work what would stop it later: a missing package, file or device, a figure of no kind."""
+        from speechft_merge.similarity.request import figure_kind
+
         figures = [figure_kind(path) for path in (self.plot, self.heatmap) if path is not None]
         request.require_means(*packages, *(["matplotlib"] if figures else []))
         if self.device is not None:
@@ -84,6 +88,7 @@ class FeatureOptions:
         """Write the figures and the table that were asked for."""
         from speechft_merge.output.folder import write_whole
         from speechft_merge.similarity.plot import draw_grids, draw_lines
+        from speechft_merge.similarity.request import figure_kind
 
         if self.plot is not None:
             write_whole(self.plot, draw_lines(report, figure_kind(self.plot)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from copy import copy
 from dataclasses import fields, is_dataclass
-from functools import wraps
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 from typer.core import TyperCommand
@@ -39,6 +39,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     return expanded
 
 
+@cache  # annotations are text, and read for each command: a few milliseconds of every start
 def _options_of(group: Any) -> list[inspect.Parameter]:
     """Return the fields as parameters, each under the group's title in the help."""
     types, options = get_type_hints(group, include_extras=True), []

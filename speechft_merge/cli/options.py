@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from speechft_merge.recipe.recipe import Recipe, override, read_recipe
-from speechft_merge.recipe.rules import parse_rule
 from speechft_merge.sizes import parse_size
 
 if TYPE_CHECKING:
     from speechft_merge.push import PushTarget
+    from speechft_merge.recipe import Recipe
 
 Base = Annotated[
     str,
@@ -59,6 +58,9 @@ class AlphaOptions:
 
     def read(self) -> Recipe:
         """Return the recipe of the file, if there is one, with the options on top; they have the names of its keys."""
+        from speechft_merge.recipe.recipe import Recipe, override, read_recipe  # not for --help
+        from speechft_merge.recipe.rules import parse_rule
+
         given = {key: tuple(value) if isinstance(value, list) else value for key, value in vars(self).items()}
         del given["recipe"]
         given["layer_alpha"] = tuple(parse_rule(text) for text in self.layer_alpha or ())
