@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from speechft_merge.merging import Merge as Merge
     from speechft_merge.merging import MergeOptions as MergeOptions
     from speechft_merge.merging import MergeResult as MergeResult
+    from speechft_merge.merging import compare as compare
     from speechft_merge.merging import merge as merge
     from speechft_merge.merging import open_merge as open_merge
     from speechft_merge.plan.plan import Plan as Plan
     from speechft_merge.recipe.recipe import Recipe as Recipe
     from speechft_merge.recipe.recipe import read_recipe as read_recipe
-    from speechft_merge.similarity.comparison import compare as compare
     from speechft_merge.similarity.report import Report as Report
     from speechft_merge.similarity.request import ProbeRequest as ProbeRequest
 
@@ -40,7 +40,7 @@ _HOMES = {
     "Recipe": "recipe.recipe",
     "Report": "similarity.report",
     "SpeechFTMergeError": "errors",
-    "compare": "similarity.comparison",
+    "compare": "merging",
     "merge": "merging",
     "open_checkpoint": "checkpoints",
     "open_merge": "merging",

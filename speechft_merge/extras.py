@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def needs_extra(package: str) -> Iterator[None]:
-    """Import in here what the extra `cka` brings.
+    """Turn a failed import of what the extra `cka` brings into an error that says what to install.
 
     Raises:
-        UsageError: it is not installed; the message says what to install.
+        UsageError: it is not installed.
     """
     try:
         yield
@@ -27,5 +27,5 @@ def needs_extra(package: str) -> Iterator[None]:
 
 
 def not_installed(package: str) -> UsageError:
-    """What to say of a package that is missing."""
-    return UsageError(f'{package} is not installed; pip install "speechft-merge[cka]"')
+    """Return the error for a package that is missing."""
+    return UsageError(f"{package} is not installed", hint='pip install "speechft-merge[cka]"')

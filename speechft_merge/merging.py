@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
 from speechft_merge.record.identity import identify
 from speechft_merge.record.manifest import Manifest, OutputEntry, Written, describe_input, make_manifest
+from speechft_merge.sources.reference import HubReference, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -141,8 +142,8 @@ class Merge:
         found = [problem for which in range(len(self.finetuned)) for problem in self._problems(which)]
         if found and not self.options.allow_unrelated:
             raise MismatchError(
-                "; ".join(found) + ". Check that the base is the one that was fine-tuned; pass --allow-unrelated to "
-                "merge all the same"
+                "; ".join(found),
+                hint="check that the base is the one that was fine-tuned; pass --allow-unrelated to merge all the same",
             )
         return tuple(f"{problem}; merged all the same (--allow-unrelated)" for problem in found)
 
@@ -180,9 +181,8 @@ class Merge:
                     place.begin(self.files)
                     written = self._write_weights(place, progress)
                     made = make_manifest(self.plan, identity, inputs, written, self.options.command)
-                    place.put(
-                        {**written.companions, card.NAME: self._card(written.drifts), manifest.NAME: made.encode()}
-                    )
+                    place.put({**written.companions, card.NAME: self._card(written.drifts)})
+                    place.put({manifest.NAME: made.encode()})
                     place.commit()
                     return MergeResult(path, made, written.drifts, False, self._warnings_after(written.drifts))
                 except Exception:  # an equal merge may have been faster
@@ -235,12 +235,15 @@ class Merge:
         """
         from speechft_merge.similarity.attach import attach
         from speechft_merge.similarity.comparison import compare_models
+        from speechft_merge.similarity.models import ComparedModels
 
         if result is None:
-            return compare_models(self.base, self.finetuned, self._planned, None, request, progress=progress)
+            return compare_models(ComparedModels(self.base, self.finetuned, self._planned), request, progress)
         with open_checkpoint(str(result.output)) as merged:
-            report = compare_models(self.base, self.finetuned, self._planned, merged, request, progress=progress)
-        return attach(result.output, report)
+            models = ComparedModels(self.base, self.finetuned, self.plan, merged, result.drifts)
+            report = compare_models(models, request, progress)
+        names = {"base": _pinned(self.base), "finetuned": _pinned(self.finetuned[0])}
+        return attach(result.output, replace(report, models=report.models | names))
 
     def push(self, result: MergeResult, target: PushTarget, message: str | None = None, *, keep: bool = True) -> str:
         """Commit the output of `write` to the Hub; return the URL of the commit, or of the pull request.
@@ -259,8 +262,9 @@ class Merge:
         try:
             url = push(result.output, target, message)
         except SpeechFTMergeError as error:
-            command = push_command(result.output, target, message)
-            error.add_note(f"the merged model is in {result.output}; push it with: {command}")
+            here = Path.cwd()
+            place = result.output.relative_to(here) if result.output.is_relative_to(here) else result.output
+            error.add_note(f"the merged model is in {place}; push it with: {push_command(place, target, message)}")
             raise
         if not keep and not result.already_done:
             shutil.rmtree(result.output, ignore_errors=True)
@@ -301,7 +305,7 @@ def open_merge(
 def _open(base: str, finetuned: str | Sequence[str], recipe: Recipe, options: MergeOptions) -> Merge:
     references = [base, finetuned] if isinstance(finetuned, str) else [base, *finetuned]
     if len(references) < 2:
-        raise UsageError("a fine-tuned model is missing; give the base first, then one or more fine-tunes of it")
+        raise UsageError("a fine-tuned model is missing", hint="give the base first, then one or more fine-tunes of it")
     with ExitStack() as stack:
         models = [stack.enter_context(open_checkpoint(reference, options.download)) for reference in references]
         plan = make_plan(models[0], models[1:], recipe)
@@ -325,9 +329,10 @@ def merge(
 
     Example:
         >>> from speechft_merge import merge
-        >>> result = merge("examples/pair/base", "examples/pair/finetuned", getfixture("tmp_path") / "merged", alpha=0.4)
-        >>> sorted(path.name for path in result.output.iterdir())[-2:]
-        ['preprocessor_config.json', 'speechft_merge.json']
+        >>> from tempfile import mkdtemp
+        >>> output = mkdtemp() + "/merged"
+        >>> merge("examples/pair/base", "examples/pair/finetuned", output, alpha=0.4).manifest.counts["interpolated"]
+        115
     """
     if alpha is not None:
         if recipe is not None:
@@ -336,6 +341,50 @@ def merge(
     require_place(output, (base, *([finetuned] if isinstance(finetuned, str) else finetuned)))
     with open_merge(base, finetuned, recipe, options) as opened:
         return opened.write(output, progress)
+
+
+def compare(
+    base: str, finetuned: str | Sequence[str], merged: str | None = None, request: ProbeRequest | None = None, *,
+    recipe: Recipe | None = None, options: MergeOptions | None = None, progress: Progress | None = None,
+) -> Report:  # fmt: skip
+    """Compare the features of a base, a fine-tune and their merge on a probe, layer by layer. Nothing is written.
+
+    Args:
+        base: the pre-trained model, see `open_merge`.
+        finetuned: the fine-tune; of several, the first is compared, and all are merged.
+        merged: a merged model; None to interpolate in memory by `recipe`.
+        request: the probe, the estimator, the device.
+        recipe: of the merge in memory.
+        options: only `download` matters.
+        progress: called with clips done and clips in all.
+
+    Raises:
+        NotFoundError, CheckpointError, HubError, TemporaryError: a model or the probe cannot be read, or not run.
+        MismatchError: the models do not fit each other, or give features that are not finite.
+        UsageError: the recipe does not fit, or a package is missing.
+
+    Example:
+        >>> from speechft_merge import ProbeRequest, compare
+        >>> report = compare("examples/pair/base", "examples/pair/finetuned", request=ProbeRequest(seconds=10))
+        >>> [layer.key.label for layer in report.layers]
+        ['input', '0', '1', '2', '3', '4', '5', 'final_norm']
+    """
+    from speechft_merge.similarity.comparison import compare_models
+    from speechft_merge.similarity.models import ComparedModels
+
+    with ExitStack() as stack:
+        opened = stack.enter_context(_open(base, finetuned, recipe or Recipe(), options or MergeOptions()))
+        made = None if merged is None else stack.enter_context(open_checkpoint(merged, opened.options.download))
+        models = ComparedModels(opened.base, opened.finetuned, opened._planned, made)
+        return compare_models(models, request, progress)
+
+
+def _pinned(checkpoint: Checkpoint) -> str:
+    """Return the reference of a checkpoint, on the Hub with the commit that was opened: a branch may move."""
+    found = parse_reference(checkpoint.reference) if checkpoint.hub is not None else None
+    if checkpoint.hub is None or not isinstance(found, HubReference):
+        return checkpoint.reference
+    return str(replace(found, revision=checkpoint.hub.commit))
 
 
 def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:

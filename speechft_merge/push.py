@@ -48,17 +48,19 @@ def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, b
 
     if constants.HF_HUB_OFFLINE:
         raise HubError(
-            f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo}; push later, where there is a network"
+            f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo}", hint="push later, where there is a network"
         )
     api = HfApi()
     with hub_errors(repo):
         try:
             account = api.whoami()
         except LocalTokenNotFoundError:
-            raise HubError("pushing needs a token; run 'hf auth login', or set HF_TOKEN") from None
+            raise HubError("pushing needs a token", hint="run 'hf auth login', or set HF_TOKEN") from None
         role = account.get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
-            raise HubError(f"your token may only read, so nothing can be pushed to {repo}; make one with write role")
+            raise HubError(
+                f"your token may only read, so nothing can be pushed to {repo}", hint="make one with write role"
+            )
         if not create_pr:
             _require_namespace(repo, account)
             repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
@@ -67,8 +69,8 @@ def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, b
         info = api.model_info(repo, revision=branch, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     if private and info.private is False:
         raise HubError(
-            f"{repo} is there already and is public, and --private holds for a new repository; make it private on the "
-            "Hub first, choose another name, or leave --private out"
+            f"{repo} already exists and is public, and --private holds for a new repository",
+            hint="make it private on the Hub first, choose another name, or leave --private out",
         )
     files = frozenset(sibling.rfilename for sibling in info.siblings or ())
     return PushTarget(repo, branch, private, create_pr, str(info.sha), files)
@@ -80,8 +82,8 @@ def _require_namespace(repo: str, account: Mapping[str, Any]) -> None:
     own = [account.get("name"), *(organisation.get("name") for organisation in account.get("orgs") or ())]
     if slash and namespace not in own:
         raise HubError(
-            f"your token is {own[0]}'s and may not write to {repo} (nothing was pushed); push to one of "
-            f"{', '.join(f'{name}/...' for name in own)}, or use --create-pr"
+            f"your token is {own[0]}'s and may not write to {repo} (nothing was pushed)",
+            hint=f"push to one of {', '.join(f'{name}/...' for name in own)}, or use --create-pr",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import CheckpointError
@@ -11,17 +12,14 @@ if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import Checkpoint
 
 CONFIG = "config.json"
-
-
 FEATURE_EXTRACTOR = "preprocessor_config.json"
-
 
 MAX_SIZE = 64 << 20
 """Bytes of such a file; Whisper's tokenizer.json has 2.5 MB."""
 
 
 def read_companion_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """A JSON object from beside the weights; empty if there is no such file.
+    """Read a JSON object from beside the weights; empty if there is no such file.
 
     Raises:
         CheckpointError: it is not JSON, or not an object.
@@ -42,11 +40,10 @@ def read_companions(checkpoint: Checkpoint, wanted: tuple[str, ...]) -> dict[str
     found = {}
     for name in wanted:
         if name in there:
-            source = checkpoint.folder.open(name)
-            if source.size > MAX_SIZE:
-                raise CheckpointError(f"{source.name} has {source.size} bytes; such a file has at most {MAX_SIZE}")
-            found[name] = source.read(0, source.size)
-            source.close()
+            with closing(checkpoint.folder.open(name)) as source:
+                if source.size > MAX_SIZE:
+                    raise CheckpointError(f"{source.name} has {source.size} bytes; such a file has at most {MAX_SIZE}")
+                found[name] = source.read(0, source.size)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which of a pickled file's dictionaries is the model, and what the others are."""
+"""Finds the model among a pickled file's dictionaries, and describes the others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StateDict:
 
 
 def find_state_dict(root: Any, name: str, known: tuple[str, ...] | None = None) -> StateDict:
-    """The dictionary with the most parameters; among equals the one under the more usual key.
+    """Find the dictionary with the most parameters; on a tie, the one under the more usual key.
 
     Args:
         root: what the pickle holds.
@@ -86,7 +86,7 @@ def _explain(root: Any) -> str:
 
 
 def _describe_others(root: Any, chosen: tuple[str, ...]) -> dict[str, str]:
-    """What lies beside the state dict, along its path, each entry in a few words."""
+    """Describe each entry beside the state dict, along its path."""
     others: dict[str, str] = {}
     told: dict[int, str] = {}
     prefix, value = "", root
@@ -101,13 +101,13 @@ def _describe_others(root: Any, chosen: tuple[str, ...]) -> dict[str, str]:
 
 
 def shorten(key: Any) -> str:
-    """A key of a dictionary, cut where nobody reads on."""
+    """Return a key of a dictionary, cut to `MAX_KEY` characters."""
     text = key if isinstance(key, str) else describe(key)
     return text if len(text) <= MAX_KEY else text[:MAX_KEY] + "..."
 
 
 def describe(value: Any) -> str:
-    """A few words about a value of a pickle, never its text at length."""
+    """Describe a value of a pickle in a few words, never at length."""
     match value:
         case TensorView():
             return f"tensor {list(value.shape)}"

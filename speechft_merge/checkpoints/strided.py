@@ -6,7 +6,7 @@ import math
 import threading
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import CheckpointError
+from speechft_merge.errors import CheckpointError, quote
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.dtypes import DType
@@ -32,8 +32,9 @@ class StridedTensor:
         self.name = f"{source.name}: {name}"
         if max(extent, self.size) > LIMIT:
             raise CheckpointError(
-                f"{source.name}: tensor {name!r} is not contiguous (shape {list(shape)}, strides {list(strides)}) and "
-                f"larger than {LIMIT >> 20} MiB; load it with torch, call .contiguous() on it and save the file again"
+                f"{source.name}: tensor {quote(name)} is not contiguous (shape {quote(list(shape))}, strides "
+                f"{quote(list(strides))}) and larger than {LIMIT >> 20} MiB",
+                hint="load it with torch, call .contiguous() on it and save the file again",
             )
         self.seeks_cheaply = source.seeks_cheaply
         self._source, self._offset, self._extent = source, offset, extent
@@ -55,7 +56,7 @@ class StridedTensor:
                 self._gathered = None
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` of the gathered bytes that start at `offset`."""
+        """Return `length` of the gathered bytes, from `offset` on."""
         buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)

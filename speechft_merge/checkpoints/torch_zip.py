@@ -6,12 +6,11 @@ import io
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.pickle_data import read_pickle
-from speechft_merge.checkpoints.torch_tensors import CONSTRUCTORS, Storage, storage_of
-from speechft_merge.errors import CheckpointError
+from speechft_merge.checkpoints.torch_tensors import CONSTRUCTORS, TorchFile, storage_of
+from speechft_merge.errors import CheckpointError, quote
 from speechft_merge.sources import SourceReader
 
 if TYPE_CHECKING:
@@ -27,27 +26,7 @@ ALIGNMENT = 64
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # APPNOTE.TXT 4.3.7
 
 
-@dataclass(frozen=True, slots=True)
-class TorchZip:
-    """The object a zip checkpoint holds, and where its storages lie."""
-
-    source: ByteSource
-    root: Any
-    records: dict[str, tuple[int, int]]
-    """Storage key -> (offset in the file, bytes held)."""
-
-    def locate(self, storage: Storage) -> tuple[int, int]:
-        """Offset and bytes held of a storage.
-
-        Raises:
-            CheckpointError: the file has no such record.
-        """
-        if storage.key not in self.records:
-            raise CheckpointError(f"{self.source.name}: the record data/{storage.key[:80]} is missing")
-        return self.records[storage.key]
-
-
-def read_torch_zip(source: ByteSource) -> TorchZip:
+def read_torch_zip(source: ByteSource) -> TorchFile:
     """Read the pickle and the list of records; no storage is read.
 
     Raises:
@@ -58,12 +37,12 @@ def read_torch_zip(source: ByteSource) -> TorchZip:
     _require_checkpoint(source, [entry.filename.partition("/")[2] for entry in entries])
     records = locate_records(source, entries, central_directory)
     if "byteorder" in records and source.read(*_checked(source, records, "byteorder", 16)) != b"little":
-        raise CheckpointError(f"{source.name} was written on a big-endian machine; load and save it with torch")
+        raise CheckpointError(f"{source.name} was written on a big-endian machine", hint="load and save it with torch")
     pickled = source.read(*_checked(source, records, "data.pkl", MAX_PICKLE))
     if zlib.crc32(pickled) != next(e.CRC for e in entries if e.filename.endswith("/data.pkl")):
-        raise CheckpointError(f"{source.name}: the checksum of its data.pkl is wrong; copy or download it again")
+        raise CheckpointError(f"{source.name}: the checksum of its data.pkl is wrong", hint="copy or download it again")
     root = read_pickle(io.BytesIO(pickled), source.name, CONSTRUCTORS, storage_of)
-    return TorchZip(source, root, {n.removeprefix("data/"): r for n, r in records.items() if n.startswith("data/")})
+    return TorchFile("torch zip", source, root, records, "data/")
 
 
 def open_archive(source: ByteSource) -> zipfile.ZipFile:
@@ -85,7 +64,9 @@ def open_archive(source: ByteSource) -> zipfile.ZipFile:
     ) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{source.name} is a damaged zip file ({error}); copy or download it again") from error
+        raise CheckpointError(
+            f"{source.name} is a damaged zip file ({error})", hint="copy or download it again"
+        ) from error
 
 
 def locate_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int) -> dict[str, tuple[int, int]]:
@@ -97,14 +78,15 @@ def locate_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int)
         name = entry.filename.partition("/")[2]
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise CheckpointError(
-                f"{source.name}: record {entry.filename!r} is compressed, which torch never does; unpack it and "
-                "pack it again without compression (zip -0)"
+                f"{source.name}: record {quote(entry.filename)} is compressed, which torch never does",
+                hint="unpack it and pack it again without compression (zip -0)",
             )
         if entry.flag_bits & 1:
-            raise CheckpointError(f"{source.name}: record {entry.filename!r} is encrypted")
+            raise CheckpointError(f"{source.name}: record {quote(entry.filename)} is encrypted")
         if entry.header_offset < previous_end:
             raise CheckpointError(
-                f"{source.name}: the records {previous_name!r} and {entry.filename!r} overlap: damaged or forged"
+                f"{source.name}: the records {quote(previous_name)} and {quote(entry.filename)} overlap: "
+                "damaged or forged"
             )
         offset = following - _descriptor_size(entry) - entry.file_size
         if source.seeks_cheaply or name == "data.pkl" or offset % ALIGNMENT:
@@ -112,18 +94,18 @@ def locate_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int)
         previous_name, previous_end = entry.filename, offset + entry.file_size
         if offset < entry.header_offset + _LOCAL_HEADER.size or previous_end > end:
             raise CheckpointError(
-                f"{source.name}: record {entry.filename!r} reaches past the end of the archive's data"
+                f"{source.name}: record {quote(entry.filename)} reaches past the end of the archive's data"
             )
         if name in records:
-            raise CheckpointError(f"{source.name}: two records are called {name!r}")
+            raise CheckpointError(f"{source.name}: two records are called {quote(name)}")
         records[name] = offset, entry.file_size
     return records
 
 
 def _descriptor_size(entry: zipfile.ZipInfo) -> int:
-    """Bytes between a record's data and the next record, as torch writes them: over a network, offsets are computed.
+    """Return the bytes between a record's data and the next record as torch writes them, to compute offsets.
 
-    Reading each record's local header would cost a request for each tensor.
+    Over a network, reading each record's local header would cost a request for each tensor.
     """
     if not entry.flag_bits & 8 or not entry.file_size:
         return 0
@@ -132,16 +114,16 @@ def _descriptor_size(entry: zipfile.ZipInfo) -> int:
 
 def _data_offset(source: ByteSource, entry: zipfile.ZipInfo) -> int:
     if not 0 <= entry.header_offset <= source.size - _LOCAL_HEADER.size:
-        raise CheckpointError(f"{source.name}: record {entry.filename!r} lies outside the file")
+        raise CheckpointError(f"{source.name}: record {quote(entry.filename)} lies outside the file")
     magic, *_, name_length, extra_length = _LOCAL_HEADER.unpack(source.read(entry.header_offset, _LOCAL_HEADER.size))
     if magic != MAGIC:
-        raise CheckpointError(f"{source.name}: no record begins where {entry.filename!r} should")
+        raise CheckpointError(f"{source.name}: no record begins where {quote(entry.filename)} should")
     return int(entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length)
 
 
 def _require_checkpoint(source: ByteSource, names: list[str]) -> None:
     if any(name.startswith("code/") for name in names) or "constants.pkl" in names:
-        raise CheckpointError(f"{source.name} is a TorchScript program; save the model's state_dict() instead")
+        raise CheckpointError(f"{source.name} is a TorchScript program", hint="save the model's state_dict() instead")
     if "data.pkl" not in names:
         kind = "a zip file, such as numpy's .npz or an archive of several files"
         raise CheckpointError(f"{source.name} is {kind}, not a checkpoint that torch.save wrote (no data.pkl in it)")

@@ -7,10 +7,10 @@ import os
 import signal
 import sys
 import traceback
+from itertools import takewhile
 from typing import NoReturn
 
-from speechft_merge.cli.sink import clean
-from speechft_merge.errors import SpeechFTMergeError
+from speechft_merge.cli.failure import explain
 
 DEBUG = "SPEECHFT_MERGE_DEBUG"
 """Environment variable: set to anything, errors come with their traceback."""
@@ -33,18 +33,14 @@ def run() -> NoReturn:
     try:
         from speechft_merge.cli.app import app
 
-        app(prog_name=_program_name())
-    except SpeechFTMergeError as error:
-        _fail(error, error.exit_code)
+        code = app(prog_name=_program_name(), standalone_mode=False)
     except SystemExit as stop:
         for note in getattr(stop, "__notes__", ()):
             print(f"speechft-merge: {note}", file=sys.stderr)
         raise
-    except MemoryError as error:
-        _fail(error, 1)
-    except OSError as error:  # stdout is full
-        _fail(error, os.EX_IOERR)
-    sys.exit(0)
+    except Exception as error:
+        _fail(error)
+    sys.exit(code)
 
 
 def _stop(number: int, _: object) -> NoReturn:
@@ -55,12 +51,12 @@ def _stop(number: int, _: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _fail(error: BaseException, code: int) -> NoReturn:
-    if DEBUG in os.environ:
+def _fail(error: Exception) -> NoReturn:
+    failure, as_json = explain(error), "--json" in takewhile(lambda word: word != "--", sys.argv[1:])
+    if DEBUG in os.environ or (failure.unexpected and not as_json):
         traceback.print_exception(error)
-    lines = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
-    print("speechft-merge: error: " + "\n  ".join(map(clean, lines)), file=sys.stderr)
-    sys.exit(code)
+    print(failure.in_json() if as_json else failure.in_words(), file=sys.stderr)
+    sys.exit(failure.exit_code)
 
 
 def _program_name() -> str:

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from speechft_merge.cli import options
-from speechft_merge.cli.sink import Output
+from speechft_merge.cli.groups import with_groups
+from speechft_merge.cli.options import HubOptions, Json, Quiet
+from speechft_merge.cli.sink import Sink, View
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The output of a merge.")]
 Repository = Annotated[
-    str, typer.Argument(metavar="REPO", help="Where to: org/name on the Hub; it is made if it is not there.")
+    str, typer.Argument(metavar="REPO", help="Where to: org/name on the Hub; it is created if it does not exist.")
 ]
 
 
-def push(
-    folder: Folder,
-    repository: Repository,
-    private: options.Private = False,
-    create_pr: options.CreatePr = False,
-    branch: options.Branch = None,
-    commit_message: options.CommitMessage = None,
-    quiet: options.Quiet = False,
-    json: options.Json = False,
-) -> None:
+@with_groups
+def push(folder: Folder, repository: Repository, hub: HubOptions, quiet: Quiet = False, json: Json = False) -> None:
     """Put a merged model on the Hub, in one commit."""
-    from speechft_merge import push as pushing
+    from speechft_merge.push import push as push_folder
+    from speechft_merge.push import require_merged
 
-    shown = Output(json, quiet)
-    pushing.require_merged(folder)
-    target = pushing.prepare_push(repository, private=private, create_pr=create_pr, branch=branch)
-    url = pushing.push(folder, target, commit_message)
-    shown.document({"repo": target.repo, "url": url})
-    shown.result(url)
+    require_merged(folder)
+    target = hub.prepare(repository)
+    Sink(quiet, json=json).show(PushView(target.repo, push_folder(folder, target, hub.commit_message)))
+
+
+@dataclass(frozen=True, slots=True)
+class PushView(View):
+    """Where a model was put."""
+
+    repo: str
+    url: str
+
+    @property
+    def headline(self) -> str:
+        """The URL of the commit, or of the pull request."""
+        return self.url
+
+    def document(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {"repo": self.repo, "url": self.url}
+
+    def body(self, verbose: int) -> Iterator[str]:
+        """Yield the URL."""
+        yield self.url

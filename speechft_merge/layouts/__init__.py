@@ -1,1 +1,1 @@
-"""Whose names the tensors bear: rules between naming schemes, pure functions of names and shapes."""
+"""Whose names a checkpoint has, and what they mean: pure functions of names and shapes."""

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import CheckpointError
+from speechft_merge.layouts.heads import task_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,7 +42,7 @@ _DROPOUTS = {
 
 
 def derive_config(model_type: str, shapes: Shapes, settings: Settings) -> dict[str, Any]:
-    """config.json of a model of HuBERT's, wav2vec 2.0's or WavLM's kind.
+    """Derive the config.json of a HuBERT, wav2vec 2.0 or WavLM model.
 
     Args:
         model_type: `hubert`, `wav2vec2` or `wavlm`.
@@ -98,7 +99,7 @@ _NEEDED = (
 
 
 def derive_extractor(shapes: Shapes, model: Settings, task: Settings) -> dict[str, Any]:
-    """preprocessor_config.json: how waveforms are to be prepared."""
+    """Derive the preprocessor_config.json: how waveforms are prepared."""
     normalised = task.get("normalize", model.get("normalize", _has_layer_norm(shapes)))
     rate = task.get("sample_rate")
     return {
@@ -112,16 +113,8 @@ def derive_extractor(shapes: Shapes, model: Settings, task: Settings) -> dict[st
     }
 
 
-def task_of(shapes: Shapes) -> str:
-    """Ending of the class that has a place for the heads that are there."""
-    if "lm_head.weight" in shapes:
-        return "ForCTC"
-    quantized = ("quantizer.codevectors", "project_q.weight", "project_hid.weight")
-    return "ForPreTraining" if all(name in shapes for name in quantized) else "Model"
-
-
 def parse_convolutions(text: str) -> list[tuple[int, int, int]]:
-    """(channels, kernel, stride) of each convolution in `[(512,10,5)] + [(512,3,2)] * 4`, without running it.
+    """Parse (channels, kernel, stride) of each convolution in `[(512,10,5)] + [(512,3,2)] * 4`, without running it.
 
     Raises:
         CheckpointError: it is no such expression.
@@ -140,7 +133,7 @@ def _is_convolution(layer: Any) -> bool:
 
 
 def _evaluate(node: ast.expr) -> Any:
-    """Lists and tuples of whole numbers, added and repeated; ValueError for anything else."""
+    """Evaluate lists and tuples of whole numbers, added and repeated; raise ValueError for anything else."""
     match node:
         case ast.Constant(value=int(value)):
             return value
@@ -162,7 +155,7 @@ def _evaluate(node: ast.expr) -> Any:
 
 
 def _has_layer_norm(shapes: Shapes) -> bool:
-    """In every convolution; else group norm in the first."""
+    """Return whether every convolution has a layer norm; else the first has a group norm."""
     return "feature_extractor.conv_layers.1.layer_norm.weight" in shapes
 
 

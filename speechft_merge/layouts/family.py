@@ -1,4 +1,4 @@
-"""Which family of speech encoders a model is of, and how large, told by transformers' names of its tensors."""
+"""Tells which family of speech encoders a model is of, and how large, by transformers' names of its tensors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Family:
 
 
 def family_of(shapes: Mapping[str, tuple[int, ...]], stated: str | None = None, hint: str | None = None) -> Family:
-    """The family and size of a model.
+    """Tell the family and size of a model.
 
     Args:
         shapes: by transformers' names, without prefix for the encoder; heads may stand among them.
@@ -65,7 +65,7 @@ def _title(model_type: str | None, names: Collection[str], layers: int, width: i
 
 
 def _by_names(names: Collection[str]) -> str | None:
-    """What only one family has. HuBERT and wav2vec 2.0 differ in the heads of their pre-training, if in anything."""
+    """Tell the family by names that only it has. HuBERT and wav2vec 2.0 differ at most in their pre-training heads."""
     firsts = {name.partition(".")[0] for name in names}
     evidence = (
         ("whisper", "encoder.conv1.weight" in names),

@@ -1,66 +1,140 @@
-"""Which part of a speech encoder a tensor belongs to, told from its name in transformers' naming."""
+"""Where in a speech encoder each tensor stands: stacks and blocks by the structure of the names, other parts by name.
+
+A stack is an outermost numbered list whose members hold two or more matrices (attention, feed-forward): a list of
+convolutions holds none. Words only name it, and stand in for the evidence where they say that it is one.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from speechft_merge.layouts.heads import is_head
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    Shapes = Mapping[str, tuple[int, ...]]
 
 PARTS = ("cnn", "projection", "pos_conv", "layers", "final_norm", "other", "head")
 """From the waveform up: the convolutional feature extractor, the projection to the model's width, the positional
-convolution, the transformer layers, the norm after them, whatever is none of these, and heads (of a task, or of
+convolution, the transformer blocks, the norm after them, whatever is none of these, and heads (of a task, or of
 pre-training)."""
 
 STACKS = ("encoder", "decoder")
+"""The usual names of stacks."""
 
-HEADS = frozenset(
-    "lm_head ctc_head ctc_proj classifier projector proj_out score tdnn objective layer_weights "  # tasks
-    "quantizer project_q project_hid final_proj label_embs_concat target_glu".split()  # pre-training
-)
-"""First words of names that are heads wherever they stand, bare models' own included."""
+_PLURALS = {"encoders": "encoder", "decoders": "decoder"}
+_LISTS = frozenset("layers layer blocks block h transformer".split())
+"""Words for a list of blocks, which say nothing of which it is."""
+_BESIDE = frozenset(["adapter"])
+"""First words of lists of layers that stand after the encoder and are no blocks of it."""
 
-_WEIGHT_NORM = re.compile(r"parametrizations\.([^.]+)\.original([01])$")
-_LAYER = re.compile(r"(?:(encoder|decoder)\.)?(?:layers|layer|blocks|transformer\.layers)\.(\d+)\.")
+MAX_DEPTH = 8
+"""Words before a list of blocks up to which what stands beside it is found to belong to it."""
+
+_NUMBERED = re.compile(r"([^.0-9][^.]*(?:\.[^.0-9][^.]*)*)\.([0-9]{1,9})\.")
+"""The path of the outermost numbered list in a name, and the number."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """Where in the model a tensor stands."""
 
     part: str
     stack: str
-    """`encoder` or `decoder`; empty for what stands before, beside or after them."""
-    layer: int | None = None
-    """Index in its stack, from 0; None outside of the layers."""
+    """`encoder`, `decoder` or the words before the list of blocks; empty for what stands before, beside or after."""
+    block: int | None = None
+    """Index in its stack, from 0; None outside of the blocks."""
 
 
-def canonical(name: str) -> str:
-    """The name with weight norm written the old way: `weight_g`, `weight_v`.
-
-    transformers 4.46 writes `parametrizations.weight.original0` and `original1` for the same two tensors, 5.x writes
-    either, after what it loaded (transformers issues 26796, 33995).
-    """
-    return _WEIGHT_NORM.sub(lambda found: f"{found[1]}_{'gv'[int(found[2])]}", name)
+HEAD = Location("head", "")
 
 
-def is_head(relative: str) -> bool:
-    """Whether a name inside the backbone's prefix is a head all the same."""
-    return relative.partition(".")[0] in HEADS
+def locate(shapes: Shapes) -> dict[str, Location]:
+    """Return where each tensor stands; `shapes` are by canonical names without the model's prefix."""
+    stacks = find_stacks(shapes)
+    owners = {_owner(path): stack for path, stack in stacks.items()}
+    return {name: _locate(name, stacks, owners) for name in shapes}
 
 
-def place_of(relative: str) -> Place:
-    """Where a tensor of the backbone stands; `relative` is its canonical name without the model's prefix."""
-    layer = _LAYER.match(relative)
-    if layer:
-        return Place("layers", layer[1] or "encoder", int(layer[2]))
-    first = relative.partition(".")[0]
-    stack = first if first in STACKS else ""
-    inner = relative.removeprefix(f"{stack}.") if stack else relative
-    if first == "feature_extractor" or (inner.startswith(("conv1.", "conv2.")) and stack != "decoder"):
-        return Place("cnn", stack)
+def is_decoder(stack: str) -> bool:
+    """Return whether a stack, or a module, is a decoder by its name."""
+    return stack.rpartition(".")[2].endswith("decoder")
+
+
+def is_block(name: str) -> bool:
+    """Return whether a name alone says that its tensor belongs to a block: `encoder.layers.3.`, `blocks.0.`."""
+    found = _NUMBERED.match(name)
+    return found is not None and _says_so(found[1])
+
+
+def find_stacks(shapes: Shapes) -> dict[str, str]:
+    """Return the path of each list of blocks (`encoder.layers`) -> the name of the stack."""
+    members: dict[str, set[str]] = {}
+    matrices: Counter[str] = Counter()
+    for name, shape in shapes.items():
+        found = _NUMBERED.match(name)
+        if found and not is_head(name) and name.partition(".")[0] not in _BESIDE:
+            members.setdefault(found[1], set()).add(found[2])
+            matrices[found[1]] += len(shape) == 2
+    return _name_stacks(path for path in members if _says_so(path) or matrices[path] >= 2 * len(members[path]))
+
+
+def _says_so(path: str) -> bool:
+    """Return whether a list is one of blocks by its name, whatever it holds."""
+    *before, last = path.split(".")
+    return (last in _LISTS or last in _PLURALS) and {*before} <= {*STACKS, *_LISTS}
+
+
+def _name_stacks(paths: Iterable[str]) -> dict[str, str]:
+    """Give each list of blocks the shortest of its spellings that is still free, the plainest paths first."""
+    plainness = {path: (not _says_so(path), path.partition(".")[0] not in STACKS, path.count(".")) for path in paths}
+    stacks: dict[str, str] = {}
+    taken: set[str] = set()
+    for path in sorted(plainness, key=lambda path: (plainness[path], path)):
+        stacks[path] = next((name for name in _spellings(path) if name not in taken), path)
+        taken.add(stacks[path])
+    return stacks
+
+
+def _spellings(path: str) -> tuple[str, str]:
+    """Return what a stack may be called: `encoder` or `decoder` where that is among its words, or all of them."""
+    singular = [_PLURALS.get(word, word) for word in path.split(".")]
+    words = list(dict.fromkeys(word for word in singular if word not in _LISTS))
+    whole = ".".join(words) or "encoder"
+    return next((word for word in words if word in STACKS), whole), whole
+
+
+def _owner(path: str) -> str:
+    """Return the module that holds a list of blocks: its path without the words for a list."""
+    words = path.split(".")
+    while words and (words[-1] in _LISTS or words[-1] in _PLURALS):
+        words.pop()
+    return "".join(f"{word}." for word in words)
+
+
+def _locate(name: str, stacks: Mapping[str, str], owners: Mapping[str, str]) -> Location:
+    if is_head(name):
+        return HEAD
+    found = _NUMBERED.match(name)
+    if found and found[1] in stacks:
+        return Location("layers", stacks[found[1]], int(found[2]))
+    words = name.split(".")
+    modules = ("".join(f"{word}." for word in words[:depth]) for depth in range(min(len(words), MAX_DEPTH), 0, -1))
+    owner = next((module for module in modules if module in owners), "")
+    stack = owners[owner] if owner else words[0] if words[0] in STACKS else ""
+    return Location(_part(words[0], name.removeprefix(owner or f"{stack}."), stack), stack)
+
+
+def _part(first: str, inner: str, stack: str) -> str:
+    """Return the part of a tensor outside of the blocks, by its first word and its name within its stack."""
+    if first == "feature_extractor" or (inner.startswith(("conv1.", "conv2.")) and not is_decoder(stack)):
+        return "cnn"
     if first == "feature_projection":
-        return Place("projection", stack)
+        return "projection"
     if inner.startswith("pos_conv"):
-        return Place("pos_conv", stack)
-    if inner.startswith("layer_norm.") and (stack or first == "layer_norm"):
-        return Place("final_norm", stack)
-    return Place("other", stack)
+        return "pos_conv"
+    return "final_norm" if inner.startswith("layer_norm.") else "other"

@@ -122,4 +122,4 @@ def explained(path: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = "make room or choose another place (-o)" if full else "check that the folder exists and may be written"
         kind = WriteError if full or error.errno == errno.EIO else OutputError
-        raise kind(f"cannot write {path}: {error.strerror}; {advice}") from error
+        raise kind(f"cannot write {path}: {error.strerror}", hint=advice) from error

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checkpoints import labs
 from speechft_merge.checkpoints.companions import CONFIG, FEATURE_EXTRACTOR
+from speechft_merge.checkpoints.model_config import ModelConfig, read_model_config
 from speechft_merge.errors import UsageError
-from speechft_merge.layouts.configuration import task_of
-from speechft_merge.layouts.naming import TRANSFORMERS, read_naming
-from speechft_merge.layouts.view import TransformersView, transformers_view
+from speechft_merge.layouts.heads import heads_of, task_of
+from speechft_merge.layouts.naming import TRANSFORMERS
 from speechft_merge.output.files import OutputFiles, lay_out_safetensors
 from speechft_merge.output.lab_file import lay_out_lab_file
 from speechft_merge.plan.plan import Action
@@ -60,13 +60,15 @@ def write_form(plan: Plan, owner: Checkpoint, max_shard_size: int | None) -> Wri
     form = choose_form(owner, plan.recipe)
     if form is Form.LAB_FILE:
         if max_shard_size is not None:
-            raise UsageError("a lab's checkpoint is one file; --max-shard-size goes with --format safetensors")
+            raise UsageError("a lab's checkpoint is one file", hint="--max-shard-size goes with --format safetensors")
         return Written(plan, lay_out_lab_file(plan.tensors, owner), {})
     if form is Form.CONVERTED:
         first = plan.alignments[0]
-        view = transformers_view(owner, first.finetuned_prefix if plan.recipe.keep_head else first.base_prefix)
-        converted = convert(plan, view, owner)
-        return Written(converted, lay_out_safetensors(converted.tensors, max_shard_size), companions_in(view))
+        prefix = first.finetuned_prefix if plan.recipe.keep_head else first.base_prefix
+        prefix = prefix if prefix in owner.naming.roots else owner.naming.prefix
+        model = read_model_config(owner, prefix)
+        converted = convert(plan, model, owner, prefix)
+        return Written(converted, lay_out_safetensors(converted.tensors, max_shard_size), companions_in(model))
     return Written(plan, lay_out_safetensors(plan.tensors, max_shard_size), None)
 
 
@@ -77,7 +79,7 @@ def choose_form(owner: Checkpoint, recipe: Recipe) -> Form:
         UsageError: there is none.
     """
     lab = owner.origin.lab if owner.origin else None
-    foreign = lab is not None or read_naming(owner.tensors).layout != TRANSFORMERS
+    foreign = lab is not None or owner.naming.layout != TRANSFORMERS
     pickled = owner.container in ("torch zip", "torch legacy")
     match recipe.format:
         case "auto":
@@ -88,12 +90,12 @@ def choose_form(owner: Checkpoint, recipe: Recipe) -> Form:
             return Form.LAB_FILE
         case "fairseq" if pickled and lab == labs.FAIRSEQ:
             return Form.LAB_FILE
-    raise UsageError(f"{owner.reference} is {_called(owner, foreign)}; {_advice(recipe.format, lab, foreign)}")
+    raise UsageError(f"{owner.reference} is {_called(owner, foreign)}", hint=_advice(recipe.format, lab, foreign))
 
 
 def _is_decoar2(owner: Checkpoint) -> bool:
     """S3PRL reads DeCoAR 2.0 from the file that its authors wrote."""
-    return transformers_view(owner).family == "decoar2" and owner.state_path == "model"
+    return read_model_config(owner).family == "decoar2" and owner.state_path == "model"
 
 
 def _called(owner: Checkpoint, foreign: bool) -> str:
@@ -118,36 +120,43 @@ def _advice(asked: str, lab: str | None, foreign: bool) -> str:
     return f"{taken}; give a base that fairseq wrote"
 
 
-def convert(plan: Plan, view: TransformersView, owner: Checkpoint) -> Plan:
-    """The plan under the names of a class of transformers; what the class has no place for is left out.
+def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> Plan:
+    """Put the plan under the names of a class of transformers; what the class has no place for is left out.
+
+    Args:
+        plan: under the owner's names.
+        model: what the owner is.
+        owner: the model whose class and file the output follows.
+        prefix: of the encoder in the owner's names.
 
     Raises:
         UsageError: transformers has no class for the model, or its file does not tell enough.
     """
-    if view.config is None:
+    if model.config is None:
         raise UsageError(
-            f"{owner.reference} cannot be written for transformers: {view.config_problem}; leave out --format"
+            f"{owner.reference} cannot be written for transformers: {model.problem}", hint="leave out --format"
         )
-    task = task_of({name: span.shape for name, span in (view.tensors | view.heads).items()})
-    prefix = "" if task == "Model" else f"{view.config['model_type']}."
-    heads = {"ForCTC": ("lm_head",), "ForPreTraining": ("quantizer", "project_q", "project_hid")}.get(task, ())
+    names = owner.naming.under(prefix)
+    task = task_of({name.canonical for name in names.values()})
+    encoder = "" if task == "Model" else f"{model.config['model_type']}."
+    heads = heads_of(task)
     kept: list[PlannedTensor] = []
     dropped: list[PlannedTensor] = []
     for tensor in plan.tensors:
-        name = view.names[tensor.name]
-        if name in view.tensors:
-            kept.append(replace(tensor, name=prefix + name))
-        elif name.startswith(heads):
-            kept.append(replace(tensor, name=name))
+        name = names[tensor.name]
+        if not name.is_head:
+            kept.append(replace(tensor, name=encoder + name.canonical))
+        elif name.canonical.partition(".")[0] in heads:
+            kept.append(replace(tensor, name=name.canonical))
         else:
             reason = "transformers has no place for it"
             dropped.append(replace(tensor, action=Action.LEFT_OUT, reason=reason, operation=None))
     return replace(plan, tensors=tuple(kept), left_out=(*dropped, *plan.left_out))
 
 
-def companions_in(view: TransformersView) -> dict[str, bytes]:
-    """config.json and preprocessor_config.json of a lab's model."""
-    files = {CONFIG: view.config, FEATURE_EXTRACTOR: view.extractor}
+def companions_in(model: ModelConfig) -> dict[str, bytes]:
+    """Return config.json and preprocessor_config.json of a lab's model."""
+    files = {CONFIG: model.config, FEATURE_EXTRACTOR: model.extractor}
     return {name: _encode(content) for name, content in files.items() if content is not None}
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
 from speechft_merge.checkpoints.torch_zip import MAX_PICKLE
-from speechft_merge.errors import CheckpointError, UsageError
+from speechft_merge.errors import CheckpointError, UsageError, quote
 from speechft_merge.output.crc32 import changed_records, read_records
 from speechft_merge.output.files import OutputFile, OutputFiles
 from speechft_merge.plan.operations import Copy, Segment
@@ -69,8 +69,8 @@ def _place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, Pla
         span = owner.tensors[tensor.name]
         if tensor.dtype is not span.dtype:
             raise UsageError(
-                f"a file of this kind keeps its element types ({span.dtype.torch_name}); for others say "
-                "--format safetensors"
+                f"a file of this kind keeps its element types ({span.dtype.torch_name})",
+                hint="for others pass --format safetensors",
             )
         if not tensor.nbytes:
             continue
@@ -80,8 +80,8 @@ def _place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, Pla
                 raise _shared(owner, there, tensor)
         elif tensor.operation != Copy(span):
             raise CheckpointError(
-                f"{owner.reference}: tensor {tensor.name!r} is not contiguous, and cannot be merged in its place; "
-                "say --format safetensors, or save the file again with .contiguous() tensors"
+                f"{owner.reference}: tensor {quote(tensor.name)} is not contiguous, and cannot be merged in its place",
+                hint="pass --format safetensors, or save the file again with .contiguous() tensors",
             )
     for offset, following in pairwise(sorted(placed)):
         if offset + placed[offset].nbytes > following:
@@ -91,8 +91,9 @@ def _place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, Pla
 
 def _shared(owner: Checkpoint, one: PlannedTensor, other: PlannedTensor) -> CheckpointError:
     return CheckpointError(
-        f"{owner.reference}: tensors {one.name!r} and {other.name!r} share bytes, and cannot be merged in "
-        "their place; say --format safetensors"
+        f"{owner.reference}: tensors {quote(one.name)} and {quote(other.name)} share bytes, and cannot be merged in "
+        "their place",
+        hint="pass --format safetensors",
     )
 
 

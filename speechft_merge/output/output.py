@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from speechft_merge.output.files import OutputFile, OutputFiles
     from speechft_merge.output.writer import FileWriter
 
+    Fill = Callable[[FileWriter], dict[str, Drift]]
+
 
 class Output:
     """A directory that appears whole by `commit`; left without it, as a context manager, nothing new stands there.
@@ -81,9 +83,7 @@ class Output:
         assert self._staging is not None
         return self._staging
 
-    def write_file(
-        self, planned: OutputFile, fill: Callable[[FileWriter], dict[str, Drift]], keep: bool
-    ) -> FinishedFile:
+    def write_file(self, planned: OutputFile, fill: Fill, keep: bool) -> FinishedFile:
         """Write one weights file, unless an earlier run of this merge finished it.
 
         Args:
@@ -139,17 +139,20 @@ def require_replaceable(output: Path, overwrite: bool) -> None:
     if not output.exists() and not output.is_symlink():
         return
     if not output.is_dir():
-        raise OutputError(f"{output} already exists and is not a directory; choose another output (-o)")
+        raise OutputError(f"{output} already exists and is not a directory", hint="choose another output (-o)")
     names = {path.name for path in output.iterdir()}
     foreign = sorted(names - _written(output)) if names else []
     if foreign:
         listed = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
         raise OutputError(
-            f"{output} already exists and holds files that no merge wrote ({listed}); move them, or choose another -o"
+            f"{output} already exists and holds files that no merge wrote",
+            found=listed,
+            hint="move them, or choose another output (-o)",
         )
     if names and not overwrite:
         raise OutputError(
-            f"{output} holds another merge; pass --overwrite to replace it, or choose another output (-o)"
+            f"{output} already exists and holds another merge",
+            hint="pass --overwrite to replace it, or choose another output (-o)",
         )
 
 

@@ -37,13 +37,17 @@ def require_place(output: str | Path, references: Iterable[str]) -> Path:
         target.exists()
     except (OSError, RuntimeError, ValueError) as error:
         why = getattr(error, "strerror", error)
-        raise OutputError(f"{str(output)[:200]} cannot be the name of an output: {why}; choose another (-o)") from error
+        raise OutputError(
+            f"{str(output)[:200]} cannot be the name of an output: {why}", hint="choose another (-o)"
+        ) from error
     if target == Path.cwd() or target in Path.cwd().parents:
-        raise UsageError(f"the output {output} is the current directory, or above it; name a new directory")
+        raise UsageError(f"the output {output} is the current directory, or above it", hint="name a new directory (-o)")
     for path in filter(None, map(local_path, references)):
         source = path.resolve()
         if target == source or target in source.parents or (source.is_dir() and source in target.parents):
-            raise UsageError(f"the output {output} and the input {path} overlap; choose another output directory")
+            raise UsageError(
+                f"the output {output} and the input {path} overlap", hint="choose another output directory (-o)"
+            )
     return target
 
 
@@ -65,5 +69,6 @@ def require_space(output: Path, needed: int) -> None:
     parent, free = free_space(output)
     if free is not None and free < needed:
         raise WriteError(
-            f"the output needs {needed:,} bytes, {parent} has {free:,} free; make room or choose another place (-o)"
+            f"the output needs {needed:,} bytes, {parent} has {free:,} free",
+            hint="make room or choose another place (-o)",
         )

@@ -9,9 +9,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from speechft_merge.checkpoints.dtypes import DType
-from speechft_merge.errors import MismatchError
+from speechft_merge.errors import MismatchError, quote
 from speechft_merge.layouts.alignment import Alignment, align
-from speechft_merge.layouts.structure import Place, place_of
+from speechft_merge.layouts.structure import Location
 from speechft_merge.layouts.torchaudio import PACKED
 from speechft_merge.plan.operations import Copy, Interpolate, Segment, Term
 from speechft_merge.recipe.rules import Subject, alphas_of
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
+    from speechft_merge.layouts.naming import TensorName
     from speechft_merge.plan.operations import Operation
     from speechft_merge.recipe.recipe import Recipe
 
@@ -48,7 +49,7 @@ class PlannedTensor:
     """In the output; of a tensor left out, its own."""
     action: Action
     reason: str
-    location: Place
+    location: Location
     dtype: DType
     """In the output."""
     shape: tuple[int, ...]
@@ -127,8 +128,7 @@ def make_plan(base: Checkpoint, finetuned: list[Checkpoint], recipe: Recipe) -> 
         MismatchError: shapes differ, no names are common, or nothing would be interpolated.
     """
     weights = recipe.normalised_weights(len(finetuned))
-    shapes = {name: span.shape for name, span in base.tensors.items()}
-    alignments = tuple(align(shapes, {n: s.shape for n, s in other.tensors.items()}) for other in finetuned)
+    alignments = tuple(align(base.naming, other.naming) for other in finetuned)
     for checkpoint, alignment in zip(finetuned, alignments, strict=True):
         _require_match(base, checkpoint, alignment)
     decision = _Decision(base, finetuned, weights, alignments, recipe)
@@ -179,26 +179,27 @@ def _require_match(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment
         name, other = next(iter(alignment.mismatched.items()))
         raise MismatchError(
             f"{len(alignment.mismatched)} tensors have other shapes in {finetuned.reference} than in {base.reference}, "
-            f"first {name}: {list(base.tensors[name].shape)}, in the fine-tune {list(finetuned.tensors[other].shape)}. "
-            "These are models of different sizes or kinds; a fine-tune of this base is needed"
+            f"first {quote(name)}",
+            found=f"{list(base.tensors[name].shape)}, in the fine-tune {list(finetuned.tensors[other].shape)}",
+            hint="these are models of different sizes or kinds; a fine-tune of this base is needed",
         )
     if not alignment.pairs:
         raise MismatchError(
-            f"{base.reference} and {finetuned.reference} have no tensor in common, by name and shape, under "
-            f"any prefix; the base has names such as {next(iter(base.tensors))}, "
-            f"the fine-tune such as {next(iter(finetuned.tensors))}"
+            f"{base.reference} and {finetuned.reference} have no tensor in common, by name and shape, under any prefix",
+            found=f"names such as {quote(next(iter(base.tensors)))} in the base, "
+            f"{quote(next(iter(finetuned.tensors)))} in the fine-tune",
         )
     if base.unreadable:
         lost, why = next(iter(base.unreadable.items()))
         raise MismatchError(
-            f"{base.reference}: tensor {lost!r} cannot be read: {why}; "
-            "load the file with torch, make it a plain dense tensor and save it again"
+            f"{base.reference}: tensor {quote(lost)} cannot be read: {why}",
+            hint="load the file with torch, make it a plain dense tensor and save it again",
         )
 
 
 def _coverage(base: Checkpoint, alignment: Alignment) -> float:
-    total = sum(base.tensors[name].elements for name in alignment.relative)
-    return sum(base.tensors[name].elements for name in alignment.pairs) / max(total, 1)
+    total = sum(base.tensors[own].elements for own, name in alignment.base_names.items() if not name.is_head)
+    return sum(base.tensors[own].elements for own in alignment.pairs) / max(total, 1)
 
 
 @dataclass(slots=True)
@@ -221,9 +222,9 @@ class _Decision:
             used = {*alignment.pairs.values(), *alignment.heads.values()}
             for name, span in checkpoint.tensors.items():
                 if name not in used:
-                    relative = alignment.finetuned_relative.get(name)
-                    reason = "not in the base" if relative else "the fine-tune's head"
-                    planned.append(_left_out(name, span, reason, relative))
+                    known = alignment.finetuned_names[name]
+                    reason = "the fine-tune's head" if known.is_head else "not in the base"
+                    planned.append(_left_out(name, span, reason, known))
             planned += [_unread(name, why) for name, why in checkpoint.unreadable.items()]
         return planned
 
@@ -234,24 +235,24 @@ class _Decision:
         if first.unreadable:
             name, why = next(iter(first.unreadable.items()))
             raise MismatchError(
-                f"{first.reference}: tensor {name!r} cannot be read: {why}; --keep-head needs all of them"
+                f"{first.reference}: tensor {quote(name)} cannot be read: {why}", hint="--keep-head needs all of them"
             )
         base_names = {other: name for name, other in (alignment.pairs | alignment.heads).items()}
         planned = []
         for name, span in first.tensors.items():
             base_name = base_names.get(name)
-            relative = alignment.finetuned_relative.get(name)
-            if base_name is not None and (relative or base_name in alphas):
+            known = alignment.finetuned_names[name]
+            if base_name is not None and (not known.is_head or base_name in alphas):
                 planned.append(self._merged(base_name, name, alphas))
             else:
-                reason = "not in the base" if relative else "the fine-tune's head"
-                dtype, location = self._dtype(span), _place(relative)
-                planned.append(PlannedTensor(name, Action.TAKEN, reason, location, dtype, span.shape, Copy(span)))
+                reason = "the fine-tune's head" if known.is_head else "not in the base"
+                dtype = self._dtype(span)
+                planned.append(PlannedTensor(name, Action.TAKEN, reason, known.location, dtype, span.shape, Copy(span)))
         for name, span in self.base.tensors.items():
             if name not in alignment.pairs and name not in alignment.heads:
-                relative = alignment.relative.get(name)
+                known = alignment.base_names[name]
                 planned.append(
-                    _left_out(name, span, "not in the fine-tune" if relative else "the base's head", relative)
+                    _left_out(name, span, "the base's head" if known.is_head else "not in the fine-tune", known)
                 )
         return planned + self._unused(1)
 
@@ -261,12 +262,14 @@ class _Decision:
         for name, span in self.base.tensors.items():
             partners = self._partners(name)
             if partners and span.dtype.interpolated and any(other.dtype.interpolated for other, _ in partners):
-                relative = self._relative(name)
-                subjects.append(Subject(name, relative or name, _place(relative)))
+                known = self._known(name)
+                subjects.append(Subject(name, name if known.is_head else known.canonical, known.location))
         return alphas_of(subjects, self.recipe.alpha, self.recipe.layer_alpha)
 
-    def _relative(self, name: str) -> str | None:
-        return next((a.relative[name] for a in self.alignments if name in a.relative), None)
+    def _known(self, name: str) -> TensorName:
+        """Return what a tensor of the base is: no head, if any fine-tune says so."""
+        known = [alignment.base_names[name] for alignment in self.alignments]
+        return next((one for one in known if not one.is_head), known[0])
 
     def _partners(self, name: str) -> list[tuple[TensorSpan, int]]:
         """Return the tensor of each fine-tune that has it, and which fine-tune that is."""
@@ -280,11 +283,10 @@ class _Decision:
     def _merged(self, name: str, output_name: str, alphas: dict[str, float]) -> PlannedTensor:
         """Decide on a tensor of the base: interpolated, or copied for a reason."""
         span, partners = self.base.tensors[name], self._partners(name)
-        relative, alpha = self._relative(name), alphas.get(name)
-        dtype, location = self._dtype(span), _place(relative)
-        copied = PlannedTensor(output_name, Action.COPIED, "", location, dtype, span.shape, Copy(span), alpha)
+        known, alpha, dtype = self._known(name), alphas.get(name), self._dtype(span)
+        copied = PlannedTensor(output_name, Action.COPIED, "", known.location, dtype, span.shape, Copy(span), alpha)
         if alpha is None:
-            return replace(copied, reason=self._why_copied(span, partners, relative))
+            return replace(copied, reason=self._why_copied(span, partners, known))
         if alpha == 0:
             return replace(copied, reason="alpha is 0")
         terms = tuple(Term(other, self.weights[model], model) for other, model in partners if other.dtype.interpolated)
@@ -292,8 +294,8 @@ class _Decision:
         reason = f"missing in {missing} of {len(self.finetuned)} fine-tunes" if missing else ""
         return replace(copied, action=Action.INTERPOLATED, reason=reason, operation=Interpolate(span, terms, alpha))
 
-    def _why_copied(self, span: TensorSpan, partners: list[tuple[TensorSpan, int]], relative: str | None) -> str:
-        if relative is None:
+    def _why_copied(self, span: TensorSpan, partners: list[tuple[TensorSpan, int]], known: TensorName) -> str:
+        if known.is_head:
             return "the base's head"
         if not partners:
             return "not in the fine-tune"
@@ -305,16 +307,12 @@ class _Decision:
         return _OUTPUT_DTYPES.get(self.recipe.dtype, span.dtype) if span.dtype.interpolated else span.dtype
 
 
-def _place(relative: str | None) -> Place:
-    return place_of(relative) if relative else Place("head", "")
-
-
-def _left_out(name: str, span: TensorSpan, reason: str, relative: str | None) -> PlannedTensor:
-    return PlannedTensor(name, Action.LEFT_OUT, reason, _place(relative), span.dtype, span.shape)
+def _left_out(name: str, span: TensorSpan, reason: str, known: TensorName) -> PlannedTensor:
+    return PlannedTensor(name, Action.LEFT_OUT, reason, known.location, span.dtype, span.shape)
 
 
 def _unread(name: str, why: str) -> PlannedTensor:
-    return PlannedTensor(name, Action.LEFT_OUT, why, Place("other", ""), DType.U8, (0,))
+    return PlannedTensor(name, Action.LEFT_OUT, why, Location("other", ""), DType.U8, (0,))
 
 
 def _untie(owner: Checkpoint, tensors: list[PlannedTensor]) -> list[PlannedTensor]:

@@ -28,7 +28,7 @@ def parse_number(text: str, what: str, example: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise UsageError(f"{text!r} is not a number; {what} is one, such as {example}") from None
+        raise UsageError(f"{text!r} is not a number", hint=f"{what} is one, such as {example}") from None
     if not math.isfinite(value):
         raise UsageError(f"{what} must be finite, got {text}")
     return value
@@ -44,5 +44,5 @@ def check_alpha(alpha: float, extrapolate: bool) -> None:
         raise UsageError(f"an alpha must be finite, got {alpha}")
     if not 0 <= alpha <= 1 and not extrapolate:
         raise UsageError(
-            f"alpha {alpha:g} lies outside 0 (the base) to 1 (the fine-tune); pass --extrapolate if it is meant"
+            f"alpha {alpha:g} lies outside 0 (the base) to 1 (the fine-tune)", hint="pass --extrapolate if it is meant"
         )

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.errors import NotFoundError, UsageError
+from speechft_merge.errors import QUOTED, NotFoundError, UsageError, quote
 from speechft_merge.recipe.alpha import DEFAULT_ALPHA, check_alpha, parse_alpha, parse_number
 from speechft_merge.recipe.rules import AlphaRule, parse_rule
 
@@ -67,9 +67,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise UsageError(f"dtype {self.dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
+            raise UsageError(f"dtype {quote(self.dtype)} is unknown", hint=f"expected one of {', '.join(DTYPES)}")
         if self.format not in FORMATS:
-            raise UsageError(f"format {self.format!r} is unknown; expected one of {', '.join(FORMATS)}")
+            raise UsageError(f"format {quote(self.format)} is unknown", hint=f"expected one of {', '.join(FORMATS)}")
         for alpha in (self.alpha, *(value for rule in self.layer_alpha for value in (rule.start, rule.stop))):
             check_alpha(alpha, self.extrapolate)
         for weight in self.weight:
@@ -83,7 +83,7 @@ class Recipe:
             UsageError: there are weights, but not as many as fine-tunes.
         """
         if self.weight and len(self.weight) != count:
-            raise UsageError(f"{len(self.weight)} weights for {count} fine-tuned models; give one each, or none")
+            raise UsageError(f"{len(self.weight)} weights for {count} fine-tuned models", hint="give one each, or none")
         weights = [weight / max(self.weight) for weight in self.weight] or [1.0] * count
         return tuple(weight / math.fsum(weights) for weight in weights)
 
@@ -100,9 +100,15 @@ class Recipe:
             UsageError: it is no table, has another key, or a value that makes no sense.
         """
         keys = {key.name: key.metadata["parse"] for key in fields(cls)}
+        if isinstance(content, dict) and "weights" in content:  # as manifests of version 0.1 have it
+            content = {"weight": content["weights"], **{key: content[key] for key in content if key != "weights"}}
         if not isinstance(content, dict) or not content.keys() <= keys.keys():
-            odd = ", ".join(map(str, content.keys() - keys)) if isinstance(content, dict) else type(content).__name__
-            raise UsageError(f"a recipe holds {odd}; expected a table with some of {', '.join(keys)}")
+            odd = (
+                ", ".join(str(key)[:QUOTED] for key in content.keys() - keys)
+                if isinstance(content, dict)
+                else type(content).__name__
+            )
+            raise UsageError(f"a recipe holds {odd}", hint=f"expected a table with some of {', '.join(keys)}")
         return cls(**{key: keys[key](value) for key, value in content.items()})
 
 
@@ -126,7 +132,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return Recipe.from_json(content)
     except UsageError as error:
-        raise UsageError(f"the recipe {path}: {error}") from error
+        raise error.within(f"the recipe {path}") from error
 
 
 def override(recipe: Recipe, **given: Any) -> Recipe:

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import UsageError
+from speechft_merge.errors import UsageError, quote
 from speechft_merge.layouts.structure import PARTS, STACKS
 from speechft_merge.recipe.alpha import parse_alpha
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from speechft_merge.layouts.structure import Place
+    from speechft_merge.layouts.structure import Location
 
-_RANGE = re.compile(r"(?:(encoder|decoder)\.)?(\d+)(?:-(\d+))?")
+_RANGE = re.compile(r"(?:([A-Za-z_][\w.]*)\.)?(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Subject:
 
     name: str
     relative: str
-    place: Place
+    location: Location
 
 
 def parse_rule(text: str) -> AlphaRule:
@@ -49,13 +49,16 @@ def parse_rule(text: str) -> AlphaRule:
     """
     selector, equals, value = text.strip().rpartition("=")
     if not equals or not selector:
-        raise UsageError(f"{text!r} is not a rule; expected SELECTOR=ALPHA, such as 0-5=0.1, cnn=0 or layers=0.1:0.5")
+        raise UsageError(
+            f"{quote(text)} is not a rule", hint="expected SELECTOR=ALPHA, such as 0-5=0.1, cnn=0 or layers=0.1:0.5"
+        )
     first, ramp, last = value.partition(":")
     start = parse_alpha(first)
     stop = parse_alpha(last) if ramp else start
     if ramp and selector not in ("layers", *STACKS) and not _RANGE.fullmatch(selector):
         raise UsageError(
-            f"{text!r}: a ramp goes over layers (0-11=0.1:0.5 or layers=0.1:0.5); {selector!r} has no depth"
+            f"{quote(text)}: a ramp goes over layers, {quote(selector)} has no depth",
+            hint="0-11=0.1:0.5 and layers=0.1:0.5 are ramps",
         )
     return AlphaRule(selector, start, stop)
 
@@ -66,14 +69,14 @@ def alphas_of(subjects: list[Subject], default: float, rules: tuple[AlphaRule, .
     Raises:
         UsageError: a rule matches nothing, or names layers that the model lacks.
     """
-    alphas = {subject.name: default for subject in subjects if subject.place.part != "head"}
+    alphas = {subject.name: default for subject in subjects if subject.location.part != "head"}
     for rule in rules:
         chosen = [subject for subject in subjects if _selects(rule.selector, subject)]
-        depths = [subject.place.layer for subject in chosen if subject.place.layer is not None]
+        depths = [subject.location.block for subject in chosen if subject.location.block is not None]
         _require_match(rule, chosen, depths, subjects)
         low, high = (min(depths), max(depths)) if depths else (0, 0)
         for subject in chosen:
-            alphas[subject.name] = _ramp(rule, subject.place.layer, low, high)
+            alphas[subject.name] = _ramp(rule, subject.location.block, low, high)
     return alphas
 
 
@@ -87,17 +90,14 @@ def _ramp(rule: AlphaRule, layer: int | None, low: int, high: int) -> float:
 
 
 def _selects(selector: str, subject: Subject) -> bool:
-    place = subject.place
+    location = subject.location
     layers = _RANGE.fullmatch(selector)
-    if layers:
-        stack, low, high = layers[1] or "encoder", int(layers[2]), int(layers[3] or layers[2])
-        return (
-            place.part == "layers" and place.stack == stack and place.layer is not None and low <= place.layer <= high
-        )
-    if selector in STACKS:
-        return place.stack == selector
+    if layers and location.block is not None and location.stack == (layers[1] or "encoder"):
+        return int(layers[2]) <= location.block <= int(layers[3] or layers[2])
+    if selector in (*STACKS, location.stack):
+        return location.stack == selector
     if selector in PARTS:
-        return place.part == selector
+        return location.part == selector
     return any(_matches(selector.split("."), name.split(".")) for name in (subject.name, subject.relative))
 
 
@@ -118,22 +118,23 @@ def _require_match(rule: AlphaRule, chosen: list[Subject], depths: list[int], su
     if layers:
         stack, low, high = layers[1] or "encoder", int(layers[2]), int(layers[3] or layers[2])
         there = _layers_of(subjects).get(stack, [])
-        if low > high or low not in depths or high not in depths:
+        if (there or stack in STACKS) and (low > high or low not in depths or high not in depths):
             known = f"layers {there[0]} to {there[-1]}" if there else "no layers that take part"
             raise UsageError(f"rule {rule}: the {stack} has {known}")
     if not chosen:
         parts = sorted(
-            {subject.place.part for subject in subjects} | {s.place.stack for s in subjects if s.place.stack}
+            {subject.location.part for subject in subjects} | {s.location.stack for s in subjects if s.location.stack}
         )
+        name = subjects[0].relative if subjects else "encoder.layers.0.**"
         raise UsageError(
-            f"rule {rule} matches nothing that takes part; parts of this model: {', '.join(parts)}; a pattern must "
-            f"match a whole name, such as {subjects[0].relative if subjects else 'encoder.layers.0.**'}"
+            f"rule {rule} matches nothing that takes part; parts of this model: {', '.join(parts)}",
+            hint=f"a pattern must match a whole name, such as {name}",
         )
 
 
 def _layers_of(subjects: list[Subject]) -> Mapping[str, list[int]]:
     found: dict[str, set[int]] = {}
     for subject in subjects:
-        if subject.place.layer is not None:
-            found.setdefault(subject.place.stack, set()).add(subject.place.layer)
+        if subject.location.block is not None:
+            found.setdefault(subject.location.stack, set()).add(subject.location.block)
     return {stack: sorted(indexes) for stack, indexes in found.items()}

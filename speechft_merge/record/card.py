@@ -6,7 +6,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.record.layers import summarise_layers
+from speechft_merge.record.layers import drift_cell, summarise_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,8 +95,7 @@ def make_card(
         "| layer | alpha | drift | interpolated | copied |",
         "|---|---|---|---|---|",
         *(
-            f"| {row.layer} | {row.alpha or '-'} | {'-' if row.drift is None else format(row.drift, '.4f')} "
-            f"| {row.interpolated} | {row.copied} |"
+            f"| {row.key.label} | {row.alpha_cell} | {drift_cell(row.drift)} | {row.interpolated} | {row.copied} |"
             for row in summarise_layers(plan, drifts)
             if row.interpolated or row.copied
         ),

@@ -102,7 +102,7 @@ class Manifest:
     @property
     def files(self) -> set[str]:
         """Names of the files that it vouches for."""
-        return {entry.file for entry in (*self.outputs, *self.companions)}
+        return {entry.file for entry in self.outputs} | {entry.file for entry in self.companions}
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON document."""

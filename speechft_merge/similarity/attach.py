@@ -40,7 +40,7 @@ def attach(output: Path, report: Report) -> Report:
 
 
 def make_section(report: Report) -> str:
-    """The section of the card, in Markdown."""
+    """Return the section of the card, in Markdown."""
     titles, *rows = report.to_table()
     table = [titles, ["---"] * len(titles), *rows]
     origin = "the tool's built-in probe" if report.probe["origin"] == "built-in" else "a probe"
@@ -48,8 +48,8 @@ def make_section(report: Report) -> str:
         [
             f"CKA of the features, layer by layer, on {origin} of {report.utterances} utterances "
             f"({report.probe['seconds']:.0f} s of speech, sha256 `{report.probe['sha256'][:16]}`), estimator "
-            f"`{report.estimator}`, with standard errors over utterances. Layer 0 is the input of the first "
-            "transformer block.",
+            f"`{report.estimator}`, with standard errors over utterances. `input` is the input of the "
+            "first block, and a number the output of that block; drift is that of the weights, as above.",
             "",
             f"![layer against CKA]({manifest.FIGURE})",
             "",

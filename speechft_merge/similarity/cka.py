@@ -159,7 +159,7 @@ class Cross:
 
 
 def hsic(cross: Cross, estimator: Estimator) -> float:
-    """The Hilbert-Schmidt independence criterion with linear kernels; nan if there are too few units for it."""
+    """Estimate the Hilbert-Schmidt independence criterion with linear kernels; nan if there are too few units."""
     if estimator == "utterance":
         return _hsic_of_utterances(cross)
     x, y, sums, n = cross.x, cross.y, cross.sums, cross.x.frames
@@ -183,7 +183,7 @@ def hsic(cross: Cross, estimator: Estimator) -> float:
 
 
 def cka(cross: Cross, x: Cross, y: Cross, estimator: Estimator = "utterance") -> float:
-    """HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)); nan where a denominator is not positive.
+    """Return HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)); nan where a denominator is not positive.
 
     Args:
         cross: the two representations.
@@ -200,7 +200,7 @@ def normalise(cross: float, x: float, y: float) -> float:
 
 
 def procrustes(cross: Cross) -> float:
-    """Orthogonal Procrustes similarity: ||C||_* / sqrt(tr Cxx tr Cyy) of the centred products, 1 up to a rotation.
+    """Return Procrustes similarity: ||C||_* / sqrt(tr Cxx tr Cyy) of the centred products, 1 up to a rotation.
 
     Less ruled by the leading principal components than CKA (Cloos et al. 2024, arXiv:2407.07059). Nan where a
     representation does not vary. To six digits: in double precision it would cost as much as all the rest.
@@ -213,7 +213,7 @@ def procrustes(cross: Cross) -> float:
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> float:
-    """Mean over frames of the cosine of two representations in the same coordinates, (frames, width) each."""
+    """Return the mean cosine of the frames of two representations in the same coordinates, (frames, width) each."""
     return float(torch.nn.functional.cosine_similarity(x.double(), y.double()).mean())
 
 
@@ -319,12 +319,12 @@ class LeaveOneOut:
 
 
 def replicates(cross: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """CKA without each utterance, from the three HSICs without each: (utterances,); nan where `cka` would be."""
+    """Return CKA without each utterance, from the three HSICs without each: (utterances,); nan where `cka` would be."""
     return torch.where((x > 0) & (y > 0), cross / (x * y).abs().sqrt(), math.nan)
 
 
 def standard_error(values: Tensor) -> float:
-    """Of an estimate, by the delete-one jackknife: sqrt((u - 1)/u sum over v of (value_v - mean)^2).
+    """Return an estimate's error by the delete-one jackknife: sqrt((u - 1)/u sum over v of (value_v - mean)^2).
 
     Args:
         values: the estimate without each utterance, (utterances,); one nan makes the error nan.

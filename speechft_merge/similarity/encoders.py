@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,17 @@ import torch
 
 from speechft_merge.errors import CheckpointError, MismatchError
 from speechft_merge.extras import needs_extra
-from speechft_merge.layouts.structure import canonical
+from speechft_merge.layouts.structure import locate
+from speechft_merge.layouts.weight_norm import canonical
+from speechft_merge.record.layers import INPUT, LayerKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
+    from speechft_merge.executor.drift import Drift
+    from speechft_merge.layouts.structure import Location
     from speechft_merge.plan.plan import PlannedTensor
     from speechft_merge.similarity.inputs import Batch
 
@@ -31,10 +36,13 @@ MAY_LACK = frozenset({"masked_spec_embed"})
 """Canonical names of what only training uses."""
 
 
-def load_weights(tensors: Sequence[PlannedTensor]) -> dict[str, Tensor]:
+def load_weights(tensors: Sequence[PlannedTensor]) -> tuple[dict[str, Tensor], dict[str, Drift]]:
     """Carry out a plan in memory: tensors on the CPU by the plan's names, float32 where they are floats.
 
     Rounded to the plan's element types first, so that they hold what the plan writes to a file.
+
+    Returns:
+        The tensors, and the drift of those that are interpolated.
 
     Raises:
         MismatchError, CheckpointError: see `executor.execute`.
@@ -42,13 +50,13 @@ def load_weights(tensors: Sequence[PlannedTensor]) -> dict[str, Tensor]:
     from speechft_merge.executor.executor import execute
 
     buffers = {tensor.name: _Buffer(tensor.nbytes) for tensor in tensors}
-    execute([(tensor.at(0), buffers[tensor.name]) for tensor in tensors], workers=1)
+    drifts = execute([(tensor.at(0), buffers[tensor.name]) for tensor in tensors], workers=1)
     loaded = {}
     for tensor in tensors:
         raw, kind = buffers.pop(tensor.name).raw, getattr(torch, tensor.dtype.torch_name)
         values = torch.from_numpy(raw).view(kind) if len(raw) else torch.empty(0, dtype=kind)
         loaded[tensor.name] = (values.float() if tensor.dtype.interpolated else values).reshape(tensor.shape)
-    return loaded
+    return loaded, drifts
 
 
 class _Buffer:
@@ -68,40 +76,80 @@ class Encoder:
 
     name: str
     model: Any
+    layers: Mapping[LayerKey, Any]
+    """Its blocks, in order, and the norm beside them."""
+    locations: Mapping[str, Location]
+    """Where in the model each of its weights stands, by canonical names."""
     device: torch.device
 
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """Its parameters, by canonical name."""
-        return {canonical(name): values for name, values in self.model.state_dict().items()}
+    def run(self, batch: Batch) -> list[dict[LayerKey, Tensor]]:
+        """Return the hidden states of each clip, layer by layer: float32, (frames, width), padding cut off.
 
-    def run(self, batch: Batch) -> list[list[Tensor]]:
-        """Hidden states of each clip, layer by layer: float32, (frames, width), padding cut off.
-
-        Layer 0 is the input of the first transformer block; the last is the encoder's output.
+        `INPUT` is the input of the first block, then the output of each block; what stands between the last block and
+        the encoder's output, a norm in most models that have it, is a layer of its own.
 
         Raises:
+            CheckpointError: the model cannot be run.
             MismatchError: a hidden state is not finite.
         """
         inputs = {name: values.to(self.device) for name, values in batch.inputs.items()}
         try:
-            with torch.inference_mode():
-                out = self.model(**inputs, output_hidden_states=True, return_dict=True)
+            with torch.inference_mode(), _recorded(self.layers) as states:
+                last = self.model(**inputs, output_hidden_states=False, return_dict=True).last_hidden_state
         except Exception as error:  # out of memory, or inputs that its config does not go with
             told = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{self.name} cannot be run on {self.device}: {told}") from error
-        # transformers 5.16 took the norm after the last block out of hidden_states[-1]
-        states = [*out.hidden_states[:-1], out.last_hidden_state]
-        counts = batch.frames or [states[-1].shape[1]]
-        clips = [[layer[i, :count].float() for layer in states] for i, count in enumerate(counts)]
-        for number, layer in enumerate(states):
-            if not all(torch.isfinite(clip[number]).all() for clip in clips):
-                raise MismatchError(f"{self.name}: layer {number} is not finite on the probe ({tuple(layer.shape)})")
+        if not torch.equal(last, [*states.values()][-1]):
+            states[LayerKey("other")] = last
+        counts = batch.frames or [last.shape[1]]
+        clips = [{key: state[i, :count].float() for key, state in states.items()} for i, count in enumerate(counts)]
+        for key, state in states.items():
+            if not all(torch.isfinite(clip[key]).all() for clip in clips):
+                raise MismatchError(f"{self.name}: layer {key.label} is not finite on the probe ({tuple(state.shape)})")
         return clips
 
 
+@contextlib.contextmanager
+def _recorded(layers: Mapping[LayerKey, Any]) -> Iterator[dict[LayerKey, Tensor]]:
+    """Fill a dictionary with the hidden states of one pass, by hooks.
+
+    What transformers itself returns as hidden states changed: 5.16 took the norm after the last block out of them.
+    """
+    states: dict[LayerKey, Tensor] = {}
+    *_, last = (key for key in layers if key.block is not None)
+
+    def keep_input(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states[INPUT] = args[0] if args else kwargs["hidden_states"]
+
+    def keep_output(key: LayerKey, _: Any, __: Any, output: Any) -> None:
+        if key.block is not None or last in states:  # a norm before the blocks belongs to their input
+            states[key] = output if isinstance(output, torch.Tensor) else output[0]
+
+    handles = [layers[LayerKey("layers", block=0)].register_forward_pre_hook(keep_input, with_kwargs=True)]
+    for key, module in layers.items():
+        handles.append(module.register_forward_hook(functools.partial(keep_output, key)))
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _find_layers(model: Any, locations: Mapping[str, Location]) -> dict[LayerKey, Any]:
+    """Return the encoder's blocks, and the norm beside them, found by their names; empty if there are no blocks."""
+    firsts = {name for name, location in locations.items() if location.block == 0}
+    blocks: dict[LayerKey, Any] = {}
+    norms: dict[LayerKey, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and any(first.startswith(f"{name}.0.") for first in firsts):
+            blocks = blocks or {LayerKey("layers", block=number): block for number, block in enumerate(module)}
+        elif f"{name}.weight" in locations and locations[f"{name}.weight"].part == "final_norm":
+            norms[LayerKey("final_norm")] = module
+    return blocks and blocks | norms
+
+
 def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tensor], device: torch.device) -> Encoder:
-    """The encoder class of a configuration, with weights under its names (no prefix, no heads).
+    """Build the encoder class of a configuration, with weights under its names (no prefix, no heads).
 
     Raises:
         CheckpointError: transformers does not know the model, or the weights do not fill it.
@@ -131,7 +179,13 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
             f"{name}: {len(wrong)} tensors of {model_class.__name__} are not in it, or have other shapes, first "
             f"{wrong[0]!r}; its config.json must be of the same model as its weights"
         )
-    return Encoder(name, model.eval().to(device), device)
+    locations = locate({canonical(name): tuple(values.shape) for name, values in model.state_dict().items()})
+    layers = _find_layers(model, locations)
+    if not layers:
+        raise CheckpointError(
+            f"{name}: {model_class.__name__} has no list of transformer blocks that could be compared"
+        )
+    return Encoder(name, model.eval().to(device), layers, locations, device)
 
 
 def _configuration(name: str, config: Mapping[str, Any]) -> Any:
@@ -148,7 +202,7 @@ def _configuration(name: str, config: Mapping[str, Any]) -> Any:
 
 
 def choose_device(asked: str | None) -> torch.device:
-    """The device that was asked for; by default a GPU if there is one.
+    """Return the device that was asked for; by default a GPU if there is one.
 
     Raises:
         CheckpointError: torch does not know it, or cannot use it.
@@ -165,7 +219,7 @@ def choose_device(asked: str | None) -> torch.device:
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Float32 matrix products without TF32, which has ten bits."""
+    """Compute float32 matrix products without TF32, which has ten bits."""
     switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]
     for switch in switches:
@@ -179,7 +233,7 @@ def exact_products() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Transformers without its load report and progress bars: what is missing is checked here. For one thread only."""
+    """Silence transformers' load report and progress bars: what is missing is checked here. For one thread only."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

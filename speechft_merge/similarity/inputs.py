@@ -65,7 +65,7 @@ class InputMaker:
         except Exception as error:  # whatever settings of foreign origin make of it
             raise CheckpointError(f"preprocessor_config.json or config.json cannot be used: {error}") from error
         if not usable:
-            raise CheckpointError(f"preprocessor_config.json: a sampling_rate of {self.rate} cannot be meant")
+            raise CheckpointError(f"preprocessor_config.json: sampling_rate {self.rate} is not a rate of speech")
 
     @property
     def longest(self) -> int | None:
@@ -83,7 +83,7 @@ class InputMaker:
         return self._config.get("feat_extract_norm") == "layer" and self._config.get("model_type") in BATCHED
 
     def frames_of(self, samples: int) -> int:
-        """Frames that a clip of so many samples has at the encoder's output; 0 if it is too short for one."""
+        """Return the frames that a clip of so many samples has at the encoder's output; 0 if it is too short."""
         if self.longest is not None:
             return min(-(-samples // (2 * int(self._extractor.hop_length))), int(self._config["max_source_positions"]))
         kernels, strides = self._config.get("conv_kernel"), self._config.get("conv_stride")
@@ -98,7 +98,7 @@ class InputMaker:
         return "input_values" in self._extractor.model_input_names
 
     def batches(self, clips: Sequence[NDArray[np.float32]]) -> Iterator[Batch]:
-        """All clips, each (samples,), shortest first where several share a batch."""
+        """Yield all clips, each (samples,), shortest first where several share a batch."""
         if not self.batches_alike:
             for clip in clips:
                 yield self._make([clip])
@@ -141,7 +141,7 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_differ(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Settings of two feature extractors that change what a model sees, and differ where both state them."""
+    """Return the settings of two feature extractors that change what a model sees, and differ where both state them."""
     changing = (
         "feature_extractor_type",
         "sampling_rate",

@@ -118,7 +118,7 @@ class LayerMeter:
         return [side.add(frames) for side, frames in zip(self._sides, utterance, strict=True)]
 
     def finish(self, estimator: Estimator, without: dict[Pair, Tensor] | None = None) -> LayerResult:
-        """The figures; with standard errors if `without` is what `add_all` returned."""
+        """Return the figures; with standard errors if `without` is what `add_all` returned."""
         found = {name: {pair: hsic(cross, name) for pair, cross in self._crosses.items()} for name in ESTIMATORS}
         values = {
             name: {(i, j): normalise(hsics[i, j], hsics[i, i], hsics[j, j]) for i, j in self._cosines}
@@ -139,7 +139,7 @@ class LayerMeter:
 
 
 def measure(utterances: Iterable[Sequence[Utterance]], estimator: Estimator) -> list[LayerResult]:
-    """In one pass, nothing kept: no standard errors.
+    """Measure in one pass, nothing kept: no standard errors.
 
     Args:
         utterances: of each, its features layer by layer.
@@ -154,7 +154,7 @@ def measure(utterances: Iterable[Sequence[Utterance]], estimator: Estimator) -> 
 
 
 def measure_kept(layers: Sequence[Sequence[Utterance]], estimator: Estimator) -> list[LayerResult]:
-    """Layer by layer, from features that are in memory: with standard errors, and the sums of few layers at a time.
+    """Measure layer by layer, from features in memory: with standard errors, and the sums of few layers at a time.
 
     Args:
         layers: of each, its features utterance by utterance.
@@ -172,7 +172,7 @@ def measure_kept(layers: Sequence[Sequence[Utterance]], estimator: Estimator) ->
 
 @contextlib.contextmanager
 def _side_by_side(where: Tensor) -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has, within reason, each of which runs its operations alone; one for a GPU.
+    """Yield a pool of as many threads as torch has, within reason, each running its operations alone; one for a GPU.
 
     These are many and small: shared among threads, they took three times as long on two cores as on one.
     A GPU has its own, and torch's linear algebra there fails if several threads begin with it (PyTorch issue 90613).
@@ -187,7 +187,7 @@ def _side_by_side(where: Tensor) -> Iterator[ThreadPoolExecutor]:
 
 
 def measure_null(layers: Sequence[Sequence[Utterance]], estimator: Estimator) -> list[float]:
-    """What the measure reads where nothing is common: CKA of the first encoder with itself on another utterance.
+    """Measure what the figure reads where nothing is common: CKA of the first encoder with itself on another utterance.
 
     Utterance u is paired with u + half of them, and both are cut to the shorter one's frames.
     """
@@ -205,7 +205,7 @@ def measure_null(layers: Sequence[Sequence[Utterance]], estimator: Estimator) ->
 
 
 def measure_grid(layers: Sequence[Sequence[Utterance]], pair: Pair, estimator: Estimator) -> list[list[float]]:
-    """CKA of every layer of one encoder (rows) with every layer of another (columns)."""
+    """Measure CKA of every layer of one encoder (rows) with every layer of another (columns)."""
     rows = [_with_itself(utterances, pair[0]) for utterances in layers]
     columns = [_with_itself(utterances, pair[1]) for utterances in layers]
 
@@ -238,7 +238,7 @@ def _with_itself(utterances: Sequence[Utterance], which: int) -> tuple[Represent
 
 
 def mean_over_layers(results: Sequence[LayerResult], pair: Pair) -> tuple[float, float]:
-    """Mean CKA of a pair over the layers where it is defined, and its standard error (nan without replicates)."""
+    """Return a pair's mean CKA over the layers where it is defined, and its standard error (nan without replicates)."""
     values = [result.pairs[pair].cka for result in results if math.isfinite(result.pairs[pair].cka)]
     if not values:
         return math.nan, math.nan

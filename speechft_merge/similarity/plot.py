@@ -29,7 +29,7 @@ COLUMN = 3.5
 
 
 def draw_lines(report: Report, kind: str) -> bytes:
-    """Layer against CKA, as a file of one of `request.FIGURES`; a page has the table too.
+    """Draw layer against CKA, as a file of one of `request.FIGURES`; a page has the table too.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -42,7 +42,7 @@ def draw_lines(report: Report, kind: str) -> bytes:
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(COLUMN, 2.4), layout="constrained")
         axes = figure.subplots()
-        numbers = [layer.layer for layer in report.layers]
+        numbers = [*range(len(report.layers))]
         for pair, style in STYLES.items():
             if pair in report.mean:
                 _line(axes, numbers, [layer.pairs[pair] for layer in report.layers], LABELS[pair], style)
@@ -51,10 +51,23 @@ def draw_lines(report: Report, kind: str) -> bytes:
             axes.plot(numbers, floor, color="0.5", linestyle=":", label="floor (mismatched)")
         axes.set_xlabel("layer")
         axes.set_ylabel("CKA" if report.estimator == "utterance" else f"CKA ({report.estimator})")
-        axes.set_xticks(numbers[:: 1 + len(numbers) // 14])
+        _label_layers(axes.xaxis, report)
         axes.set_ylim(top=1.02, bottom=min(0.0, axes.get_ylim()[0]))
         figure.legend(frameon=False, loc="outside upper center", ncols=2)
         return _saved(figure, kind)
+
+
+def _label_layers(axis: Any, report: Report) -> None:
+    """Name the rows of a report along an axis: as many blocks as there is room for beside the words at its ends."""
+    keys = [layer.key for layer in report.layers]
+    step = 1 + len(keys) // 14
+    words = [place for place, key in enumerate(keys) if key.block is None]
+    free = [place for place in range(len(keys)) if all(abs(place - word) >= step for word in words)]
+    ticks = sorted([*words, *(place for place in free if (keys[place].block or 0) % step == 0)])
+    axis.set_ticks(ticks, [keys[place].label.removeprefix("final_") for place in ticks])
+    for tick, place in zip(axis.get_major_ticks(), ticks, strict=True):
+        if axis.axis_name == "x" and place in words:  # wider than the room of one block
+            tick.label1.set_rotation(90)
 
 
 def _line(axes: Any, numbers: list[int], found: list[Any], label: str, style: dict[str, Any]) -> None:
@@ -67,7 +80,7 @@ def _line(axes: Any, numbers: list[int], found: list[Any], label: str, style: di
 
 
 def draw_grids(report: Report, kind: str) -> bytes:
-    """Every layer of the base against every layer of the other models, on the fixed scale 0 to 1.
+    """Draw every layer of the base against every layer of the other models, on the fixed scale 0 to 1.
 
     Raises:
         UsageError: matplotlib is not installed, or the report has no grids.
@@ -87,12 +100,14 @@ def draw_grids(report: Report, kind: str) -> bytes:
             image = axes.imshow(grid, vmin=0, vmax=1, origin="lower", cmap="viridis")
             axes.set_xlabel(f"layer, {theirs}")
             axes.set_ylabel(f"layer, {ours}")
+            _label_layers(axes.xaxis, report)
+            _label_layers(axes.yaxis, report)
         figure.colorbar(image, ax=panels, label="CKA", shrink=0.8)
         return _saved(figure, kind)
 
 
 def _saved(figure: Any, kind: str) -> bytes:
-    """The file's bytes, without the date: equal figures, equal files."""
+    """Return the file's bytes, without the date: equal figures, equal files."""
     content = io.BytesIO()
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
     figure.savefig(content, format=kind.lstrip("."), dpi=300, metadata=metadata)
@@ -100,7 +115,7 @@ def _saved(figure: Any, kind: str) -> bytes:
 
 
 def _page(report: Report, svg: str) -> bytes:
-    """One self-contained page with a figure, its figures in a table, and what they mean."""
+    """Return one self-contained page with a figure, its figures in a table, and what they mean."""
     heads, *rows = report.to_table()
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     titles = "".join(f"<th>{html.escape(head)}</th>" for head in heads)

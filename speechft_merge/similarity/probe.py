@@ -92,22 +92,30 @@ def read_probe(paths: Sequence[Path] | None, rate: int, seconds: float = SECONDS
     """
     files = sorted(BUILT_IN.glob("*.flac")) if paths is None else _find(paths)
     skipped: dict[str, str] = {}
-    clips = _thin([clip for path in files for clip in _cut(path, seconds, skipped)], seconds)
+    clips: list[_Clip] = []
+    for path in files:
+        try:
+            clips += _cut(path, seconds)
+        except _UnusableError as error:
+            skipped[str(path)] = str(error)
     digest, audio = hashlib.sha256(), []
-    for clip in clips:
-        samples = _read(clip, skipped)
-        if samples is not None:
-            digest.update(f"{clip.rate}\0{len(samples)}\0".encode() + samples.tobytes())
-            audio.append(_resample(samples, clip.rate, rate))
+    for clip in _thin(clips, seconds):
+        try:
+            samples = _read(clip)
+        except _UnusableError as error:
+            skipped[str(clip.path)] = str(error)
+            continue
+        digest.update(f"{clip.rate}\0{len(samples)}\0".encode() + samples.tobytes())
+        audio.append(_resample(samples, clip.rate, rate))
     if not audio:
         first = "; ".join(f"{path}: {why}" for path, why in list(skipped.items())[:3])
-        raise CheckpointError(f"no clip of the probe can be used ({first}); give other audio files (--probe)")
+        raise CheckpointError(f"no clip of the probe can be used ({first})", hint="give other audio files (--probe)")
     origin = "built-in" if paths is None else ", ".join(path.name or str(path) for path in paths[:4])
     return Probe(tuple(audio), rate, origin, digest.hexdigest(), skipped)
 
 
 def _find(paths: Iterable[Path]) -> list[Path]:
-    """The files among `paths`, and the audio files below the folders, each once, in the order given."""
+    """Return the files among `paths`, and the audio files below the folders, each once, in the order given."""
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
@@ -120,27 +128,32 @@ def _find(paths: Iterable[Path]) -> list[Path]:
         else:
             raise NotFoundError(f"there is no audio file or folder {path}")
     if not found:
-        raise NotFoundError("the probe names no audio file; give files or folders (--probe)")
+        raise NotFoundError("the probe names no audio file", hint="give files or folders (--probe)")
     return list(found)
 
 
-def _cut(path: Path, seconds: float, skipped: dict[str, str]) -> list[_Clip]:
-    """The utterances of a file; none if it cannot be read, and then `skipped` says why."""
+class _UnusableError(Exception):
+    """Why a file is left out, in a few words."""
+
+
+def _cut(path: Path, seconds: float) -> list[_Clip]:
+    """Return the utterances of a file.
+
+    Raises:
+        _UnusableError: it has none.
+    """
     with needs_extra("soundfile"):
         import soundfile
     try:
         info = soundfile.info(str(path))
     except (soundfile.LibsndfileError, OSError) as error:
-        skipped[str(path)] = f"cannot be read: {getattr(error, 'error_string', error)}"
-        return []
+        raise _UnusableError(f"cannot be read: {getattr(error, 'error_string', error)}") from error
     frames, rate = int(info.frames), int(info.samplerate)
     if frames <= 0 or rate <= 0:
-        skipped[str(path)] = "is empty"
-        return []
+        raise _UnusableError("is empty")
     length = frames / rate
     if length > BELIEVABLE:  # libsndfile's word for a length that a header does not tell is 2^63 - 1 frames
-        skipped[str(path)] = "does not tell its length (written to a pipe?); write it anew as a file"
-        return []
+        raise _UnusableError("does not tell its length (written to a pipe?); write it anew as a file")
     if length <= LONGEST:
         return [_Clip(path, 0, frames, rate)]
     piece = int(rate * min(max(min(seconds, length) / PIECES, PIECE[0]), PIECE[1]))
@@ -148,7 +161,7 @@ def _cut(path: Path, seconds: float, skipped: dict[str, str]) -> list[_Clip]:
 
 
 def _thin(clips: list[_Clip], seconds: float) -> list[_Clip]:
-    """So many of the clips, evenly spread, that they stay within `seconds`; one that alone is longer is cut."""
+    """Keep so many of the clips, evenly spread, that they stay within `seconds`; one that alone is longer is cut."""
     total = sum(clip.seconds for clip in clips)
     if total > seconds:
         count = max(1, int(len(clips) * seconds / total))
@@ -161,8 +174,12 @@ def _thin(clips: list[_Clip], seconds: float) -> list[_Clip]:
     return clips
 
 
-def _read(clip: _Clip, skipped: dict[str, str]) -> NDArray[np.float32] | None:
-    """Samples of a clip, channels averaged: (frames,), at the file's own rate; None if it is of no use."""
+def _read(clip: _Clip) -> NDArray[np.float32]:
+    """Return the samples of a clip, channels averaged: (frames,), at the file's own rate.
+
+    Raises:
+        _UnusableError: it cannot be read, or holds nothing that could be heard.
+    """
     import soundfile
 
     try:
@@ -170,15 +187,12 @@ def _read(clip: _Clip, skipped: dict[str, str]) -> NDArray[np.float32] | None:
             file.seek(clip.start)
             samples: NDArray[np.float32] = file.read(clip.stop - clip.start, dtype="float32", always_2d=True).mean(1)
     except (soundfile.LibsndfileError, OSError) as error:
-        skipped[str(clip.path)] = f"cannot be read: {getattr(error, 'error_string', error)}"
-        return None
+        raise _UnusableError(f"cannot be read: {getattr(error, 'error_string', error)}") from error
     if not np.isfinite(samples).all():
-        skipped[str(clip.path)] = "holds samples that are not finite"
-    elif float(np.abs(samples).max(initial=0)) < SILENCE:
-        skipped[str(clip.path)] = "is silent"
-    else:
-        return samples
-    return None
+        raise _UnusableError("holds samples that are not finite")
+    if float(np.abs(samples).max(initial=0)) < SILENCE:
+        raise _UnusableError("is silent")
+    return samples
 
 
 def _resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:

@@ -8,15 +8,17 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.record.layers import INPUT, drift_cell
 from speechft_merge.similarity.measure import Similarity, mean_over_layers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from speechft_merge.record.layers import LayerKey
     from speechft_merge.similarity.measure import LayerResult, Pair
     from speechft_merge.similarity.request import Estimator
 
-SCHEMA = 1
+SCHEMA = 2
 """Of the JSON document."""
 
 PAIRS: dict[str, Pair] = {"base_finetuned": (0, 1), "base_merged": (0, 2), "finetuned_merged": (1, 2)}
@@ -31,13 +33,13 @@ LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class LayerSimilarity:
-    """One layer: 0 is the input of the first transformer block, k the output of block k - 1."""
+    """One row: the input of the first block, the output of a block, or what the norm after them makes of it."""
 
-    layer: int
+    key: LayerKey
     pairs: dict[str, Similarity]
     """By the keys of `PAIRS`; those with the merged model only where there is one."""
     drift: float | None
-    """||finetuned - base|| / ||base|| of the weights that this layer adds to the one before."""
+    """||finetuned - base|| / ||base|| of the weights that this layer adds to the one before: the merge's own figure."""
     null: float | None
     """The floor: CKA of the base with itself on other utterances; None if it was not asked for."""
 
@@ -83,21 +85,26 @@ class Report:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         figures = [*Similarity.__dataclass_fields__]
-        writer.writerow(["layer", "pair", *figures, "drift", "null"])
+        writer.writerow([*INPUT.to_json(), "pair", *figures, "drift", "null"])
         for layer in self.layers:
             for pair, similarity in layer.pairs.items():
                 values = [*(asdict(similarity)[name] for name in figures), layer.drift, layer.null]
-                writer.writerow([layer.layer, pair, *("" if _number(value) is None else value for value in values)])
+                cells = ["" if _number(value) is None else value for value in values]
+                writer.writerow([*layer.key.to_json().values(), pair, *cells])  # None is written as an empty cell
         return out.getvalue()
 
     def to_table(self) -> list[list[str]]:
-        """For people: titles, a row for each layer, and the mean."""
-        rows = [
-            [str(layer.layer), *(with_error(layer.pairs[pair].cka, layer.pairs[pair].se) for pair in self.mean)]
-            for layer in self.layers
-        ]
-        titles = ["layer", *(LABELS[pair] for pair in self.mean)]
-        return [titles, *rows, ["mean", *(with_error(*mean) for mean in self.mean.values())]]
+        """Return the table for people: titles, a row for each layer, and the mean."""
+        columns = {
+            "layer": [*(layer.key.label for layer in self.layers), "mean"],
+            "drift": [*(drift_cell(layer.drift) for layer in self.layers), "-"],
+        }
+        for pair, mean in self.mean.items():
+            found = [layer.pairs[pair] for layer in self.layers]
+            columns[LABELS[pair]] = [*(with_error(one.cka, one.se) for one in found), with_error(*mean)]
+        if any(layer.null is not None for layer in self.layers):
+            columns["floor"] = [*(with_error(layer.null) for layer in self.layers), "-"]
+        return [[*columns], *map(list, zip(*columns.values(), strict=True))]
 
     def in_words(self) -> list[str]:
         """Two sentences on what the figures mean for this merge."""
@@ -105,20 +112,24 @@ class Report:
 
 
 def make_report(
-    results: Sequence[LayerResult], drifts: Mapping[int, float], nulls: Sequence[float] = (), **told: Any
+    results: Mapping[LayerKey, LayerResult],
+    drifts: Mapping[LayerKey, float | None],
+    nulls: Sequence[float],
+    **told: Any,
 ) -> Report:
     """Put the figures of all layers together; `told` is what `Report` has beside them."""
-    pairs = {name: pair for name, pair in PAIRS.items() if pair in results[0].pairs}
+    whole = [*results.values()]
+    pairs = {name: pair for name, pair in PAIRS.items() if pair in whole[0].pairs}
     layers = tuple(
         LayerSimilarity(
-            layer=number,
+            key=key,
             pairs={name: result.pairs[pair] for name, pair in pairs.items()},
-            drift=drifts.get(number),
+            drift=drifts.get(key),
             null=nulls[number] if nulls else None,
         )
-        for number, result in enumerate(results)
+        for number, (key, result) in enumerate(results.items())
     )
-    mean = {name: mean_over_layers(results, pair) for name, pair in pairs.items()}
+    mean = {name: mean_over_layers(whole, pair) for name, pair in pairs.items()}
     return Report(layers=layers, mean=mean, **told)
 
 
@@ -128,7 +139,7 @@ def _layer_document(layer: LayerSimilarity) -> dict[str, Any]:
         for pair, similarity in layer.pairs.items()
     }
     null = {} if layer.null is None else {"null": _number(layer.null)}
-    return {"layer": layer.layer, **figures, "drift": _number(layer.drift), **null}
+    return {**layer.key.to_json(), **figures, "drift": _number(layer.drift), **null}
 
 
 def _number(value: float | None) -> float | None:
@@ -144,8 +155,9 @@ def _what_moved(report: Report) -> str:
     found, mean = lowest.pairs["base_finetuned"], report.mean["base_finetuned"]
     if found.cka > 0.999:
         return f"Fine-tuning hardly changed the features: CKA to the base is {found.cka:.4f} or more in every layer."
+    where = "in the input of the first block" if lowest.key == INPUT else f"in layer {lowest.key.label}"
     return (
-        f"Fine-tuning moved the features most in layer {lowest.layer}: there CKA to the base is "
+        f"Fine-tuning moved the features most {where}: there CKA to the base is "
         f"{with_error(found.cka, found.se)}, on average over layers {with_error(*mean)}."
     )
 
@@ -164,8 +176,8 @@ def _what_came_back(report: Report) -> str:
     )
 
 
-def with_error(value: float, error: float) -> str:
-    """`0.812 ±0.034`, or without an error what is known; `-` where there is no value."""
-    if not math.isfinite(value):
+def with_error(value: float | None, error: float = math.nan) -> str:
+    """Return `0.812 ±0.034`; `0.812` without an error, `-` without a value."""
+    if value is None or not math.isfinite(value):
         return "-"
     return f"{value:.3f} ±{error:.3f}" if math.isfinite(error) else f"{value:.3f}"

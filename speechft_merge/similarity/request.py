@@ -44,19 +44,21 @@ class ProbeRequest:
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
-            raise UsageError(f"estimator {self.estimator!r} is unknown; expected one of {', '.join(ESTIMATORS)}")
+            raise UsageError(
+                f"estimator {self.estimator!r} is unknown", hint=f"expected one of {', '.join(ESTIMATORS)}"
+            )
         if not self.seconds > 0:
-            raise UsageError(f"a probe of {self.seconds:g} seconds holds nothing; give a positive number")
+            raise UsageError(f"a probe of {self.seconds:g} seconds holds nothing", hint="give a positive number")
 
     def require_means(self, *packages: str) -> None:
-        """Find out whether the packages and the files are there, without importing or reading any.
+        """Fail early if packages or files are missing, without importing or reading any.
 
         Args:
             packages: needed besides those that run the models.
 
         Raises:
             UsageError: a package is not installed.
-            NotFoundError: a file or folder of the probe is not there.
+            NotFoundError: a file or folder of the probe does not exist.
         """
         for package in (*PACKAGES, *packages):
             if importlib.util.find_spec(package) is None:
@@ -67,12 +69,14 @@ class ProbeRequest:
 
 
 def figure_kind(path: Path) -> str:
-    """The kind of figure that a path asks for.
+    """Return the kind of figure that a path asks for.
 
     Raises:
         UsageError: none of `FIGURES`.
     """
     kind = path.suffix.lower()
     if kind not in FIGURES:
-        raise UsageError(f"a figure cannot be drawn into {path}; its name must end in one of {', '.join(FIGURES)}")
+        raise UsageError(
+            f"a figure cannot be drawn into {path}", hint=f"its name must end in one of {', '.join(FIGURES)}"
+        )
     return kind

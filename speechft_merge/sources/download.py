@@ -63,7 +63,7 @@ class Download:
                 tries = 1 if done > before else tries + 1
                 if tries >= TRIES or failures >= MOST_FAILURES:
                     raise TemporaryError(
-                        f"{self._what}: {again}; gave up after {failures} failures; try again later"
+                        f"{self._what}: {again}; gave up after {failures} failures", hint="try again later"
                     ) from again
                 if again.expired:
                     self._resolve(location)
@@ -80,7 +80,7 @@ class Download:
             with hub_errors(self._repo):
                 metadata = get_hf_file_metadata(self._url, retry_on_errors=True)
             if metadata.size != self._size or (metadata.etag or self._etag) != self._etag:
-                raise HubError(f"{self._what} is not the file that the Hub listed a moment ago; run again")
+                raise HubError(f"{self._what} is not the file that the Hub listed a moment ago", hint="run again")
             self._location = metadata.location
             return self._location
 

@@ -53,7 +53,7 @@ def open_hub_folder(reference: HubReference, download: bool = False) -> tuple[Fo
     files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     folder = inner if any(name.startswith(inner + "/") for name in files) else inner.rpartition("/")[0]
     if inner and inner not in files and folder != inner:
-        raise NotFoundError(f"{reference}: the repository has no {inner!r}; it has {', '.join(sorted(files)[:12])}")
+        raise NotFoundError(f"{reference}: the repository has no {inner!r}", found=", ".join(sorted(files)[:12]))
     license_name = getattr(info.card_data, "license", None)
     file = inner.rpartition("/")[2] if inner in files else None
     return HubFolder(reference, str(info.sha), folder, files, download, license_name), file
@@ -152,8 +152,8 @@ def _open_cached(snapshot: Path, reference: HubReference) -> tuple[Folder, str |
         return _CachedFolder(place, hub), None
     if not place.exists():
         raise NotFoundError(
-            f"HF_HUB_OFFLINE is set and {reference} is not in the cache; fetch it where there is a network "
-            "(--download), or unset HF_HUB_OFFLINE"
+            f"HF_HUB_OFFLINE is set and {reference} is not in the cache",
+            hint="fetch it where there is a network (--download), or unset HF_HUB_OFFLINE",
         )
     return _CachedFolder(place.parent, hub), place.name
 

@@ -34,10 +34,12 @@ def hub_errors(repo: str) -> Iterator[None]:
         raise explain(error, repo) from error
     except RuntimeError as error:  # what the client raises when an upload breaks off
         cause = error.__cause__ or error
-        raise TemporaryError(f"{repo}: {error} ({type(cause).__name__}: {_first_line(cause)}); try again") from error
+        raise TemporaryError(
+            f"{repo}: {error} ({type(cause).__name__}: {_first_line(cause)})", hint="try again"
+        ) from error
     except ValueError as error:  # no JSON: a proxy's log-in page, perhaps
         raise TemporaryError(
-            f"what answers for the Hub is not the Hub ({type(error).__name__}); check HF_ENDPOINT and proxies"
+            f"what answers for the Hub is not the Hub ({type(error).__name__})", hint="check HF_ENDPOINT and proxies"
         ) from error
 
 
@@ -50,16 +52,18 @@ def explain(error: Exception, repo: str) -> SpeechFTMergeError:
         return explain(cause, repo) if isinstance(cause, errors.OfflineModeIsEnabled) else unreachable(cause)
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
         return NotFoundError(
-            f"HF_HUB_OFFLINE is set and {repo} is not in the cache {constants.HF_HUB_CACHE}; "
-            "fetch it where there is a network (--download), or unset HF_HUB_OFFLINE"
+            f"HF_HUB_OFFLINE is set and {repo} is not in the cache {constants.HF_HUB_CACHE}",
+            hint="fetch it where there is a network (--download), or unset HF_HUB_OFFLINE",
         )
     if isinstance(error, errors.GatedRepoError):
         return NotFoundError(
-            f"{repo} is gated; accept its terms at {constants.ENDPOINT}/{repo} with the account of your token, "
-            "then run again"
+            f"{repo} is gated",
+            hint=f"accept its terms at {constants.ENDPOINT}/{repo} with the account of your token, then run again",
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return NotFoundError(f"{repo} has no such revision; give a branch, a tag, a commit or refs/pr/N after the @")
+        return NotFoundError(
+            f"{repo} has no such revision", hint="give a branch, a tag, a commit or refs/pr/N after the @"
+        )
     if isinstance(error, errors.EntryNotFoundError):
         return NotFoundError(f"{repo}: no such file in the repository ({_first_line(error)})")
     status = status_of(error)
@@ -67,22 +71,24 @@ def explain(error: Exception, repo: str) -> SpeechFTMergeError:
         return HubError("the Hub rejected your token (HF_TOKEN, or what 'hf auth login' stored): expired or mistyped")
     if isinstance(error, errors.RepositoryNotFoundError):
         return NotFoundError(
-            f"{repo} is no local path, and the Hub has no such model, or you have no access to it; check the "
-            "name, and for a private model run 'hf auth login' or set HF_TOKEN"
+            f"{repo} is no local path, and the Hub has no such model, or you have no access to it",
+            hint="check the name, and for a private model run 'hf auth login' or set HF_TOKEN",
         )
     if status == 403:
         return HubError(
-            f"your token may not do that with {repo}: {_first_line(error)}; use a token with write role, another "
-            "repository, or --create-pr"
+            f"your token may not do that with {repo}: {_first_line(error)}",
+            hint="use a token with write role, another repository, or --create-pr",
         )
     if status == 412:
-        return HubError(f"{repo} changed meanwhile, nothing was pushed; run again, or use --create-pr")
+        return HubError(f"{repo} changed meanwhile, nothing was pushed", hint="run again, or use --create-pr")
     if status in RETRIED:
-        return TemporaryError(f"the Hub is busy or failing (HTTP {status}: {_first_line(error)}); try again later")
+        return TemporaryError(
+            f"the Hub is busy or failing (HTTP {status}: {_first_line(error)})", hint="try again later"
+        )
     if isinstance(error, ConnectionError) and "xet-write-token" in str(error):
         return HubError(
-            f"the Hub gave no upload token for {repo}: {_first_line(error)}; use a token with write role, or set "
-            "HF_HUB_DISABLE_XET=1 for a server without Xet"
+            f"the Hub gave no upload token for {repo}: {_first_line(error)}",
+            hint="use a token with write role, or set HF_HUB_DISABLE_XET=1 for a server without Xet",
         )
     return HubError(f"{repo}: {_first_line(error)}")
 
@@ -92,8 +98,8 @@ def unreachable(error: BaseException) -> TemporaryError:
     from huggingface_hub import constants
 
     return TemporaryError(
-        f"cannot reach {constants.ENDPOINT}: {type(error).__name__}: {_first_line(error)}; check the network, "
-        "HF_ENDPOINT and proxies, and try again"
+        f"cannot reach {constants.ENDPOINT}: {type(error).__name__}: {_first_line(error)}",
+        hint="check the network, HF_ENDPOINT and proxies, and try again",
     )
 
 

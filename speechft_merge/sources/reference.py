@@ -46,7 +46,8 @@ def parse_reference(text: str) -> Path | HubReference:
     found = _parse_url(text.removeprefix("hf://")) if text.startswith("hf://") else _parse_short(text)
     if found is None:
         raise NotFoundError(
-            f"{text[:200]}: no such file or directory, and not a Hub reference (org/name, org/name@revision:file)"
+            f"{text[:200]}: no such file or directory, and not a Hub reference",
+            hint="a model on the Hub is org/name or org/name@revision:file",
         )
     return found
 

@@ -1,4 +1,4 @@
-"""When what trains, and at which learning rate."""
+"""Defines when each part of a model trains, and at which learning rate."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Part = Literal["cnn", "encoder", "head"]
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When what trains, as shares of all steps; the defaults are the paper's."""
+    """When each part trains, in shares of all steps; the defaults are the paper's."""
 
     total_steps: int
     head_only: float = 0.1
-    """At first the head alone trains."""
+    """Share of the steps, at the start, in which only the head trains."""
     warmup: float = 0.1
     hold: float = 0.4
-    """Then the learning rate stays at its peak; over the rest it decays linearly to 0."""
+    """Share after the warmup in which the learning rate stays at its peak; then it decays linearly to 0."""
 
     def __post_init__(self) -> None:
         if isinstance(self.total_steps, bool) or not isinstance(self.total_steps, int) or self.total_steps < 1:
@@ -36,15 +36,15 @@ class Schedule:
 
     @property
     def head_only_steps(self) -> int:
-        """The first step at which the encoder trains."""
+        """First step at which the encoder trains."""
         return int(self.total_steps * self.head_only)
 
     def trains(self, part: Part, step: int) -> bool:
-        """Whether a part of the model trains at a step, counted from 0."""
+        """Return whether a part of the model trains at a step, counted from 0."""
         return part == "head" or (part == "encoder" and step >= self.head_only_steps)
 
     def learning_rate(self, step: int) -> float:
-        """The factor on the peak learning rate at a step, counted from 0, in 0..1.
+        """Return the factor (0 to 1) on the peak learning rate at a step, counted from 0.
 
         With w = floor(0.1 T) and h = w + floor(0.4 T): s / w below w, 1 below h, then (T - s) / (T - h), as in the
         official `stable_finetuning_schedule` (nervjack2/Speech-FT).

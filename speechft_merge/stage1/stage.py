@@ -1,8 +1,8 @@
-"""Stage 1 of Speech-FT, stable fine-tuning: what trains at which step, at which learning rate, for any torch model.
+"""Stage 1 of Speech-FT, stable fine-tuning: sets what trains at which step, for any torch model.
 
 For the first tenth of the steps the head alone trains; then everything but the convolutional feature extractor does.
-The learning rate warms up meanwhile, is held, and decays to nothing (Lin et al., IEEE TASLP 2026). In a loop of one's
-own:
+The learning rate warms up meanwhile, is held, and decays to zero (Lin et al., IEEE TASLP 2026). In your own training
+loop:
 
     stage = StableFineTuning(model, Schedule(total_steps=50_000))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
@@ -17,9 +17,9 @@ own:
 
 For transformers' Trainer, `callbacks=[StableFineTuningCallback()]` does the same (speechft_merge/stage1/trainer.py).
 
-A step is one of the optimizer: with gradient accumulation, call `begin` and `scheduler.step` once for all its batches.
-With DistributedDataParallel make the stage first, then wrap the model with `find_unused_parameters=True`: what is
-frozen for a while has no gradient to wait for.
+A step is an optimizer step: with gradient accumulation, call `begin` and `scheduler.step` once for all its batches.
+With DistributedDataParallel make the stage first, then wrap the model with `find_unused_parameters=True`, because
+frozen parameters have no gradient to wait for.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import UsageError
-from speechft_merge.layouts.naming import read_naming
-from speechft_merge.layouts.structure import canonical, is_head, place_of
+from speechft_merge.layouts.naming import Naming, TensorName, read_naming
+from speechft_merge.layouts.structure import is_block, is_decoder, locate
 from speechft_merge.stage1.schedule import Part, Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     import torch
 
@@ -44,18 +44,18 @@ _WITHOUT_CNN = frozenset(["wav2vec2-bert"])
 class StableFineTuning:
     """Stage 1 on one model.
 
-    Making it already freezes the CNN and turns the encoder's layer drop and SpecAugment off. Parameters that do not
-    train when it is made (Whisper's sinusoidal positions) are never made to.
+    Construction freezes the CNN and turns off the encoder's layer drop and SpecAugment. Parameters that are frozen
+    beforehand (Whisper's sinusoidal positions) stay frozen.
 
     Args:
-        model: any module with a speech encoder in it, with the names of transformers, fairseq, S3PRL or torchaudio.
-        schedule: when what trains.
-        encoder: the name of the submodule that is the encoder, such as `upstream.model`; found by itself if None.
-        cnn: whether the encoder has a convolutional feature extractor. Those of w2v-BERT and DeCoAR 2.0 are known to
-            have none.
+        model: any module that contains a speech encoder, with the names of transformers, fairseq, S3PRL or torchaudio.
+        schedule: when each part trains.
+        encoder: the name of the submodule that is the encoder, such as `upstream.model`; None to detect it.
+        cnn: whether the encoder has a convolutional feature extractor. w2v-BERT and DeCoAR 2.0 are known to have none.
 
     Raises:
-        UsageError: there is no encoder, no CNN in an encoder that should have one, no head, or nothing left to train.
+        UsageError: no encoder is found, the encoder lacks a CNN that it should have, there is no head, or the encoder
+            is frozen.
     """
 
     def __init__(
@@ -65,14 +65,17 @@ class StableFineTuning:
         self.schedule = schedule
         named = dict(model.named_parameters())
         title = type(model).__name__
-        self.encoder = find_encoder(named, title) if encoder is None else _named_encoder(model, encoder)
-        self.parts = parts_of(named, self.encoder)
+        naming = read_naming({name: tuple(parameter.shape) for name, parameter in named.items()})
+        self.encoder = find_encoder(naming, title) if encoder is None else encoder
+        if encoder is not None:
+            _require_encoder(model, encoder, naming)
+        self.parts = parts_of(naming, self.encoder)
         """Name of each parameter -> the part that it belongs to."""
         self._ours = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         if cnn and "cnn" not in self.parts.values() and not _known_without_cnn(model, self.parts, self.encoder):
             raise UsageError(
                 f"no convolutional feature extractor (feature_extractor.*) was found in {self.encoder!r} of "
-                f"{title}; if it begins with filter banks, say cnn=False"
+                f"{title}; if it begins with filter banks, pass cnn=False"
             )
         self._require_training_parts(title)
         quiet_encoder(model, self.encoder)
@@ -94,12 +97,12 @@ class StableFineTuning:
             )
 
     def begin(self, step: int) -> None:
-        """Make exactly those parameters require gradients that train at this step, counted from 0.
+        """Freeze and unfreeze parameters for a step, counted from 0.
 
-        What does not train has no gradient afterwards, not even one of zeros: weight decay and momentum would move it.
+        Frozen parameters have no gradient afterwards, not even zeros: weight decay and momentum would still move them.
 
         Raises:
-            UsageError: the step is outside of the schedule.
+            UsageError: the step is outside the schedule.
         """
         if not 0 <= step < self.schedule.total_steps:
             raise UsageError(f"step {step} is outside of the {self.schedule.total_steps} steps of the schedule")
@@ -110,15 +113,15 @@ class StableFineTuning:
                 _freeze(parameter)
 
     def end(self) -> None:
-        """Let every parameter train that did so when the stage was made."""
+        """Unfreeze every parameter that required gradients when the stage was made."""
         for parameter in self._ours.values():
             parameter.requires_grad_(True)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse an optimizer that lacks parameters which are to train later.
+        """Check that the optimizer has every parameter that trains at some step.
 
         Raises:
-            UsageError: it does; some are named.
+            UsageError: it lacks some; one of them is named.
         """
         there = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         lacking = [n for n, p in self._ours.items() if self.parts[n] != "cnn" and id(p) not in there]
@@ -129,10 +132,10 @@ class StableFineTuning:
             )
 
     def scheduler(self, optimizer: torch.optim.Optimizer, last_step: int = -1) -> torch.optim.lr_scheduler.LambdaLR:
-        """The learning-rate schedule for an optimizer, whose own learning rate is the peak.
+        """Return the learning-rate scheduler for an optimizer, whose own learning rate is the peak.
 
         Raises:
-            UsageError: the optimizer lacks parameters that are to train.
+            UsageError: see `check_optimizer`.
         """
         from torch.optim.lr_scheduler import LambdaLR
 
@@ -140,86 +143,83 @@ class StableFineTuning:
         return LambdaLR(optimizer, self.schedule.learning_rate, last_step)
 
 
-def parts_of(names: Iterable[str], encoder: str) -> dict[str, Part]:
-    """The part of each parameter of a model whose encoder is the submodule of that name.
+def parts_of(naming: Naming, encoder: str) -> dict[str, Part]:
+    """Return the part of each parameter of a model whose encoder is the submodule of that name.
 
-    Whisper's two convolutions over the spectrogram count as its CNN. A decoder reads what the encoder gives and so
-    counts as a head, as do quantizers and the other remains of pre-training.
+    Whisper's two convolutions over the spectrogram count as its CNN. Decoders read the encoder's output and count as
+    heads, as do quantizers and other pre-training modules.
     """
-    prefix = f"{encoder}." if encoder else ""
-    return {
-        name: _part(theirs.removeprefix(prefix)) if theirs.startswith(prefix) else "head"
-        for name, theirs in _as_in_transformers(names).items()
-    }
+    return {own: _part(name) for own, name in naming.under(_prefix(encoder)).items()}
 
 
-def _as_in_transformers(names: Iterable[str]) -> dict[str, str]:
-    """Name -> what transformers would call it, weight norm written the old way."""
-    return {name: canonical(theirs) for name, theirs in read_naming(names).names.items()}
+def _prefix(encoder: str) -> str:
+    return f"{encoder}." if encoder else ""
 
 
-def _part(relative: str) -> Part:
-    place = place_of(relative)
-    if is_head(relative) or place.stack == "decoder":
+def _part(name: TensorName) -> Part:
+    if name.is_head or is_decoder(name.location.stack):
         return "head"
-    return "cnn" if place.part == "cnn" else "encoder"
+    return "cnn" if name.location.part == "cnn" else "encoder"
 
 
-def find_encoder(names: Iterable[str], title: str = "the model") -> str:
-    """The submodule whose parameters, by their names, look most like a speech encoder; empty for the model itself.
+def find_encoder(naming: Naming, title: str = "the model") -> str:
+    """Return the submodule whose parameter names look most like a speech encoder; empty for the model itself.
+
+    On a tie prefer the longer prefix, so that modules beside the encoder count as heads.
 
     Raises:
-        UsageError: nothing looks like transformer layers.
+        UsageError: nothing looks like transformer blocks.
     """
-    everything = list(_as_in_transformers(names).values())
-    candidates = {prefix for name in everything for prefix in _prefixes(name) if _is_layer(name[len(prefix) :])}
-    if not candidates:
+    likeness = _likeness(naming)
+    if not likeness:
         raise UsageError(
-            f"no transformer layers were found in {title} (encoder.layers.0.*); name the submodule that is the speech "
-            f"encoder: encoder='...'"
+            f"no transformer layers were found in {title} (encoder.layers.0.*); pass the name of the submodule that is "
+            f"the speech encoder: encoder='...'"
         )
-
-    def likeness(prefix: str) -> tuple[int, int]:
-        """Between equals the longer wins: what stands beside the encoder is then a head."""
-        return sum(name.startswith(prefix) and _is_anatomy(name[len(prefix) :]) for name in everything), len(prefix)
-
-    return max(candidates, key=likeness).removesuffix(".")
+    return max(likeness, key=lambda prefix: (likeness[prefix], len(prefix))).removesuffix(".")
 
 
-def _prefixes(name: str) -> list[str]:
-    words = name.split(".")
-    return ["".join(f"{word}." for word in words[:depth]) for depth in range(len(words))]
+def _likeness(naming: Naming) -> dict[str, int]:
+    """Return each prefix with blocks directly under it -> parameters there whose names are those of an encoder."""
+    under: dict[str, dict[str, tuple[int, ...]]] = {}
+    for own, name in naming.full.items():
+        words = name.split(".")
+        for prefix in ("".join(f"{word}." for word in words[:depth]) for depth in range(len(words))):
+            under.setdefault(prefix, {})[name[len(prefix) :]] = naming.shapes[own]
+    return {prefix: _parameters(shapes) for prefix, shapes in under.items() if any(map(is_block, shapes))}
 
 
-def _is_layer(relative: str) -> bool:
-    return place_of(relative).part == "layers"
+def _parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Count the parameters that have a place in an encoder; blocks that lie deeper have theirs in another module."""
+    return sum(
+        is_block(name) or location.part not in ("layers", "other", "head") for name, location in locate(shapes).items()
+    )
 
 
-def _is_anatomy(relative: str) -> bool:
-    return place_of(relative).part != "other" and not is_head(relative)
-
-
-def _named_encoder(model: torch.nn.Module, encoder: str) -> str:
+def _require_encoder(model: torch.nn.Module, encoder: str, naming: Naming) -> None:
+    """Raise UsageError unless there is such a submodule, with blocks directly under it."""
+    title, prefix = type(model).__name__, _prefix(encoder)
     try:
-        inner = model.get_submodule(encoder)
+        model.get_submodule(encoder)
     except AttributeError:
-        raise UsageError(f"{type(model).__name__} has no submodule {encoder!r}") from None
-    if not any(map(_is_layer, _as_in_transformers(name for name, _ in inner.named_parameters()).values())):
+        raise UsageError(f"{title} has no submodule {encoder!r}") from None
+    plain = [inner for inner in _likeness(naming) if inner.startswith(prefix)]
+    blocks = any(name.location.part == "layers" for name in naming.under(prefix).values())
+    if prefix not in plain if plain else not blocks:
         raise UsageError(
-            f"the submodule {encoder!r} of {type(model).__name__} has no transformer layers (encoder.layers.0.*, "
-            f"layers.0.*) directly under it"
+            f"the submodule {encoder!r} of {title} has no transformer layers (encoder.layers.0.*, layers.0.*) "
+            f"directly under it"
         )
-    return encoder
 
 
 def _known_without_cnn(model: torch.nn.Module, parts: Mapping[str, Part], encoder: str) -> bool:
-    """w2v-BERT by its type, DeCoAR 2.0 by its names: a bare projection, an encoder and nothing else."""
+    """Return whether it is w2v-BERT, by its type, or DeCoAR 2.0, by its names: a projection, an encoder and no more."""
     if any(
         getattr(getattr(module, "config", None), "model_type", None) in _WITHOUT_CNN
         for module in (model, model.get_submodule(encoder))
     ):
         return True
-    prefix = f"{encoder}." if encoder else ""
+    prefix = _prefix(encoder)
     names = [name.removeprefix(prefix) for name, part in parts.items() if part != "head"]
     beside = {name.rpartition(".")[0] for name in names if not name.startswith("encoder.")}
     return beside == {"post_extract_proj"}
@@ -231,13 +231,13 @@ def _freeze(parameter: torch.nn.Parameter) -> None:
 
 
 def quiet_encoder(model: torch.nn.Module, encoder: str) -> None:
-    """Turn off what drops layers or masks features at random in that submodule, and gradients through its CNN.
+    """Turn off layer drop, SpecAugment and gradients through the CNN in that submodule, in place.
 
-    Modules and configs are changed in place. Decoders keep their layer drop.
+    Decoders keep their layer drop.
     """
     root = model.get_submodule(encoder)
     for name, module in root.named_modules():
-        if place_of(f"{name}.").stack != "decoder":
+        if not is_decoder(name.partition(".")[0]):
             _set(module, "layerdrop", 0.0)
             _set(module, "layer_drop", 0.0)  # torchaudio's name for it
     for config in (getattr(owner, "config", None) for owner in (model, root)):
@@ -249,6 +249,6 @@ def quiet_encoder(model: torch.nn.Module, encoder: str) -> None:
 
 
 def _set(owner: Any, attribute: str, value: object) -> None:
-    """Change a setting where there is one."""
+    """Set an attribute if the object has it."""
     if hasattr(owner, attribute):
         setattr(owner, attribute, value)

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 class StableFineTuningCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Stable fine-tuning over the steps of one training, with the learning rate of the arguments as the peak.
+    """Stable fine-tuning over one training run, with the arguments' learning rate as the peak.
 
-    It comes after the Trainer has made its optimizer, which therefore holds the encoder; do not freeze anything
-    beforehand. The learning-rate schedule of the Trainer is replaced. Steps are the Trainer's, so that gradient
-    accumulation, mixed precision and `resume_from_checkpoint` need nothing more; DistributedDataParallel needs
-    `ddp_find_unused_parameters=True`, which is the Trainer's default unless gradient checkpointing is on. DeepSpeed and
-    FSDP cut parameters up before training begins and are refused.
+    The callback starts after the Trainer has created its optimizer, which must hold the encoder: do not freeze anything
+    beforehand. It replaces the Trainer's learning-rate schedule. Steps are the Trainer's, so gradient accumulation,
+    mixed precision and `resume_from_checkpoint` work as they are; DistributedDataParallel needs
+    `ddp_find_unused_parameters=True`, the Trainer's default unless gradient checkpointing is on. DeepSpeed and FSDP
+    shard parameters before training begins and are refused.
 
     Args:
-        head_only: the share of the steps in which the head alone trains.
+        head_only: the share of the steps in which only the head trains.
         encoder, cnn: see `StableFineTuning`.
 
     Raises:
@@ -46,7 +46,7 @@ class StableFineTuningCallback(TrainerCallback):  # type: ignore[misc, unused-ig
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the model up; on a resume, where it was left."""
+        """Set the stage up for the model; on a resume, at the step where it was left."""
         _require_plain_parallelism(args)
         schedule = Schedule(state.max_steps, head_only=self.head_only)
         self.stage = StableFineTuning(kwargs["model"], schedule, encoder=self.encoder, cnn=self.cnn)
@@ -56,14 +56,14 @@ class StableFineTuningCallback(TrainerCallback):  # type: ignore[misc, unused-ig
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Freeze or thaw for the next optimizer step."""
+        """Freeze or unfreeze for the next optimizer step."""
         assert self.stage is not None
         self.stage.begin(state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the model as trainable as it came."""
+        """Unfreeze what required gradients before training."""
         assert self.stage is not None
         self.stage.end()
 
@@ -85,7 +85,7 @@ def _require_plain_parallelism(args: TrainingArguments) -> None:
 
 
 def _follow(scheduler: torch.optim.lr_scheduler.LRScheduler, schedule: Schedule) -> None:
-    """Make the Trainer's scheduler follow ours from its present step on, so that logs and checkpoints are right."""
+    """Make the Trainer's scheduler follow ours from its current step on, so that logs and checkpoints are right."""
     if not isinstance(scheduler, LambdaLR):
         raise UsageError(
             f"the Trainer's learning-rate scheduler is a {type(scheduler).__name__}, which cannot be replaced; leave "

@@ -34,7 +34,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechft_merge.checkpoints import DType
-from speechft_merge.checkpoints.torch_zip import TorchZip, read_torch_zip
+from speechft_merge.checkpoints.torch_tensors import TorchFile
+from speechft_merge.checkpoints.torch_zip import read_torch_zip
 from speechft_merge.errors import CheckpointError, SpeechFTMergeError
 from speechft_merge.output.crc32 import read_records
 from speechft_merge.sources import LocalFile
@@ -352,7 +353,7 @@ class Distant(LocalFile):
         super().read_into(offset, buffer)
 
 
-def distant(file: bytes, folder: Path) -> tuple[TorchZip, TorchZip, int]:
+def distant(file: bytes, folder: Path) -> tuple[TorchFile, TorchFile, int]:
     """What is found in a file nearby, in the same far away, and with how many requests."""
     path = folder / "weights"
     path.write_bytes(file)
@@ -395,7 +396,7 @@ def without_signature() -> bytes:
 @pytest.mark.parametrize("file", [spaced(), without_signature()], ids=["a gap", "no signature"])
 def test_records_that_torch_would_place_otherwise_are_found_far_away_too(file: bytes, tmp_path: Path) -> None:
     near, far, _ = distant(file, tmp_path)
-    assert near.source.read(*near.records["0"]) == FOUR_FLOATS
+    assert near.source.read(*near.records["data/0"]) == FOUR_FLOATS
     assert near.records == far.records
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import soundfile
+from safetensors.numpy import load_file, save_file
 
 from speechft_merge.similarity.probe import BUILT_IN
 
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
     from conftest import Run, SavePair, Snapshot
 
 PAIR = [str(Path("examples/pair/base").resolve()), str(Path("examples/pair/finetuned").resolve())]
+LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+"""With a norm after the blocks."""
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +38,8 @@ def test_a_table_and_two_sentences(run: Run, probe: list[str]) -> None:
     ran = run("compare", *PAIR, *probe)
     assert ran.code == 0
     assert "base, fine-tuned" in ran.lines[0]
-    assert [line.split()[0] for line in ran.lines[2:10]] == [*"0123456", "mean"]
-    assert "layer 0 is the input of the first block" in ran.out
+    assert [line.split()[0] for line in ran.lines[2:10]] == ["input", *"012345", "mean"]
+    assert "the input of the first block and of each block's output" in ran.out
     assert "of the way back to the base" in ran.out
     assert "fewer than 20" in ran.err
 
@@ -69,9 +75,59 @@ def test_alphas_are_those_of_the_merge_command(run: Run, probe: list[str]) -> No
     nothing = run("compare", *PAIR, *probe, "--json", "--alpha", "0").json
     assert {layer["base_merged"]["cka"] for layer in nothing["layers"]} == {1.0}
     upper = run("compare", *PAIR, *probe, "--json", "--alpha", "0", "--layer-alpha", "3-5=0.5").json
-    found = [layer["base_merged"]["cka"] for layer in upper["layers"]]
-    assert found[:4] == [1, 1, 1, 1]
-    assert max(found[4:]) < 1
+    found = {layer["layer"]: layer["base_merged"]["cka"] for layer in upper["layers"]}
+    assert [found[layer] for layer in (None, 0, 1, 2)] == [1, 1, 1, 1]
+    assert max(found[layer] for layer in (3, 4, 5)) < 1
+
+
+@pytest.mark.parametrize(
+    ("config", "moved"),
+    [(None, ""), ({}, "encoder.layers.1."), (LARGE, "encoder.layer_norm.")],
+    ids=["shipped pair", "last block", "final norm"],
+)
+def test_the_layer_that_the_closing_sentence_names_is_the_first_that_layer_alpha_changes(
+    config: dict[str, Any] | None, moved: str, run: Run, probe: list[str], save_pair: SavePair, tmp_path: Path
+) -> None:
+    pair = PAIR if config is None else move_weights(save_pair("Hubert", **config)[0], moved, tmp_path / "moved")
+    alpha = [*pair, *probe, "--alpha", "1"]
+    named = re.search(r"most in layer (\S+): there", run("compare", *alpha).out)
+    assert named is not None
+    rule = ["--layer-alpha", f"{named[1]}=0"]
+    before, after = (run("compare", *alpha, *more, "--json").json["layers"] for more in ([], rule))
+    changed = [row for row, other in zip(before, after, strict=True) if row != other]
+    assert named[1] == str(changed[0]["part"] if changed[0]["layer"] is None else changed[0]["layer"])
+    assert run(*pair, "--alpha", "1", *rule, "-o", "out").code == 0
+    base, merged = (load_file(f"{folder}/model.safetensors") for folder in (pair[0], tmp_path / "out"))
+    same = {name for name, values in base.items() if values.tobytes() == merged[name].tobytes()}
+    stem = "encoder.layer_norm." if named[1] == "final_norm" else f"encoder.layers.{named[1]}."
+    assert {name for name in base if name.startswith(stem)} <= same
+
+
+def move_weights(base: str, stem: str, folder: Path) -> list[str]:
+    """The base, and a fine-tune in which only the weights under a stem differ."""
+    shutil.copytree(base, folder)
+    random = np.random.default_rng(0)
+    weights = {
+        name: values + random.standard_normal(values.shape, np.float32) if name.startswith(stem) else values
+        for name, values in load_file(f"{base}/model.safetensors").items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return [base, str(folder)]
+
+
+def test_a_block_has_one_drift_and_one_name_in_the_table_of_the_merge_and_in_that_of_its_features(
+    run: Run, probe: list[str], save_pair: SavePair
+) -> None:
+    for number, pair in enumerate((PAIR, save_pair("Hubert", **LARGE), save_pair("Whisper"))):
+        ran = run(*pair, *probe, "--json", "-o", f"out{number}")
+        assert ran.code == 0, ran.err
+        document = ran.json
+        keys = ("layer", "part", "stack", "drift")
+        merged = [tuple(row[key] for key in keys) for row in document["layers"]]
+        compared = [tuple(row[key] for key in keys) for row in document["similarity"]["layers"]]
+        assert compared[0][:3] == (None, "input", "encoder")
+        assert len(compared) > 3
+        assert {*compared[1:]} <= {*merged}
 
 
 def test_cka_comes_after_the_merge_and_stays_beside_it(run: Run, probe: list[str], tmp_path: Path) -> None:
@@ -91,13 +147,13 @@ def test_a_merge_with_a_comparison_beside_it_is_still_done_and_may_be_replaced(
 ) -> None:
     assert run(*PAIR, "--cka", *probe, "-o", "out").code == 0
     assert "already done" in run(*PAIR, "-o", "out").out
-    assert run(*PAIR, "--alpha", "0.5", "-o", "out", "--force").code == 0
+    assert run(*PAIR, "--alpha", "0.5", "-o", "out", "--overwrite").code == 0
     assert not (tmp_path / "out/similarity.json").exists()
 
 
 def test_the_json_of_a_merge_has_the_comparison_in_it(run: Run, probe: list[str]) -> None:
     document = run(*PAIR, *probe, "--json", "-o", "out").json
-    assert document["similarity"]["layers"][6]["base_merged"]["cka"] > 0.5
+    assert document["similarity"]["layers"][-1]["base_merged"]["cka"] > 0.5
     assert document["output"] == "out"
 
 
@@ -165,11 +221,11 @@ def test_what_cannot_be_meant_is_said_before_anything_is_done(
 
 
 @pytest.mark.parametrize("package", ["transformers", "soundfile", "matplotlib"])
-def test_a_missing_package_is_one_line_that_says_what_to_install(
+def test_a_missing_package_is_an_error_and_a_hint_that_says_what_to_install(
     package: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     ran = run(*PAIR, "--cka", "-o", "out")
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err == f'speechft-merge: error: {package} is not installed; pip install "speechft-merge[cka]"\n'
+    assert ran.err == f'speechft-merge: error: {package} is not installed\nhint: pip install "speechft-merge[cka]"\n'
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from speechft_merge import __version__
-from speechft_merge.cli.sink import Output, ProgressLine
+from speechft_merge.cli.progress import ProgressLine
+from speechft_merge.cli.sink import Sink
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +80,7 @@ def test_a_mistyped_command_is_no_model(word: str, meant: str, pair: Pair, run: 
     ran = run(word, pair.base)
     assert ran.code == 2
     assert word in ran.err
-    assert f"Did you mean '{meant}'" in ran.err
+    assert f"hint: did you mean '{meant}'?" in ran.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,8 +110,11 @@ def test_help_goes_to_stdout(words: list[str], run: Run) -> None:
 
 def test_merge_help_names_every_option(run: Run) -> None:
     text = run("merge", "--help").out
-    options = "output alpha layer-alpha weight recipe keep-head dtype extrapolate max-shard-size force dry-run threads"
-    assert [name for name in f"{options} no-fsync quiet verbose json".split() if f"--{name}" not in text] == []
+    options = (
+        "output alpha layer-alpha weight recipe keep-head dtype extrapolate max-shard-size overwrite allow-unrelated"
+    )
+    more = "dry-run workers no-fsync quiet verbose json"
+    assert [name for name in f"{options} {more}".split() if f"--{name}" not in text] == []
 
 
 def test_the_installed_script_is_the_module(pair: Pair, tmp_path: Path) -> None:
@@ -124,8 +128,8 @@ def test_the_installed_script_is_the_module(pair: Pair, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("speechft-merge --al", "--alpha"),
-        ("speechft-merge a b --al", "--alpha"),
+        ("speechft-merge --alp", "--alpha"),
+        ("speechft-merge a b --alp", "--alpha"),
         ("speechft-merge a b --alpha 0.5 --max", "--max-shard-size"),
         ("speechft-merge merge a b --dr", "--dry-run"),
         ("speechft-merge inspect a --js", "--json"),
@@ -262,16 +266,16 @@ def test_a_terminal_gets_the_same_words(pair: Pair, tmp_path: Path) -> None:
 
 
 def progress_of(shown: ProgressLine, total: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    for done in range(0, total + 1, total // 50):
-        shown(done, total)
-    shown.stop()
+    with shown:
+        for done in range(0, total + 1, total // 50):
+            shown(done, total)
     out, err = capsys.readouterr()
     assert out == ""
     return err.splitlines()
 
 
 def test_progress_of_a_large_merge_is_ten_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = progress_of(ProgressLine(Output()), 10**9, capsys)
+    lines = progress_of(ProgressLine(Sink()), 10**9, capsys)
     assert [line.split(" of ")[0] for line in lines] == [f"{share:3d} %" for share in range(10, 101, 10)]
     assert lines[0].startswith(" 10 % of 1.00 GB, ")
 
@@ -279,10 +283,10 @@ def test_progress_of_a_large_merge_is_ten_plain_lines(capsys: pytest.CaptureFixt
 def test_progress_is_not_shown_where_it_is_not_wanted(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert progress_of(ProgressLine(Output(quiet=True)), 10**9, capsys) == []
-    assert progress_of(ProgressLine(Output()), 10**6, capsys) == []
+    assert progress_of(ProgressLine(Sink(quiet=True)), 10**9, capsys) == []
+    assert progress_of(ProgressLine(Sink()), 10**6, capsys) == []
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    assert progress_of(ProgressLine(Output()), 10**9, capsys) == []
+    assert progress_of(ProgressLine(Sink()), 10**9, capsys) == []
 
 
 def test_a_reader_that_leaves_early_is_no_error_of_ours(pair: Pair, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from speechft_merge import MergeOptions
 from speechft_merge.merging import merge
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def merge_args(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> list[str
     """Arguments of a merge that writes some eighty chunks, one after the other."""
     base = tiny.weights(hidden=512, layers=3)
     pair = tiny.write_pair(tmp_path_factory.mktemp("pair"), base, tiny.ctc(tiny.finetuned(base)))
-    return [*pair.args, "-q", "--threads", "1", "-o", "out"]
+    return [*pair.args, "-q", "--workers", "1", "-o", "out"]
 
 
 @pytest.fixture
@@ -54,7 +55,11 @@ def undisturbed(merge_args: list[str], tmp_path_factory: pytest.TempPathFactory,
     def make(sharded: bool) -> dict[str, str]:
         folder = tmp_path_factory.mktemp("undisturbed") / "out"
         command = [*merge_args, *(SHARDED if sharded else [])]
-        merge(*merge_args[:2], folder, max_shard_size=4_000_000 if sharded else None, command=command)
+        merge(
+            *merge_args[:2],
+            folder,
+            options=MergeOptions(max_shard_size=4_000_000 if sharded else None, command=tuple(command)),
+        )
         return snapshot(folder)
 
     return lambda options: make(list(options) == SHARDED)
@@ -74,14 +79,14 @@ def wait_for(happened: Callable[[], object], process: subprocess.Popen[str]) -> 
 
 
 def is_writing(folder: Path) -> bool:
-    return bool(list(folder.glob(".*/.model*.tmp")))
+    return bool(list(folder.glob(".*/data/.model*.tmp")))
 
 
 def finished_shards(folder: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of change of each shard that has its name in the unfinished output."""
     return {
         path.name: (path.stat().st_ino, path.stat().st_mtime_ns)
-        for path in folder.glob(".*.partial/model-*.safetensors")
+        for path in folder.glob(".*.partial/data/model-*.safetensors")
     }
 
 
@@ -182,7 +187,7 @@ def test_a_finished_shard_that_was_tampered_with_is_made_again(
     wait_for(lambda: has_journal_of(tmp_path, 2), process)
     process.kill()
     process.communicate()
-    (shard,) = tmp_path.glob(".*.partial/model-00001-*.safetensors")
+    (shard,) = tmp_path.glob(".*.partial/data/model-00001-*.safetensors")
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
@@ -255,5 +260,5 @@ def start_two(start_slow: StartSlow, options: Sequence[str], folder: Path) -> li
     wait_for(lambda: is_writing(folder), first)
     first.send_signal(signal.SIGSTOP)
     second = start_slow(0.02, *options)
-    wait_for(lambda: len(list(folder.glob(".*/.model*.tmp"))) == 2, second)
+    wait_for(lambda: len(list(folder.glob(".*/data/.model*.tmp"))) == 2, second)
     return [first, second]

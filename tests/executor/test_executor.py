@@ -22,7 +22,7 @@ from speechft_merge.errors import CheckpointError, MismatchError, UsageError, Wr
 from speechft_merge.executor.drift import Drift
 from speechft_merge.executor.executor import execute
 from speechft_merge.executor.workers import BYTES_PER_WORKER, MAX_WORKERS, choose_workers
-from speechft_merge.layouts.structure import Place
+from speechft_merge.layouts.structure import Location
 from speechft_merge.output.checksums import BLOCK, Checksum, checksum_of
 from speechft_merge.output.files import lay_out_safetensors
 from speechft_merge.plan.operations import Copy, Interpolate, Term
@@ -101,7 +101,7 @@ def plan_of(
 def planned(name: str, operation: Copy | Interpolate, dtype: torch.dtype | None = None) -> PlannedTensor:
     span, action = operation.inputs[0], Action.COPIED if isinstance(operation, Copy) else Action.INTERPOLATED
     out = dtype_of(dtype) if dtype else span.dtype
-    return PlannedTensor(name, action, "", Place("other", ""), out, span.shape, operation)
+    return PlannedTensor(name, action, "", Location("other", ""), out, span.shape, operation)
 
 
 def pair(n: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from harness import HubServer, StartHub
+from options import UNSYNCED
 
 from speechft_merge import merging
 
@@ -33,7 +34,7 @@ def streamed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.fixture(scope="module")
 def expected(streamed: Pair, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     output = tmp_path_factory.mktemp("expected") / "out"
-    merging.merge(str(streamed.base), str(streamed.finetuned), output, durable=False)
+    merging.merge(str(streamed.base), str(streamed.finetuned), output, options=UNSYNCED)
     return (output / SINGLE).read_bytes()
 
 

@@ -282,7 +282,7 @@ def test_private_does_not_mean_a_repository_that_is_public(
     pair: Pair, hub: HubServer, empty: str, spawn: Run, tmp_path: Path
 ) -> None:
     ran = spawn(*pair.args, "-o", "out", "--push-to-hub", empty, "--private", env=hub.env())
-    assert_refused(ran, 1, f"{empty} is there already and is public", "leave --private out")
+    assert_refused(ran, 1, f"{empty} already exists and is public", "leave --private out")
     assert not (tmp_path / "out").exists()
 
 

@@ -10,16 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab_models import BASE, LABS, build_lab
 from lab_pairs import is_head, loaded_twin, modern, twin
-from models import CLASSES, build, shapes, transformers
+from models import CLASSES, build, shapes, shapes_of, transformers
 
-from speechft_merge.layouts import fairseq, torchaudio
-from speechft_merge.layouts.alignment import align
-from speechft_merge.layouts.naming import read_naming
-from speechft_merge.layouts.structure import canonical, place_of
+from speechft_merge.layouts import alignment, fairseq, naming, torchaudio
+from speechft_merge.layouts.naming import Naming
 from speechft_merge.layouts.table import Table
+from speechft_merge.layouts.weight_norm import canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable, Mapping
+
+    from speechft_merge.layouts.alignment import Alignment
+
+
+def read_naming(names: Iterable[str]) -> Naming:
+    """Of names alone: the scheme shows without shapes."""
+    return naming.read_naming(dict.fromkeys(names, ()))
+
+
+def align(base: Mapping[str, tuple[int, ...]], finetuned: Mapping[str, tuple[int, ...]]) -> Alignment:
+    return alignment.align(naming.read_naming(base), naming.read_naming(finetuned))
 
 
 # what the models compute
@@ -53,7 +63,7 @@ def test_the_oracle_tells_two_exchanged_tensors_apart() -> None:
 @pytest.mark.parametrize("kind", [*LABS, "DeCoAR 2.0"])
 def test_the_table_of_a_model_undone_gives_its_names(kind: str) -> None:
     names = list(build_lab(LABS.get(kind, BASE["decoar2"])).state_dict())
-    renamed = list(read_naming(names).names.values())
+    renamed = list(read_naming(names).full.values())
     assert len(set(renamed)) == len(names)
     back = fairseq.table(renamed).reversed
     assert [back.renamed(name) for name in renamed] == names
@@ -64,14 +74,14 @@ def test_the_names_of_transformers_come_back_from_the_labs(kind: str) -> None:
     names = [canonical(name) for name in twin(LABS[kind]).state_dict()]
     theirs = [fairseq.table(names).reversed.renamed(name) for name in names]
     assert set(theirs) <= set(build_lab(LABS[kind]).state_dict())
-    assert list(read_naming(theirs).names.values()) == names
+    assert list(read_naming(theirs).full.values()) == names
 
 
 def test_the_names_of_data2vec_come_back_from_the_labs() -> None:
     names = [canonical(name) for name in shapes("Data2VecAudio", "Model")]
     theirs = [fairseq.table(names).reversed.renamed(name) for name in names]
     assert "encoder.pos_conv.2.0.weight" in theirs
-    assert list(read_naming(theirs).names.values()) == names
+    assert list(read_naming(theirs).full.values()) == names
 
 
 WORDS = st.lists(st.sampled_from("a b encoder layers 0 1 12 weight".split()), min_size=1, max_size=5).map(".".join)
@@ -112,19 +122,19 @@ def to_torchaudio(names: Collection[str]) -> dict[str, str]:
 def test_names_of_torchaudio_are_told_and_undone(kind: str) -> None:
     names = [canonical(name) for name in twin(LABS[kind]).state_dict() if name != "masked_spec_embed"]
     theirs = to_torchaudio(names)
-    naming = read_naming([*theirs.values(), "aux.weight", "aux.bias"])
-    assert naming.layout == "torchaudio"
-    assert naming.names == {new: old for old, new in theirs.items()} | {
+    found = read_naming([*theirs.values(), "aux.weight", "aux.bias"])
+    assert found.layout == "torchaudio"
+    assert found.full == {new: old for old, new in theirs.items()} | {
         "aux.weight": "lm_head.weight",
         "aux.bias": "lm_head.bias",
     }
-    back = torchaudio.table(list(naming.names.values())).reversed
-    assert all(back.renamed(transformed) == own for own, transformed in naming.names.items())
+    back = torchaudio.table(list(found.full.values())).reversed
+    assert all(back.renamed(transformed) == own for own, transformed in found.full.items())
 
 
 def test_the_head_of_old_torchaudio_files_is_known() -> None:
     names = ["encoder.transformer.pos_conv_embed.conv.bias", "encoder.readout.weight"]
-    assert read_naming(names).names["encoder.readout.weight"] == "lm_head.weight"
+    assert read_naming(names).full["encoder.readout.weight"] == "lm_head.weight"
 
 
 # telling the scheme
@@ -132,26 +142,26 @@ def test_the_head_of_old_torchaudio_files_is_known() -> None:
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_no_class_of_transformers_is_taken_for_a_labs(family: str, kind: str, prefix: str) -> None:
     names = [prefix + name for name in shapes(family, kind)]
-    naming = read_naming(names)
-    assert (naming.layout, naming.roots) == ("transformers", ())
-    assert naming.names == {name: name for name in names}
+    found = read_naming(names)
+    assert (found.layout, found.roots) == ("transformers", ())
+    assert found.full == {name: canonical(name) for name in names}
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "encoder.model.", "w2v_encoder.w2v_model.", "module."])
 @pytest.mark.parametrize("kind", [*LABS, "DeCoAR 2.0"])
 def test_the_labs_names_are_told_under_any_prefix(kind: str, prefix: str) -> None:
     names = list(build_lab(LABS.get(kind, BASE["decoar2"])).state_dict())
-    bare = read_naming(names).names
-    naming = read_naming([prefix + name for name in names])
-    assert (naming.layout, naming.roots) == ("fairseq", (prefix,))
-    assert naming.names == {prefix + name: prefix + bare[name] for name in names}
+    bare = read_naming(names).full
+    found = read_naming([prefix + name for name in names])
+    assert (found.layout, found.roots) == ("fairseq", (prefix,))
+    assert found.full == {prefix + name: prefix + bare[name] for name in names}
 
 
 def test_teacher_and_student_in_one_file_are_both_renamed() -> None:
     names = list(build_lab(BASE["hubert"]).state_dict())
-    naming = read_naming([*(f"student.{name}" for name in names), *(f"teacher.{name}" for name in names)])
-    assert naming.roots == ("student.", "teacher.")
-    assert naming.names["teacher.encoder.layers.1.fc1.weight"] == (
+    found = read_naming([*(f"student.{name}" for name in names), *(f"teacher.{name}" for name in names)])
+    assert found.roots == ("student.", "teacher.")
+    assert found.full["teacher.encoder.layers.1.fc1.weight"] == (
         "teacher.encoder.layers.1.feed_forward.intermediate_dense.weight"
     )
 
@@ -159,24 +169,24 @@ def test_teacher_and_student_in_one_file_are_both_renamed() -> None:
 def test_a_copy_beside_the_encoder_is_renamed_by_itself() -> None:
     """An average of the weights, kept behind a prefix of its own."""
     names = list(build_lab(BASE["hubert"]).state_dict())
-    bare = read_naming(names).names
-    naming = read_naming([*names, *(f"ema.{name}" for name in names)])
-    assert naming.roots == ("", "ema.")
-    assert naming.names == bare | {f"ema.{name}": f"ema.{bare[name]}" for name in names}
+    bare = read_naming(names).full
+    found = read_naming([*names, *(f"ema.{name}" for name in names)])
+    assert found.roots == ("", "ema.")
+    assert found.full == bare | {f"ema.{name}": f"ema.{bare[name]}" for name in names}
 
 
 def test_names_that_would_fall_together_stay_as_they_are() -> None:
     names = ["encoder.pos_conv.0.bias", "mask_emb", "masked_spec_embed"]
-    assert read_naming(names).names == {name: name for name in names}
+    assert read_naming(names).full == {name: name for name in names}
 
 
 # parts
 @pytest.mark.parametrize("kind", [*LABS, "DeCoAR 2.0"])
 def test_parts_are_those_of_the_published_structure(kind: str) -> None:
     lab = LABS.get(kind, BASE["decoar2"])
-    naming = read_naming(build_lab(lab).state_dict())
-    found = {name: place_of(new) for name, new in naming.names.items() if not is_head(name)}
-    first = {name: place.part for name, place in found.items()}
+    names = naming.read_naming(shapes_of(build_lab(lab).state_dict())).under()
+    found = {own: name.location for own, name in names.items() if not is_head(own)}
+    first = {name: location.part for name, location in found.items()}
     expected = {
         "feature_extractor.": "cnn",
         "post_extract_proj.": "projection",
@@ -187,7 +197,7 @@ def test_parts_are_those_of_the_published_structure(kind: str) -> None:
         "encoder.layer_norm.": "final_norm",
     }
     assert first == {name: next(p for start, p in expected.items() if name.startswith(start)) for name in first}
-    assert {place.layer for place in found.values()} == {None, 0, 1}
+    assert {location.block for location in found.values()} == {None, 0, 1}
     assert ("cnn" in first.values()) == (lab.family != "decoar2")
 
 
@@ -208,7 +218,7 @@ def test_a_labs_fine_tune_is_matched_whole_with_a_base_of_transformers(kind: str
         found.pairs.values()
     )
     for name, other in found.pairs.items():
-        assert modern(read_naming(finetuned).names[other]) == prefix + name
+        assert modern(read_naming(finetuned).full[other]) == prefix + name
     assert found.finetuned_prefix == prefix
     back = align(finetuned, base)
     assert back.pairs == {other: name for name, other in found.pairs.items()}
@@ -221,8 +231,9 @@ def test_two_of_the_labs_files_are_matched_under_any_two_prefixes(ours: str, the
     found = align({ours + n: s for n, s in names.items()}, {theirs + n: s for n, s in names.items()})
     assert found.pairs == {ours + name: theirs + name for name in names if name not in heads}
     assert found.heads == {ours + name: theirs + name for name in heads}
-    bare = read_naming(names).names
-    assert found.relative == {ours + name: bare[name] for name in names if name not in heads}
+    bare = read_naming(names).full
+    relative = {own: name.canonical for own, name in found.base_names.items() if not name.is_head}
+    assert relative == {ours + name: bare[name] for name in names if name not in heads}
     assert (found.base_prefix, found.finetuned_prefix) == (ours, theirs)
 
 

@@ -282,7 +282,7 @@ def test_bytes_depend_neither_on_threads_nor_on_the_name_of_the_output(
     inputs = tiny.write_pair(tmp_path, base, tiny.ctc(tiny.finetuned(base))).args
     sums = set()
     for threads in (1, 2, 7):
-        spawn(*inputs, "-o", f"out{threads}", "--threads", threads)
+        spawn(*inputs, "-o", f"out{threads}", "--workers", threads)
         sums.add(snapshot(tmp_path / f"out{threads}")["model.safetensors"])
     assert len(sums) == 1
 

@@ -18,16 +18,16 @@ from lab_files import (
 from lab_models import BASE, LABS, Lab, build_lab, shaken
 from lab_pairs import HEADS, HUBERT, assert_equal, load, loaded_twin, official, pair, save
 from models import transformers
+from options import UNSYNCED
 from safetensors.torch import load_file
 
-from speechft_merge import MergeOptions, Recipe, merge
+from speechft_merge import Recipe, merge
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Run
 
-FAST = MergeOptions(fsync=False)
 
 # formats
 ALLOWED = {
@@ -108,7 +108,7 @@ def test_a_labs_model_written_for_transformers_computes_what_the_lab_would(tmp_p
             save(write(lab, base), folder / "base.pt"),
             save(s3prl_finetune(lab, finetuned), folder / "ft.ckpt"),
         )
-        merge(ours, theirs, folder / "out", Recipe(format="safetensors"), options=FAST)
+        merge(ours, theirs, folder / "out", Recipe(format="safetensors"), options=UNSYNCED)
         lab_model = build_lab(lab)
         lab_model.load_state_dict(official(base, finetuned))
         model = transformers().AutoModel.from_pretrained(folder / "out").eval()
@@ -125,7 +125,7 @@ def test_a_ctc_fine_tune_of_fairseq_becomes_one_of_transformers(tmp_path: Path) 
     base, finetuned = pair(lab)
     whole = fairseq_ctc(lab, finetuned)
     ours, theirs = save(s3prl_base(lab, base), tmp_path / "base.pt"), save(whole, tmp_path / "ft.pt")
-    merge(ours, theirs, tmp_path / "out", Recipe(keep_head=True, format="safetensors"), options=FAST)
+    merge(ours, theirs, tmp_path / "out", Recipe(keep_head=True, format="safetensors"), options=UNSYNCED)
     model, info = transformers().Wav2Vec2ForCTC.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert {key: value for key, value in info.items() if value} == {}
     assert torch.equal(model.lm_head.weight, whole["model"]["w2v_encoder.proj.weight"])
@@ -141,7 +141,7 @@ def test_the_heads_of_wav2vec2_go_along_and_those_of_hubert_do_not(tmp_path: Pat
         base, finetuned = pair(lab)
         ours = save(s3prl_base(lab, base), tmp_path / f"{family}.pt")
         theirs = save(s3prl_finetune(lab, finetuned), tmp_path / f"{family}.ckpt")
-        result = merge(ours, theirs, tmp_path / family, Recipe(format="safetensors"), options=FAST)
+        result = merge(ours, theirs, tmp_path / family, Recipe(format="safetensors"), options=UNSYNCED)
         found = load_file(tmp_path / family / "model.safetensors")
         assert ("project_hid.weight" in found) is kept
         assert ("wav2vec2.encoder.layer_norm.weight" in found) is kept
@@ -158,12 +158,12 @@ def test_of_teacher_and_student_the_one_that_was_fine_tuned_is_written(tmp_path:
     both = prefixed("student.", student) | prefixed("teacher.", base)
     whole = {"model": both, "cfg": {"model": {"_name": "hubert", **HUBERT.settings}, "task": TASK}}
     ours, theirs = save(whole, tmp_path / "base.pt"), save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
-    merge(ours, theirs, tmp_path / "out", Recipe(format="safetensors"), options=FAST)
+    merge(ours, theirs, tmp_path / "out", Recipe(format="safetensors"), options=UNSYNCED)
     model = transformers().HubertModel.from_pretrained(tmp_path / "out")
     twin = build_lab(HUBERT)
     twin.load_state_dict(official(base, finetuned))
     assert_equal(model.state_dict(), loaded_twin(HUBERT, twin).state_dict())
-    merge(ours, theirs, tmp_path / "lab", options=FAST)
+    merge(ours, theirs, tmp_path / "lab", options=UNSYNCED)
     found = load(tmp_path / "lab" / "merged_model.pt")["model"]
     assert_equal(found, prefixed("student.", student) | prefixed("teacher.", official(base, finetuned)))
 

@@ -24,6 +24,7 @@ from lab_files import (
 )
 from lab_models import BASE, Lab, build_lab
 from lab_pairs import HEADS, HUBERT, assert_equal, load, loaded_twin, merged_file, official, pair, save
+from options import UNSYNCED
 
 from speechft_merge import MergeOptions, Recipe, merge, open_merge
 from speechft_merge.errors import CheckpointError, UsageError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-FAST = MergeOptions(fsync=False)
 REPLACE = MergeOptions(fsync=False, overwrite=True)
 
 
@@ -42,7 +42,7 @@ def test_two_files_of_s3prl_give_what_the_official_script_gives(legacy: bool, tm
     base, finetuned = pair(HUBERT)
     ours = save(s3prl_base(HUBERT, base), tmp_path / "hubert_base.pt", legacy)
     theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "dev-best.ckpt")
-    merge(ours, theirs, tmp_path / "out", options=FAST)
+    merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
     whole = load(tmp_path / "out" / "merged_model.pt")
     assert_equal(whole.pop("model_weight"), official(base, finetuned))
     assert whole == {
@@ -62,7 +62,7 @@ def test_everything_else_in_the_base_is_kept(kind: str, tmp_path: Path) -> None:
     lab = BASE["decoar2"] if kind == "DeCoAR 2.0" else HUBERT
     base, finetuned = pair(lab)
     ours = save(WRITERS[kind](lab, base), tmp_path / "base.ckpt")
-    merge(ours, save(s3prl_finetune(lab, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", options=FAST)
+    merge(ours, save(s3prl_finetune(lab, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", options=UNSYNCED)
     before, after = (tmp_path / "base.ckpt").read_bytes(), merged_file(tmp_path / "out").read_bytes()
     assert len(before) == len(after)
     old, new = load(tmp_path / "base.ckpt"), load(merged_file(tmp_path / "out"))
@@ -107,7 +107,7 @@ def test_the_checksums_in_the_zip_are_right(kind: str, tmp_path: Path) -> None:
     lab = BASE["decoar2"] if kind == "DeCoAR 2.0" else HUBERT
     base, finetuned = pair(lab)
     ours = save(WRITERS[kind](lab, base), tmp_path / "base.pt")
-    merge(ours, save(s3prl_finetune(lab, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", options=FAST)
+    merge(ours, save(s3prl_finetune(lab, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", options=UNSYNCED)
     with zipfile.ZipFile(merged_file(tmp_path / "out")) as archive:
         assert archive.testzip() is None
 
@@ -120,7 +120,7 @@ def test_a_base_packed_by_another_zip_program_is_written_back_in_its_form(tmp_pa
         for entry in old.infolist():
             new.writestr(entry.filename, old.read(entry))
     theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
-    merge(str(tmp_path / "base.pt"), theirs, tmp_path / "out", options=FAST)
+    merge(str(tmp_path / "base.pt"), theirs, tmp_path / "out", options=UNSYNCED)
     with zipfile.ZipFile(tmp_path / "out" / "merged_model.pt") as archive:
         assert archive.testzip() is None
     assert_equal(load(tmp_path / "out" / "merged_model.pt")["model_weight"], official(base, finetuned))
@@ -132,7 +132,9 @@ def test_a_base_packed_by_another_zip_program_is_written_back_in_its_form(tmp_pa
 def test_the_output_is_called_merged_model_with_the_bases_suffix(kind: str, suffix: str, tmp_path: Path) -> None:
     base, finetuned = pair(HUBERT)
     ours = save(FILES[kind](HUBERT, base), tmp_path / f"base{suffix}")
-    result = merge(ours, save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", options=FAST)
+    result = merge(
+        ours, save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", options=UNSYNCED
+    )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         f"merged_model{suffix or '.pt'}", "README.md", "speechft_merge.json",
     }  # fmt: skip
@@ -143,8 +145,8 @@ def test_the_card_says_what_kind_of_file_the_weights_are(tmp_path: Path) -> None
     base, finetuned = pair(HUBERT)
     ours = save(s3prl_base(HUBERT, base), tmp_path / "hubert_base.pt")
     theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "dev-best.ckpt")
-    merge(ours, theirs, tmp_path / "out", options=FAST)
-    merge(ours, theirs, tmp_path / "tf", Recipe(format="safetensors"), options=FAST)
+    merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
+    merge(ours, theirs, tmp_path / "tf", Recipe(format="safetensors"), options=UNSYNCED)
     sentence = "`merged_model.pt` is a file like `hubert_base.pt`"
     card, other = ((tmp_path / folder / "README.md").read_text() for folder in ("out", "tf"))
     assert (sentence in card, "library_name: transformers" in card) == (True, False)
@@ -156,8 +158,8 @@ def test_a_merge_can_be_the_base_of_the_next(tmp_path: Path) -> None:
     base, finetuned = pair(HUBERT)
     ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
     theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
-    merge(ours, theirs, tmp_path / "first", options=FAST)
-    merge(str(tmp_path / "first"), theirs, tmp_path / "second", options=FAST)
+    merge(ours, theirs, tmp_path / "first", options=UNSYNCED)
+    merge(str(tmp_path / "first"), theirs, tmp_path / "second", options=UNSYNCED)
     twice = official(official(base, finetuned), finetuned)
     assert_equal(load(tmp_path / "second" / "merged_model.pt")["model_weight"], twice)
 
@@ -166,8 +168,8 @@ def test_a_finished_output_is_known_again_and_a_damaged_one_is_not(tmp_path: Pat
     base, finetuned = pair(HUBERT)
     ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
     theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
-    merge(ours, theirs, tmp_path / "out", options=FAST)
-    assert merge(ours, theirs, tmp_path / "out", options=FAST).already_done
+    merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
+    assert merge(ours, theirs, tmp_path / "out", options=UNSYNCED).already_done
     path = tmp_path / "out" / "merged_model.pt"
     whole = bytearray(path.read_bytes())
     path.write_bytes(whole[:-7] + bytes([whole[-7] ^ 1]) + whole[-6:])
@@ -181,7 +183,7 @@ def test_another_configuration_beside_equal_weights_is_another_merge(legacy: boo
     whole = s3prl_base(HUBERT, base)
     ours = save(whole, tmp_path / "base.pt", legacy)
     theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
-    merge(ours, theirs, tmp_path / "out", options=FAST)
+    merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
     whole["task_cfg"]["normalize"] = False
     save(whole, tmp_path / "base.pt", legacy)
     assert not merge(ours, theirs, tmp_path / "out", options=REPLACE).already_done
@@ -208,7 +210,7 @@ def test_with_its_head_a_fine_tune_of_s3prl_is_written_as_s3prl_writes_it(tmp_pa
     base, finetuned = pair(HUBERT)
     whole = s3prl_finetune(HUBERT, finetuned)
     ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
-    merge(ours, save(whole, tmp_path / "ft.ckpt"), tmp_path / "out", Recipe(keep_head=True), options=FAST)
+    merge(ours, save(whole, tmp_path / "ft.ckpt"), tmp_path / "out", Recipe(keep_head=True), options=UNSYNCED)
     found = load(tmp_path / "out" / "merged_model.ckpt")
     assert_equal(found["Upstream"], prefixed("model.", official(base, finetuned)))
     assert_equal(found["Downstream"], whole["Downstream"])
@@ -221,7 +223,7 @@ def test_with_its_head_a_fine_tune_of_fairseq_is_the_pattern_whatever_the_base_i
     loaded_twin(HUBERT, build_lab(HUBERT)).save_pretrained(tmp_path / "base")
     theirs = save(fairseq_hydra(HUBERT, finetuned), tmp_path / "ft.pt")
     recipe = Recipe(keep_head=True, format="fairseq")
-    merge(str(tmp_path / "base"), theirs, tmp_path / "out", recipe, options=FAST)
+    merge(str(tmp_path / "base"), theirs, tmp_path / "out", recipe, options=UNSYNCED)
     found = load(tmp_path / "out" / "merged_model.pt")
     heads = {name: tensor for name, tensor in finetuned.items() if name.startswith(HEADS)}
     assert_equal(found["model"], official(base, finetuned) | heads)
@@ -234,7 +236,7 @@ def test_tied_tensors_are_written_once_and_stay_tied(tmp_path: Path) -> None:
     tied = {**base, "encoder.layers.1.fc1.weight": base["encoder.layers.0.fc1.weight"]}
     theirs = {**finetuned, "encoder.layers.1.fc1.weight": finetuned["encoder.layers.0.fc1.weight"]}
     ours = save(s3prl_base(HUBERT, tied), tmp_path / "base.pt")
-    merge(ours, save(s3prl_finetune(HUBERT, theirs), tmp_path / "ft.ckpt"), tmp_path / "out", options=FAST)
+    merge(ours, save(s3prl_finetune(HUBERT, theirs), tmp_path / "ft.ckpt"), tmp_path / "out", options=UNSYNCED)
     found = load(tmp_path / "out" / "merged_model.pt")["model_weight"]
     assert_equal(found, official(tied, theirs))
     assert found["encoder.layers.0.fc1.weight"].data_ptr() == found["encoder.layers.1.fc1.weight"].data_ptr()
@@ -250,7 +252,7 @@ def test_tensors_cut_from_one_storage_are_written_in_their_slices(tmp_path: Path
         views[name] = flat[position : position + tensor.numel()].view(tensor.shape)
         position += tensor.numel()
     ours = save(s3prl_base(HUBERT, views), tmp_path / "base.pt")
-    merge(ours, save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", options=FAST)
+    merge(ours, save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", options=UNSYNCED)
     found = load(tmp_path / "out" / "merged_model.pt")["model_weight"]
     assert_equal(found, official(base, finetuned))
     storage = found["mask_emb"].untyped_storage()
@@ -264,7 +266,7 @@ def test_empty_tensors_are_no_hindrance(tmp_path: Path) -> None:
     whole = torch.randn(3, 4)
     extra = {"head.none": whole[:0], "head.some": whole}
     ours = save(s3prl_base(HUBERT, base | extra), tmp_path / "base.pt")
-    merge(ours, save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", options=FAST)
+    merge(ours, save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", options=UNSYNCED)
     assert_equal(load(tmp_path / "out" / "merged_model.pt")["model_weight"], official(base, finetuned) | extra)
 
 
@@ -291,16 +293,16 @@ def test_a_tensor_that_cannot_be_merged_in_its_place_is_refused_with_a_way_out(k
     ours = save(s3prl_base(HUBERT, odd_base(kind, base)), tmp_path / "base.pt")
     theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
     with pytest.raises(error, match=message):
-        merge(ours, theirs, tmp_path / "out", options=FAST)
+        merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
     assert not (tmp_path / "out").exists()
-    merge(ours, theirs, tmp_path / "out", Recipe(format="safetensors"), options=FAST)
+    merge(ours, theirs, tmp_path / "out", Recipe(format="safetensors"), options=UNSYNCED)
 
 
 def test_a_head_that_is_not_contiguous_is_no_hindrance(tmp_path: Path) -> None:
     base, finetuned = pair(HUBERT)
     base["final_proj.weight"] = base["final_proj.weight"].T.contiguous().T
     ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
-    merge(ours, save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", options=FAST)
+    merge(ours, save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", options=UNSYNCED)
     assert_equal(load(tmp_path / "out" / "merged_model.pt")["model_weight"], official(base, finetuned))
 
 
@@ -309,10 +311,10 @@ def test_another_element_type_does_not_fit_in_a_labs_file(tmp_path: Path) -> Non
     ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
     theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
     with pytest.raises(UsageError, match=r"element types.*--format safetensors"):
-        merge(ours, theirs, tmp_path / "out", Recipe(dtype="float16"), options=FAST)
+        merge(ours, theirs, tmp_path / "out", Recipe(dtype="float16"), options=UNSYNCED)
     with pytest.raises(UsageError, match="max-shard-size goes with --format safetensors"):
         merge(ours, theirs, tmp_path / "out", options=MergeOptions(max_shard_size=10_000))
-    merge(ours, theirs, tmp_path / "out", Recipe(dtype="float16", format="safetensors"), options=FAST)
+    merge(ours, theirs, tmp_path / "out", Recipe(dtype="float16", format="safetensors"), options=UNSYNCED)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float16"
 
 
@@ -344,5 +346,5 @@ def test_no_damaged_file_of_a_lab_ends_in_a_traceback(tmp_path: Path) -> None:
 def test_plain_state_dicts_are_written_back_as_such(tmp_path: Path) -> None:
     base, finetuned = pair(HUBERT)
     ours, theirs = save(plain(HUBERT, base), tmp_path / "base.pth"), save(plain(HUBERT, finetuned), tmp_path / "ft.pth")
-    merge(ours, theirs, tmp_path / "out", options=FAST)
+    merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
     assert_equal(load(tmp_path / "out" / "merged_model.pth"), official(base, finetuned))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +20,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
+from speechft_merge import MergeOptions
 from speechft_merge.errors import OutputError, UsageError, WriteError
 from speechft_merge.merging import merge
 from speechft_merge.output.checksums import BLOCK, Checksum, checksum_of
-from speechft_merge.output.files import OutputFile
-from speechft_merge.output.staging import JOURNAL, OutputWriter, Staging, require_place, require_space
+from speechft_merge.output.files import OutputFile, OutputFiles
+from speechft_merge.output.output import Output
+from speechft_merge.output.place import require_place, require_space
+from speechft_merge.output.staging import JOURNAL, LOCK, FinishedFile, Staging, sweep
+from speechft_merge.output.writer import FileWriter
+from speechft_merge.record.codec import to_json
+from speechft_merge.record.manifest import OutputEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,10 +39,11 @@ if TYPE_CHECKING:
     from conftest import Pair, Run, Snapshot, Tiny
 
 DIGEST = "0123456789abcdef" * 4
-DATA = np.arange(8, dtype=np.float32).tobytes()
-WHOLE = save({"weight": np.frombuffer(DATA, np.float32)})
-HEADER = WHOLE[: -len(DATA)]
+DATA_BYTES = np.arange(8, dtype=np.float32).tobytes()
+WHOLE = save({"weight": np.frombuffer(DATA_BYTES, np.float32)})
+HEADER = WHOLE[: -len(DATA_BYTES)]
 FILE = OutputFile("model.safetensors", HEADER, (), len(WHOLE))
+ONE_FILE = OutputFiles((FILE,))
 SHARD = 50_000
 SHARDED = ["--max-shard-size", "50KB"]
 
@@ -44,14 +52,20 @@ def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def write_data(writer: OutputWriter) -> dict[str, Any]:
-    writer.write(len(HEADER), memoryview(DATA))
+def write_data(writer: FileWriter) -> OutputEntry:
+    writer.write(len(HEADER), memoryview(DATA_BYTES))
     return writer.finish()
 
 
-def write_whole(staging: Staging) -> dict[str, Any]:
+def write_whole(staging: Staging) -> FinishedFile:
     """A file as the executor writes it; its entry in the journal."""
-    return write_data(staging.open(FILE)) | {"drifts": {}}
+    return FinishedFile(write_data(staging.open(FILE)), {})
+
+
+def killed(staging: Staging) -> Path:
+    """What a run leaves that is killed now: the kernel lets go of its lock. Its hidden folder."""
+    staging._release()
+    return staging.path
 
 
 # Space and place.
@@ -119,7 +133,7 @@ def test_the_folder_becomes_the_output_without_its_journal(tmp_path: Path) -> No
     staging = Staging(tmp_path / "a/out", DIGEST)
     entry = write_whole(staging)
     staging.record(entry)
-    staging.put("config.json", b"{}")
+    staging.data.put("config.json", b"{}")
     staging.commit()
     assert names_in(tmp_path / "a") == {"out"}
     assert names_in(tmp_path / "a/out") == {"model.safetensors", "config.json"}
@@ -129,11 +143,11 @@ def test_the_folder_becomes_the_output_without_its_journal(tmp_path: Path) -> No
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "out", DIGEST)
     writer = staging.open(FILE)
-    assert not (staging.path / FILE.name).exists()
+    assert FILE.name not in staging.data.names()
     writer.abandon()
-    assert visible(staging.path) == set()
+    assert staging.data.names() == []
     write_whole(staging)
-    assert visible(staging.path) == {FILE.name}
+    assert staging.data.names() == [FILE.name]
 
 
 def test_an_abandoned_folder_goes_unless_it_holds_finished_files(tmp_path: Path) -> None:
@@ -144,7 +158,9 @@ def test_an_abandoned_folder_goes_unless_it_holds_finished_files(tmp_path: Path)
     staging = Staging(tmp_path / "out", DIGEST)
     staging.record(write_whole(staging))
     assert staging.abandon()
-    assert Staging(tmp_path / "out", DIGEST).is_finished(FILE)
+    again = Staging(tmp_path / "out", DIGEST)
+    assert again.earlier(FILE) is not None
+    assert names_in(tmp_path) == {again.path.name}
 
 
 def test_folders_made_for_an_output_that_never_comes_go_with_it(tmp_path: Path) -> None:
@@ -164,7 +180,7 @@ def test_nothing_is_left_when_a_signal_comes_while_the_folder_is_made(
     def stop(*_: object) -> None:
         raise SystemExit(143)
 
-    monkeypatch.setattr(Staging, "_read_journal", stop)
+    monkeypatch.setattr(Staging, "_take_over", stop)
     with pytest.raises(SystemExit):
         Staging(tmp_path / "new" / "out", DIGEST)
     assert names_in(tmp_path) == set()
@@ -184,7 +200,7 @@ def test_a_file_is_removed_though_a_signal_came_before_anyone_knew_of_it(
     with pytest.raises(SystemExit):
         staging.open(FILE)
     monkeypatch.undo()
-    assert any(staging.path.glob(f".{FILE.name}.*"))
+    assert any(staging.data.path.glob(f".{FILE.name}.*"))
     assert not staging.abandon()
     assert list(tmp_path.iterdir()) == []
 
@@ -192,45 +208,50 @@ def test_a_file_is_removed_though_a_signal_came_before_anyone_knew_of_it(
 def test_a_finished_file_counts_only_with_its_size_and_checksum(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "out", DIGEST)
     staging.record(write_whole(staging))
-    path = staging.path / FILE.name
+    path = staging.data.path / FILE.name
     for content in (WHOLE[:-1], WHOLE[:-1] + b"x", WHOLE + b"x", b"x" + WHOLE[1:], b"", bytes(len(WHOLE))):
         path.write_bytes(content)
-        assert not Staging(tmp_path / "out", DIGEST).is_finished(FILE)
+        assert Staging(tmp_path / "out", DIGEST).earlier(FILE) is None
     path.write_bytes(WHOLE)
-    assert Staging(tmp_path / "out", DIGEST).is_finished(FILE)
+    assert Staging(tmp_path / "out", DIGEST).earlier(FILE) == staging.finished[FILE.name]
     path.unlink()
-    assert not Staging(tmp_path / "out", DIGEST).is_finished(FILE)
+    assert staging.earlier(FILE) is None
 
 
 def test_another_merge_has_another_folder(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "out", DIGEST)
     staging.record(write_whole(staging))
-    assert not Staging(tmp_path / "out", DIGEST[::-1]).is_finished(FILE)
+    assert Staging(tmp_path / "out", DIGEST[::-1]).earlier(FILE) is None
+
+
+def left_with(journal: bytes, tmp_path: Path) -> Staging:
+    """A run that finds a killed one's folder with a finished file, and this journal of it."""
+    staging = Staging(tmp_path / "out", DIGEST)
+    staging.record(write_whole(staging))
+    (killed(staging) / JOURNAL).write_bytes(journal)
+    return Staging(tmp_path / "out", DIGEST)
 
 
 @pytest.mark.parametrize("journal", [b"", b"[", b"{}", b"[1]", b"null", b'["x"]', b'[{"size": 16}]', b"\xff"])
 def test_a_broken_journal_means_that_nothing_is_finished(journal: bytes, tmp_path: Path) -> None:
-    staging = Staging(tmp_path / "out", DIGEST)
-    staging.record(write_whole(staging))
-    (staging.path / JOURNAL).write_bytes(journal)
-    assert not Staging(tmp_path / "out", DIGEST).is_finished(FILE)
+    assert left_with(journal, tmp_path).earlier(FILE) is None
 
 
 @pytest.mark.parametrize("key", ["file", "size", "checksum", "drifts"])
 @pytest.mark.parametrize("value", [None, 1, "x", ["x"]], ids=str)
 def test_an_odd_entry_of_the_journal_counts_for_nothing(key: str, value: object, tmp_path: Path) -> None:
-    staging = Staging(tmp_path / "out", DIGEST)
-    (staging.path / JOURNAL).write_text(json.dumps([write_whole(staging) | {key: value}]))
-    assert not Staging(tmp_path / "out", DIGEST).is_finished(FILE)
+    entry = {"file": FILE.name, "size": FILE.size, "checksum": "0" * 64}
+    odd = {"entry": entry, "drifts": value} if key == "drifts" else {"entry": entry | {key: value}, "drifts": {}}
+    assert left_with(json.dumps([odd]).encode(), tmp_path).earlier(FILE) is None
 
 
 def test_a_journal_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "out", DIGEST)
-    entry = write_whole(staging)
-    (staging.path / FILE.name).rename(tmp_path / FILE.name)
-    (staging.path / JOURNAL).write_text(json.dumps([entry | {"file": f"../{FILE.name}"}]))
-    outside = OutputFile(f"../{FILE.name}", FILE.header, (), FILE.size)
-    assert not Staging(tmp_path / "out", DIGEST).is_finished(outside)
+    entry = write_whole(staging).entry
+    (staging.data.path / FILE.name).rename(tmp_path / FILE.name)
+    outside = {"entry": to_json(entry) | {"file": f"../{FILE.name}"}, "drifts": {}}
+    (killed(staging) / JOURNAL).write_text(json.dumps([outside]))
+    assert Staging(tmp_path / "out", DIGEST).finished == {}
 
 
 # Checksums.
@@ -302,52 +323,79 @@ def test_any_file_has_a_checksum_and_none_that_is_not_there(tmp_path: Path) -> N
 # What earlier runs left.
 
 
-def visible(folder: Path) -> set[str]:
-    """Names in a staging folder, but for the signs that runs are at work in it."""
-    return {name for name in names_in(folder) if not name.startswith(".run.")}
+def test_the_folder_of_a_killed_run_goes_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    living, left = Staging(tmp_path / "out", DIGEST), killed(Staging(tmp_path / "out", DIGEST))
+    foreign = tmp_path / f".other.{DIGEST[:16]}.00ff00ff.partial"
+    foreign.mkdir()
+    sweep(tmp_path / "out", DIGEST)
+    assert not left.exists()
+    assert names_in(tmp_path) == {living.path.name, foreign.name}
+    living.commit()
+    assert names_in(tmp_path) == {"out", foreign.name}
 
 
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+def test_a_process_that_lives_holds_its_lock(tmp_path: Path) -> None:
+    """Also seen from another process, as from another node: the lock is the kernel's."""
+    staging = Staging(tmp_path / "out", DIGEST)
+    code = f"import pathlib; from speechft_merge.output.staging import sweep; sweep(pathlib.Path('out'), {DIGEST!r})"
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert (staging.path / LOCK).exists()
+    killed(staging)
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert names_in(tmp_path) == set()
 
 
-def test_only_temporary_files_of_dead_processes_of_this_host_are_removed(tmp_path: Path) -> None:
-    host, dead = socket.gethostname(), dead_pid()
-    folder = Staging(tmp_path / "out", DIGEST).path
-    stale = f".model.safetensors.{host}.{dead}.00ff00ff.tmp"
-    kept = {
-        f".model.safetensors.{host}.{os.getpid()}.00ff00ff.tmp",
-        f".model.safetensors.{host}.1.00ff00ff.tmp",
-        f".model.safetensors.other-{host}x.{dead}.00ff00ff.tmp",
-        f".model.safetensors.{host}.none.00ff00ff.tmp",
-        "model-00001-of-00002.safetensors",
-    }
-    for name in (stale, *kept):
-        (folder / name).touch()
-    Staging(tmp_path / "out", DIGEST)
-    assert visible(folder) == kept
+def test_where_a_file_system_has_no_locks_leftovers_stay_and_their_finished_files_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    staging = Staging(tmp_path / "out", DIGEST)
+    staging.record(write_whole(staging))
+    left = killed(staging)
+    again = Staging(tmp_path / "out", DIGEST)
+    assert again.earlier(FILE) is not None
+    again.commit()
+    assert names_in(tmp_path) == {"out", left.name}
+    assert (tmp_path / "out" / FILE.name).read_bytes() == WHOLE
 
 
-@pytest.mark.parametrize("name", [".tmp", ".x.tmp", ".x.y.tmp", "...tmp", ".model.tmp"])
+def test_where_there_are_no_hard_links_the_work_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    staging = Staging(tmp_path / "out", DIGEST)
+    staging.record(write_whole(staging))
+    killed(staging)
+    monkeypatch.setattr(os, "link", unsupported)
+    again = Staging(tmp_path / "out", DIGEST)
+    assert again.earlier(FILE) is None
+    write_whole(again)
+    again.commit()
+    assert names_in(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("name", [".tmp", ".x.tmp", ".x.y.tmp", "...tmp", ".model.tmp", "x.partial"])
 def test_a_name_that_is_not_ours_is_no_obstacle(name: str, tmp_path: Path) -> None:
-    folder = Staging(tmp_path / "out", DIGEST).path
-    (folder / name).touch()
-    Staging(tmp_path / "out", DIGEST)
-    assert visible(folder) == {name}
+    (tmp_path / name).touch()
+    (tmp_path / f".out.{DIGEST[:16]}.file.partial").touch()
+    Staging(tmp_path / "out", DIGEST).commit()
+    assert names_in(tmp_path) == {name, "out", f".out.{DIGEST[:16]}.file.partial"}
 
 
-@pytest.mark.parametrize("host", [socket.gethostname(), "node17"], ids=["this-host", "another-host"])
-def test_nothing_unfinished_of_a_killed_run_reaches_the_output(host: str, pair: Pair, run: Run, tmp_path: Path) -> None:
+def test_nothing_unfinished_of_a_killed_run_reaches_the_output(pair: Pair, run: Run, tmp_path: Path) -> None:
     """A requeued job mostly goes on at another node."""
     run(*pair.args, "-o", "out")
     names = names_in(tmp_path / "out")
     merge_id = json.loads((tmp_path / "out/speechft_merge.json").read_text())["merge_id"]
     shutil.rmtree(tmp_path / "out")
-    partial = tmp_path / f".out.{merge_id[:16]}.partial"
-    partial.mkdir()
-    (partial / f".model.safetensors.{host}.{dead_pid()}.00ff00ff.tmp").write_bytes(b"half")
+    left = Staging(tmp_path / "out", merge_id)
+    left.open(FILE)
+    (left.data.path / ".model.safetensors.00ff00ff.tmp").write_bytes(b"half")
+    killed(left)
     assert run(*pair.args, "-o", "out").code == 0
     assert names_in(tmp_path) == {"out"}
     assert names_in(tmp_path / "out") == names
@@ -366,7 +414,7 @@ def interrupted(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The folder of a merge into shards that was stopped when more than half was written."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        merge(pair.args[0], pair.args[1], "out", max_shard_size=SHARD, progress=interrupt_halfway)
+        merge(pair.args[0], pair.args[1], "out", progress=interrupt_halfway, options=MergeOptions(max_shard_size=SHARD))
     (partial,) = tmp_path.glob(".out.*.partial")
     return partial
 
@@ -374,7 +422,7 @@ def interrupted(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_merge_goes_on_from_the_finished_shards(
     interrupted: Path, pair: Pair, run: Run, tmp_path: Path, snapshot: Snapshot
 ) -> None:
-    kept = {path.name: path.stat() for path in interrupted.glob("model-*")}
+    kept = {path.name: path.stat() for path in interrupted.glob("data/model-*")}
     assert kept
     args = [*pair.args, "-o", "out", *SHARDED]
     assert run(*args).code == 0
@@ -400,7 +448,7 @@ def test_a_merge_in_one_file_leaves_nothing_when_interrupted(
 def test_going_on_needs_room_for_the_rest_only(
     interrupted: Path, pair: Pair, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = sum(path.stat().st_size for path in interrupted.glob("model-*"))
+    there = sum(path.stat().st_size for path in interrupted.glob("data/model-*"))
     needed = run(*pair.args, "-o", "out", *SHARDED, "--dry-run", "--json").json["needed_bytes"]
     set_free(monkeypatch, needed - there + 10_000)
     ran = run(*pair.args, "-o", "out", *SHARDED)
@@ -434,7 +482,7 @@ def test_shards_without_a_difference_give_no_warning_when_others_have_one(
     inputs = [str(tiny.write(tmp_path / name, weights)) for name, weights in (("a", base), ("b", finetuned))]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        merge(inputs[0], inputs[1], "out", max_shard_size=SHARD, progress=interrupt_halfway)
+        merge(inputs[0], inputs[1], "out", progress=interrupt_halfway, options=MergeOptions(max_shard_size=SHARD))
     ran = run(*inputs, "-q", "-o", "out", *SHARDED)
     assert (ran.code, ran.err) == (0, "")
 
@@ -453,32 +501,20 @@ def rename_recorder(monkeypatch: pytest.MonkeyPatch, before: Callable[[Path, Pat
     monkeypatch.setattr(Path, "rename", recorded)
 
 
-def test_the_slower_of_two_runs_of_a_merge_finds_its_file_where_the_output_is(tmp_path: Path) -> None:
-    faster, slower = Staging(tmp_path / "out", DIGEST), Staging(tmp_path / "out", DIGEST)
-    writer = slower.open(FILE)
-    write_whole(faster)
-    faster.commit()
-    with pytest.raises(OutputError):  # the merge then finds that it is done
-        write_data(writer)
-    slower.yield_to()
-    assert names_in(tmp_path / "out") == {FILE.name}
-    assert (tmp_path / "out" / FILE.name).read_bytes() == WHOLE
-
-
 def test_the_slower_of_two_runs_does_not_move_the_output_of_the_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faster, slower = Staging(tmp_path / "out", DIGEST), Staging(tmp_path / "out", DIGEST)
-    write_whole(faster)
-    faster.commit()
-    moved: list[Path] = []
-    rename_recorder(monkeypatch, lambda source, _: moved.append(source))
-    write_whole(slower)
-    try:
-        slower.commit()
-    except OutputError:
-        slower.yield_to()
-    assert tmp_path / "out" not in moved
+    faster, slower = Output(tmp_path / "out", DIGEST), Output(tmp_path / "out", DIGEST)
+    with faster, slower:
+        for output in (faster, slower):
+            output.begin(ONE_FILE)
+            output.put({"config.json": b"{}"})
+        faster.commit()
+        moved: list[Path] = []
+        rename_recorder(monkeypatch, lambda source, _: moved.append(source))
+        with pytest.raises(OutputError):  # the merge then finds that it is done
+            slower.commit()
+        assert tmp_path / "out" not in moved
     assert names_in(tmp_path) == {"out"}
 
 
@@ -490,6 +526,25 @@ def test_a_run_that_gives_up_does_not_take_the_work_of_another_with_it(tmp_path:
     write_data(writer)
     one.commit()
     assert (tmp_path / "out" / FILE.name).read_bytes() == WHOLE
+
+
+def test_what_replaces_the_output_as_soon_as_it_is_complete_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = Staging(tmp_path / "out", DIGEST)
+    write_whole(staging)
+    rename = Path.rename
+
+    def lose(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        shutil.rmtree(target)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", lose)
+    with pytest.raises(OutputError, match="another process changed"):
+        staging.commit()
+    staging.abandon()
+    assert names_in(tmp_path) == set()
 
 
 def test_a_directory_that_appears_during_the_merge_is_not_lost(
@@ -523,6 +578,6 @@ def test_when_a_replacement_fails_halfway_the_earlier_output_is_there_again(
 
     rename_recorder(monkeypatch, fail_once)
     with pytest.raises((OutputError, SystemExit)):
-        merge(pair.args[0], pair.args[1], "out", alpha=0.5, force=True)
+        merge(pair.args[0], pair.args[1], "out", alpha=0.5, options=MergeOptions(overwrite=True))
     assert failed
     assert snapshot(tmp_path) == before

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import build, checkpoint_of, fine_tune
+from options import UNSYNCED
 from safetensors.torch import save_file
 
 from speechft_merge import MergeOptions, Recipe, merge, open_checkpoint, open_merge
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, torch.Tensor]
 
-FAST = MergeOptions(fsync=False)
 FORCED = MergeOptions(fsync=False, allow_unrelated=True)
 
 EXAMPLE = Path(os.environ.get("SPEECH_FT_WORK", Path(__file__).parents[2] / "examples/speech_ft/work"))
@@ -187,13 +187,13 @@ def test_two_real_encoders_of_the_same_shape_are_refused(tmp_path: Path) -> None
 def test_a_finetune_passes_without_a_word(tmp_path: Path) -> None:
     model = build("Hubert")
     base, other = write(tmp_path / "base", model), write(tmp_path / "other", fine_tune(model, "Hubert", "ForCTC"))
-    assert merge(base, other, tmp_path / "out", options=FAST).warnings == ()
+    assert merge(base, other, tmp_path / "out", options=UNSYNCED).warnings == ()
 
 
 def test_an_identical_model_merges_to_the_base_with_a_warning(tmp_path: Path) -> None:
     model = build("Hubert")
     base, other = write(tmp_path / "base", model), write(tmp_path / "other", model)
-    result = merge(base, other, tmp_path / "out", options=FAST)
+    result = merge(base, other, tmp_path / "out", options=UNSYNCED)
     (warning,) = result.warnings
     assert "does not differ from the base anywhere" in warning
     assert list(result.manifest.identical) == sorted(model.state_dict())

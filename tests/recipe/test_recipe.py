@@ -71,6 +71,7 @@ def test_a_recipe_can_be_read_from_a_manifest(recipe: Recipe, tmp_path: Path) ->
         ("layer_alpha: {cnn: 0, 3: 0.5}", Recipe(layer_alpha=(AlphaRule("cnn", 0, 0), AlphaRule("3", 0.5, 0.5)))),
         ("layer_alpha:\n  layers: 0.1:0.5", Recipe(layer_alpha=(AlphaRule("layers", 0.1, 0.5),))),
         ("weight: [1, 2.5]", Recipe(weight=(1, 2.5))),
+        ("weights: [1, 2.5]", Recipe(weight=(1, 2.5))),  # of a manifest that version 0.1 wrote
         ("dtype: float16\nkeep_head: true", Recipe(dtype="float16", keep_head=True)),
         ("alpha: 1.5\nextrapolate: true", Recipe(alpha=1.5, extrapolate=True)),
     ],

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechft_merge.errors import UsageError
-from speechft_merge.layouts.structure import PARTS, Place, place_of
+from speechft_merge.layouts.structure import PARTS, Location, locate
 from speechft_merge.recipe.alpha import parse_alpha
 from speechft_merge.recipe.rules import AlphaRule, Subject, alphas_of, parse_rule
 
@@ -31,8 +31,8 @@ NAMES = (
 )
 HEADS = ("lm_head.weight", "lm_head.bias")
 SUBJECTS = [
-    *(Subject(f"model.{name}", name, place_of(name)) for name in NAMES),
-    *(Subject(name, name, Place("head", "")) for name in HEADS),
+    *(Subject(f"model.{name}", name, location) for name, location in locate(dict.fromkeys(NAMES, ())).items()),
+    *(Subject(name, name, Location("head", "")) for name in HEADS),
 ]
 
 
@@ -265,7 +265,7 @@ def test_a_rule_that_matches_nothing_is_refused_with_what_there_is(rule: str) ->
 
 
 def test_an_encoder_has_no_decoder_layers() -> None:
-    bare = [subject for subject in SUBJECTS if subject.place.stack != "decoder"]
+    bare = [subject for subject in SUBJECTS if subject.location.stack != "decoder"]
     with pytest.raises(UsageError, match="the decoder has no layers"):
         alphas_of(bare, DEFAULT, (parse_rule("decoder.0=0.1"),))
     with pytest.raises(UsageError, match="matches nothing"):

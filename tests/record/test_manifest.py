@@ -61,8 +61,10 @@ def test_the_manifest_tells_what_was_merged(pair: Pair, tiny: Tiny, run: Run, tm
 def test_the_drift_of_a_layer_is_the_distance_of_its_weights(pair: Pair, tiny: Tiny, run: Run, tmp_path: Path) -> None:
     run(*pair.args, "-o", "out")
     base, finetuned = tiny.read(pair.base), tiny.read(pair.finetuned)
-    rows = {row["layer"]: row for row in manifest_of(tmp_path / "out")["layers"]}
-    for layer in ("0", "1"):
+    rows = {
+        row["part"] if row["layer"] is None else row["layer"]: row for row in manifest_of(tmp_path / "out")["layers"]
+    }
+    for layer in (0, 1):
         names = [name for name in base if name.startswith(f"encoder.layers.{layer}.")]
         mine = np.concatenate([base[name].astype(np.float64).ravel() for name in names])
         other = np.concatenate([finetuned[f"hubert.{name}"].astype(np.float64).ravel() for name in names])
@@ -93,8 +95,8 @@ def test_other_recipes_have_other_identities(options: list[str], pair: Pair, run
 
 
 def test_the_identity_is_of_the_content_not_of_names(pair: Pair, copied: list[str], run: Run, tmp_path: Path) -> None:
-    run(*pair.args, "-o", "out", "--threads", 1)
-    run("base/model.safetensors", "finetuned/", "-o", "other", "--threads", 2, "-v")
+    run(*pair.args, "-o", "out", "--workers", 1)
+    run("base/model.safetensors", "finetuned/", "-o", "other", "--workers", 2, "-v")
     assert manifest_of(tmp_path / "out")["merge_id"] == manifest_of(tmp_path / "other")["merge_id"]
 
 
@@ -102,7 +104,7 @@ def test_the_identity_is_of_the_content_not_of_names(pair: Pair, copied: list[st
 
 
 @pytest.mark.parametrize("shards", [[], SHARDED], ids=["single", "sharded"])
-@pytest.mark.parametrize("again", [[], ["--force"], ["--threads", "1"], ["-v", "--no-fsync"]], ids=" ".join)
+@pytest.mark.parametrize("again", [[], ["--overwrite"], ["--workers", "1"], ["-v", "--no-fsync"]], ids=" ".join)
 def test_a_finished_merge_is_not_done_again(
     shards: list[str], again: list[str], pair: Pair, run: Run, tmp_path: Path
 ) -> None:
@@ -150,9 +152,9 @@ def test_an_output_that_is_not_whole_is_not_taken_for_done(
     tampered = snapshot(tmp_path)
     ran = run(*pair.args, "-o", "out", *options)
     assert (ran.code, ran.out) == (CANNOT_CREATE, "")
-    assert "--force" in ran.err
+    assert "--overwrite" in ran.err
     assert snapshot(tmp_path) == tampered
-    assert run(*pair.args, "-o", "out", *options, "--force").code == 0
+    assert run(*pair.args, "-o", "out", *options, "--overwrite").code == 0
     mended = snapshot(tmp_path)
     assert {k: v for k, v in mended.items() if k.endswith(("safetensors", "json")) and "merge.json" not in k} == {
         k: v for k, v in whole.items() if k.endswith(("safetensors", "json")) and "merge.json" not in k
@@ -217,9 +219,9 @@ def test_the_output_of_another_merge_is_replaced_only_by_force(
     before = snapshot(tmp_path)
     ran = run(*copied, "-o", "out", *options)
     assert (ran.code, ran.out) == (CANNOT_CREATE, "")
-    assert "--force" in ran.err
+    assert "--overwrite" in ran.err
     assert snapshot(tmp_path) == before
-    assert run(*copied, "-o", "out", *options, "--force").code == 0
+    assert run(*copied, "-o", "out", *options, "--overwrite").code == 0
     assert run(*copied, "-o", "fresh", *options).code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"base", "finetuned", "out", "fresh"}
     replaced, fresh = snapshot(tmp_path / "out"), snapshot(tmp_path / "fresh")
@@ -233,7 +235,7 @@ def test_nothing_of_a_replaced_output_stays(copied: list[str], run: Run, tmp_pat
     (tmp_path / "finetuned/vocab.json").write_text("{}")
     run(*copied, "-o", "out", "--keep-head", *SHARDED)
     assert (tmp_path / "out/vocab.json").is_file()
-    assert run(*copied, "-o", "out", "--force").code == 0
+    assert run(*copied, "-o", "out", "--overwrite").code == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "speechft_merge.json"}
 
@@ -242,7 +244,7 @@ def test_a_file_of_the_user_s_in_an_output_is_never_lost(pair: Pair, run: Run, t
     run(*pair.args, "-o", "out")
     (tmp_path / "out/notes.txt").write_text("years of work")
     (tmp_path / "out/runs").mkdir()
-    for options in ([], ["--force"]):
+    for options in ([], ["--overwrite"]):
         ran = run(*pair.args, "-o", "out", "--alpha", "0.5", *options)
         assert ran.code == CANNOT_CREATE
         assert "notes.txt" in ran.err

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from models import CLASSES, build
 
 from speechft_merge.errors import UsageError
+from speechft_merge.layouts.naming import Naming, read_naming
 from speechft_merge.stage1.schedule import Schedule
 from speechft_merge.stage1.stage import StableFineTuning, find_encoder, parts_of
 
@@ -88,8 +89,12 @@ def moved(before: dict[str, torch.Tensor], model: Any) -> set[str]:
     return {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
 
 
+def naming_of(model: Any) -> Naming:
+    return read_naming({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+
+
 def of_part(model: Any, part: str) -> set[str]:
-    return {name for name, its in parts_of(dict(model.named_parameters()), "hubert").items() if its == part}
+    return {name for name, its in parts_of(naming_of(model), "hubert").items() if its == part}
 
 
 # the schedule
@@ -184,7 +189,8 @@ def test_a_head_of_torchaudio_stands_among_the_names_of_the_encoder() -> None:
         *(f"encoder.transformer.layers.{layer}.attention.k_proj.weight" for layer in range(12)),
         "aux.weight",
     ]
-    parts = parts_of(names, find_encoder(names))
+    naming = read_naming(dict.fromkeys(names, (4, 4)))
+    parts = parts_of(naming, find_encoder(naming))
     assert [name for name, part in parts.items() if part == "head"] == ["aux.weight"]
     assert [name for name, part in parts.items() if part == "cnn"] == names[:7]
 
@@ -196,9 +202,24 @@ def test_what_stands_beside_an_encoder_is_a_head_whatever_its_name() -> None:
     assert {name for name, part in stage.parts.items() if part == "head"} == {"mlp.weight", "mlp.bias"}
 
 
+@pytest.mark.parametrize(
+    ("stack", "encoder"),
+    [("model.encoder.encoder.layer", "model"), ("encoder.encoders", "encoder"), ("net.blocks", "net")],
+)
+def test_blocks_are_found_in_lists_of_other_names(stack: str, encoder: str) -> None:
+    names = [f"{stack}.{block}.{name}.weight" for block in range(2) for name in ("attention", "fc")]
+    first = "model.feature_extractor.conv_layers.0.conv.weight"
+    names += [first, "ctc.proj.weight"] if encoder == "model" else ["ctc.proj.weight"]
+    naming = read_naming(dict.fromkeys(names, (4, 4)))
+    assert find_encoder(naming) == encoder
+    parts = parts_of(naming, encoder)
+    assert [name for name, part in parts.items() if part == "head"] == ["ctc.proj.weight"]
+    assert {part for name, part in parts.items() if name.startswith(stack)} == {"encoder"}
+    assert parts.get(first, "cnn") == "cnn"
+
+
 def test_a_wrapper_of_data_parallel_changes_nothing() -> None:
-    names = [f"module.{name}" for name, _ in hubert().named_parameters()]
-    assert find_encoder(names) == "module.hubert"
+    assert find_encoder(naming_of(torch.nn.ModuleDict({"module": hubert()}))) == "module.hubert"
 
 
 def test_random_layers_and_masks_are_turned_off() -> None:

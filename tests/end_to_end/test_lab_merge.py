@@ -20,8 +20,9 @@ from lab_models import BASE, LABS, Lab, build_lab, shaken
 from lab_pairs import FAMILIES, HUBERT, assert_equal, load, loaded_twin, official, pair, save
 from models import model_class, transformers
 from omegaconf import OmegaConf
+from options import UNSYNCED
 
-from speechft_merge import Recipe, merge, prepare
+from speechft_merge import Recipe, merge, open_merge
 from speechft_merge.errors import MismatchError, UsageError
 from speechft_merge.recipe.rules import parse_rule
 
@@ -49,7 +50,7 @@ def test_merged_across_layouts_is_merged_within_one_bit_for_bit(kind: str, tmp_p
         for finetuned in files:
             out = tmp_path / f"{base}-{finetuned}"
             recipe = Recipe(format="safetensors")
-            merge(files[base]["base"], files[finetuned]["ft"], out, recipe, durable=False)
+            merge(files[base]["base"], files[finetuned]["ft"], out, recipe, options=UNSYNCED)
             family = FAMILIES[lab.family]
             task = "ForPreTraining" if base == "lab" and lab.family == "wav2vec2" else "Model"
             model, info = model_class(family, task).from_pretrained(out, output_loading_info=True)
@@ -66,8 +67,8 @@ def test_any_of_the_labs_files_merges_into_any_base(kind: str, tmp_path: Path) -
     theirs = save(FILES[kind](HUBERT, finetuned), tmp_path / "ft.ckpt")
     ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
     loaded_twin(HUBERT, build_lab(HUBERT)).save_pretrained(tmp_path / "hf")
-    merge(ours, theirs, tmp_path / "lab", durable=False)
-    merge(str(tmp_path / "hf"), theirs, tmp_path / "transformers", durable=False)
+    merge(ours, theirs, tmp_path / "lab", options=UNSYNCED)
+    merge(str(tmp_path / "hf"), theirs, tmp_path / "transformers", options=UNSYNCED)
     expected = official(base, finetuned)
     assert_equal(load(tmp_path / "lab" / "merged_model.pt")["model_weight"], expected)
     twin = build_lab(HUBERT)
@@ -86,7 +87,7 @@ def test_a_fine_tune_of_transformers_merges_into_a_labs_file(tmp_path: Path) -> 
     ctc.hubert.load_state_dict(loaded_twin(HUBERT, twin).state_dict())
     ctc.save_pretrained(tmp_path / "ft")
     ours = save(fairseq_hydra(HUBERT, base), tmp_path / "base.pt")
-    merge(ours, str(tmp_path / "ft"), tmp_path / "out", durable=False)
+    merge(ours, str(tmp_path / "ft"), tmp_path / "out", options=UNSYNCED)
     whole = load(tmp_path / "out" / "merged_model.pt")
     assert_equal(whole["model"], official(base, finetuned))
     assert OmegaConf.to_container(whole["cfg"])["model"]["_name"] == "hubert"
@@ -102,7 +103,7 @@ def test_a_fine_tune_of_transformers_within_s3prl_merges_into_its_base(tmp_path:
         models.append(loaded_twin(HUBERT, twin))
     models[0].save_pretrained(tmp_path / "base")
     theirs = save(s3prl_finetune(HUBERT, models[1].state_dict()), tmp_path / "ft.ckpt")
-    merge(str(tmp_path / "base"), theirs, tmp_path / "out", durable=False)
+    merge(str(tmp_path / "base"), theirs, tmp_path / "out", options=UNSYNCED)
     found = transformers().HubertModel.from_pretrained(tmp_path / "out").state_dict()
     assert_equal(found, official(models[0].state_dict(), models[1].state_dict()))
 
@@ -112,7 +113,7 @@ def test_several_fine_tunes_in_several_layouts_are_averaged(tmp_path: Path) -> N
     second = shaken(base, seed=2)
     ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
     theirs = [save(s3prl_finetune(HUBERT, first), tmp_path / "a.ckpt"), save(spin(HUBERT, second), tmp_path / "b.ckpt")]
-    merge(ours, theirs, tmp_path / "out", durable=False)
+    merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
     found = load(tmp_path / "out" / "merged_model.pt")["model_weight"]
     mean = {name: (first[name].double() + second[name].double()) / 2 for name in base}
     for name, tensor in official({n: t.double() for n, t in base.items()}, mean).items():
@@ -124,7 +125,8 @@ def test_patterns_may_use_the_labs_names_or_those_of_transformers(pattern: str, 
     base, finetuned = pair(HUBERT)
     ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
     theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
-    plan = prepare(ours, [theirs], Recipe(layer_alpha=(parse_rule(f"{pattern}=0.5"),))).plan
+    with open_merge(ours, [theirs], Recipe(layer_alpha=(parse_rule(f"{pattern}=0.5"),))) as opened:
+        plan = opened.plan
     assert {t.name for t in plan.tensors if t.alpha == 0.5} == {name for name in base if ".self_attn." in name}
 
 
@@ -139,13 +141,13 @@ def test_torchaudios_wavlm_is_merged_with_its_like_only(tmp_path: Path) -> None:
         "encoder.transformer.layer_norm.weight": torch.randn(32),
     }
     ours, theirs = save(packed, tmp_path / "base.pth"), save(shaken(packed), tmp_path / "ft.pth")
-    merge(ours, theirs, tmp_path / "out", durable=False)
+    merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
     assert_equal(load(tmp_path / "out" / "merged_model.pth"), official(packed, shaken(packed)))
     lab = BASE["wavlm"]
     other = save(wavlm(lab, build_lab(lab).state_dict()), tmp_path / "lab.pt")
     for pair_of_files in ((ours, other), (other, ours)):
         with pytest.raises(MismatchError, match=r"base.pth is torchaudio's WavLM.*in_proj_weight"):
-            prepare(pair_of_files[0], [pair_of_files[1]])
+            open_merge(pair_of_files[0], [pair_of_files[1]])
 
 
 # DeCoAR 2.0
@@ -156,7 +158,7 @@ def test_decoar2_is_merged_part_by_part(tmp_path: Path) -> None:
     ours, theirs = save(whole, tmp_path / "base.pt"), save(s3prl_finetune(lab, finetuned), tmp_path / "ft.ckpt")
     rules = {"projection": 0.0, "pos_conv": 0.1, "0": 0.2, "1": 0.4, "final_norm": 1.0}
     recipe = Recipe(layer_alpha=tuple(parse_rule(f"{part}={alpha}") for part, alpha in rules.items()))
-    merge(ours, theirs, tmp_path / "out", recipe, durable=False)
+    merge(ours, theirs, tmp_path / "out", recipe, options=UNSYNCED)
     found = load(tmp_path / "out" / "merged_model.pt")["model"]
     starts = {
         "post_extract_proj": "projection", "encoder.pos_conv": "pos_conv", "encoder.layers.0": "0",
@@ -168,8 +170,8 @@ def test_decoar2_is_merged_part_by_part(tmp_path: Path) -> None:
         assert torch.allclose(found[name].double(), exact, rtol=1e-6, atol=1e-7), name
     assert torch.equal(found["quantizer.vars"], whole["model"]["quantizer.vars"])
     with pytest.raises(UsageError, match=r"no config.json can be derived.*leave out --format"):
-        merge(ours, theirs, tmp_path / "tf", Recipe(format="safetensors"), durable=False)
-    merge(ours, theirs, tmp_path / "s3prl", Recipe(format="s3prl"), durable=False)
+        merge(ours, theirs, tmp_path / "tf", Recipe(format="safetensors"), options=UNSYNCED)
+    merge(ours, theirs, tmp_path / "s3prl", Recipe(format="s3prl"), options=UNSYNCED)
 
 
 # the official script's defects, see the README
@@ -210,7 +212,7 @@ def test_what_the_official_script_lets_pass_is_refused(defect: str, tmp_path: Pa
     ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
     theirs = save(s3prl_finetune(HUBERT, spoilt(defect, finetuned)), tmp_path / "ft.ckpt")
     with pytest.raises(MismatchError, match=REFUSED[defect]):
-        merge(ours, theirs, tmp_path / "out", durable=False)
+        merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
     assert not (tmp_path / "out").exists()
 
 
@@ -220,9 +222,9 @@ def test_what_the_official_script_breaks_at_is_answered(defect: str, tmp_path: P
     counts, reason = ANSWERED[defect]
     ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
     theirs = save(s3prl_finetune(HUBERT, spoilt(defect, dict(finetuned))), tmp_path / "ft.ckpt")
-    result = merge(ours, theirs, tmp_path / "out", durable=False)
-    assert counts.items() <= result.manifest["counts"].items()
-    told = {*result.manifest["not_interpolated"].values(), *(e["reason"] for e in result.manifest["left_out"])}
+    result = merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
+    assert counts.items() <= result.manifest.counts.items()
+    told = {*result.manifest.not_interpolated.values(), *(e.reason for e in result.manifest.left_out)}
     assert told == {"the base's head", *([reason] if reason else [])}
     expected = official(base, finetuned)
     if defect == "a key is missing":
@@ -260,4 +262,4 @@ def test_a_distilled_student_is_refused_as_a_fine_tune(tmp_path: Path) -> None:
     ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
     theirs = save(s3prl_finetune(HUBERT, student), tmp_path / "ft.ckpt")
     with pytest.raises(MismatchError, match=r"not a fine-tune|parameters"):
-        prepare(ours, [theirs])
+        open_merge(ours, [theirs])

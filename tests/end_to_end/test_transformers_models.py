@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from models import CLASSES, backbone, build, fine_tune, model_class, save_bin, transformers
+from options import UNSYNCED
 from safetensors.torch import load_file, save_file
 
-from speechft_merge import Recipe, merge
+from speechft_merge import MergeOptions, Recipe, merge
 from speechft_merge.recipe.rules import parse_rule
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ def test_a_merge_loads_as_the_class_that_was_asked_for(
     base, finetuned = zoo.base(family), zoo.finetuned(family, kind)
     encoder_only = kind == "ForAudioClassification"  # covers less than half of Whisper
     recipe = Recipe(keep_head=keep_head)
-    merge(str(base.path), str(finetuned.path), tmp_path / "out", recipe, durable=False, force=encoder_only)
+    options = MergeOptions(fsync=False, allow_unrelated=encoder_only)
+    merge(str(base.path), str(finetuned.path), tmp_path / "out", recipe, options=options)
     model = load(family, kind if keep_head else "Model", tmp_path / "out")
     assert_equal(model.state_dict(), expected(family, base, finetuned, keep_head))
     inputs = (finetuned if keep_head else base).path
@@ -120,7 +122,7 @@ def test_a_merge_loads_as_the_class_that_was_asked_for(
 @pytest.mark.parametrize("kind", CLASSES["Wav2Vec2"])
 def test_a_base_from_pretraining_keeps_its_quantizer(kind: str, keep_head: bool, zoo: Zoo, tmp_path: Path) -> None:
     base, finetuned = zoo.base("Wav2Vec2", "ForPreTraining"), zoo.finetuned("Wav2Vec2", kind, "ForPreTraining")
-    merge(str(base.path), str(finetuned.path), tmp_path / "out", Recipe(keep_head=keep_head), durable=False)
+    merge(str(base.path), str(finetuned.path), tmp_path / "out", Recipe(keep_head=keep_head), options=UNSYNCED)
     model = load("Wav2Vec2", kind if keep_head else "ForPreTraining", tmp_path / "out")
     assert_equal(model.state_dict(), expected("Wav2Vec2", base, finetuned, keep_head))
 
@@ -130,7 +132,7 @@ def test_a_merged_model_computes_what_its_weights_say(family: str, zoo: Zoo, tmp
     """The same as a model of the base's class into which the interpolated weights were put by hand."""
     kind = CLASSES[family][1]
     base, finetuned = zoo.base(family), zoo.finetuned(family, kind)
-    merge(str(base.path), str(finetuned.path), tmp_path / "out", durable=False)
+    merge(str(base.path), str(finetuned.path), tmp_path / "out", options=UNSYNCED)
     by_hand = build(family, seed=9)
     by_hand.load_state_dict(expected(family, base, finetuned, keep_head=False))
     inputs = _inputs(family)
@@ -166,7 +168,7 @@ def test_a_batch_norm_loads_with_the_bases_counter_and_mixed_statistics(keep_hea
         str(tmp_path / "finetuned"),
         tmp_path / "out",
         Recipe(keep_head=keep_head),
-        durable=False,
+        options=UNSYNCED,
     )
     model = load("Hubert", "ForCTC" if keep_head else "Model", tmp_path / "out")
     merged = (model.hubert if keep_head else model).get_submodule(norm)
@@ -185,7 +187,7 @@ def test_the_config_tells_the_type_of_the_weights(
     base, finetuned = zoo.base("Hubert"), zoo.finetuned("Hubert", "ForCTC")
     folders = [_with_config_key(saved.path, tmp_path / str(i), key) for i, saved in enumerate((base, finetuned))]
     recipe = Recipe(dtype=wanted, keep_head=keep_head)
-    merge(str(folders[0]), str(folders[1]), tmp_path / "out", recipe, durable=False)
+    merge(str(folders[0]), str(folders[1]), tmp_path / "out", recipe, options=UNSYNCED)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config[key] == wanted
     assert {"dtype", "torch_dtype"} & config.keys() == {key}
@@ -210,7 +212,7 @@ def test_a_base_in_a_half_type_stays_in_it(stored: str, zoo: Zoo, tmp_path: Path
     finetuned = zoo.finetuned("Hubert", "ForCTC")
     half = model_class("Hubert", "Model").from_pretrained(zoo.base("Hubert").path).to(DTYPES[stored])
     half.save_pretrained(tmp_path / "half")
-    merge(str(tmp_path / "half"), str(finetuned.path), tmp_path / "out", durable=False)
+    merge(str(tmp_path / "half"), str(finetuned.path), tmp_path / "out", options=UNSYNCED)
     model = load("Hubert", "Model", tmp_path / "out", dtype="auto")
     wanted = {
         name: three_steps(tensor.float(), finetuned.weights[f"hubert.{name}"]).to(DTYPES[stored])
@@ -228,14 +230,14 @@ def test_bin_files_give_the_same_bytes_as_safetensors(
 ) -> None:
     base, finetuned = zoo.base(family), zoo.finetuned(family, CLASSES[family][1])
     recipe = Recipe(keep_head=keep_head)
-    merge(str(base.path), str(finetuned.path), tmp_path / "out", recipe, durable=False)
+    merge(str(base.path), str(finetuned.path), tmp_path / "out", recipe, options=UNSYNCED)
     folders = []
     for saved in (base, finetuned):
         config = transformers().AutoConfig.from_pretrained(saved.path)
         folder = tmp_path / saved.path.name
         folders.append(save_bin(load_file(saved.path / "model.safetensors"), config, folder, legacy=legacy))
     for i, pair in enumerate([(folders[0], folders[1]), (folders[0], finetuned.path), (base.path, folders[1])]):
-        merge(str(pair[0]), str(pair[1]), tmp_path / f"out{i}", recipe, durable=False)
+        merge(str(pair[0]), str(pair[1]), tmp_path / f"out{i}", recipe, options=UNSYNCED)
         assert output_bytes(tmp_path / f"out{i}") == output_bytes(tmp_path / "out")
 
 
@@ -244,7 +246,7 @@ def test_a_state_dict_in_the_order_of_the_model_gives_the_same_tensors(legacy: b
     base, finetuned = zoo.base("WavLM"), zoo.finetuned("WavLM", "ForCTC")
     config = transformers().AutoConfig.from_pretrained(base.path)
     folder = save_bin(base.weights, config, tmp_path / "bin", legacy=legacy)
-    merge(str(folder), str(finetuned.path), tmp_path / "out", durable=False)
+    merge(str(folder), str(finetuned.path), tmp_path / "out", options=UNSYNCED)
     assert_equal(load("WavLM", "Model", tmp_path / "out").state_dict(), expected("WavLM", base, finetuned, False))
 
 
@@ -258,7 +260,7 @@ def test_legacy_names_of_weight_norm_are_kept_and_load(zoo: Zoo, tmp_path: Path)
         for name, t in base.weights.items()
     }
     folder = save_bin(old, transformers().AutoConfig.from_pretrained(base.path), tmp_path / "old")
-    merge(str(folder), str(finetuned.path), tmp_path / "out", durable=False)
+    merge(str(folder), str(finetuned.path), tmp_path / "out", options=UNSYNCED)
     assert {f"{conv}.weight_g", f"{conv}.weight_v"} <= load_file(tmp_path / "out" / "model.safetensors").keys()
     assert_equal(load("Hubert", "Model", tmp_path / "out").state_dict(), expected("Hubert", base, finetuned, False))
 
@@ -266,7 +268,7 @@ def test_legacy_names_of_weight_norm_are_kept_and_load(zoo: Zoo, tmp_path: Path)
 @pytest.mark.parametrize("size", [1, 20_000, 100_000])
 def test_sharded_output_loads(size: int, zoo: Zoo, tmp_path: Path) -> None:
     base, finetuned = zoo.base("Hubert"), zoo.finetuned("Hubert", "ForCTC")
-    merge(str(base.path), str(finetuned.path), tmp_path / "out", max_shard_size=size, durable=False)
+    merge(str(base.path), str(finetuned.path), tmp_path / "out", options=MergeOptions(fsync=False, max_shard_size=size))
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
     assert_equal(load("Hubert", "Model", tmp_path / "out").state_dict(), expected("Hubert", base, finetuned, False))
 
@@ -277,7 +279,7 @@ def test_sharded_input_gives_the_same_tensors(zoo: Zoo, tmp_path: Path) -> None:
     loaded.save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
     assert not (tmp_path / "sharded" / "model.safetensors").exists()
     for i, path in enumerate((finetuned.path, tmp_path / "sharded")):
-        merge(str(base.path), str(path), tmp_path / f"out{i}", durable=False)
+        merge(str(base.path), str(path), tmp_path / f"out{i}", options=UNSYNCED)
     assert output_bytes(tmp_path / "out0") == output_bytes(tmp_path / "out1")
 
 
@@ -295,7 +297,7 @@ def test_whispers_output_projection_stays_tied(
         model = model_class("Whisper", kind).from_pretrained(one.path)
         bin_folder = tmp_path / one.path.name
         folders.append(save_bin(model.state_dict(), model.config, bin_folder) if as_bin else one.path)
-    merge(str(folders[0]), str(folders[1]), tmp_path / "out", Recipe(keep_head=keep_head), durable=False)
+    merge(str(folders[0]), str(folders[1]), tmp_path / "out", Recipe(keep_head=keep_head), options=UNSYNCED)
     model = load("Whisper", kind, tmp_path / "out")
     assert model.proj_out.weight.data_ptr() == model.model.decoder.embed_tokens.weight.data_ptr()
     assert_equal(model.state_dict(), expected("Whisper", *saved, keep_head))
@@ -304,7 +306,7 @@ def test_whispers_output_projection_stays_tied(
 def test_whispers_decoder_can_be_left_alone(zoo: Zoo, tmp_path: Path) -> None:
     base, finetuned = zoo.base("Whisper"), zoo.finetuned("Whisper", "ForConditionalGeneration")
     recipe = Recipe(layer_alpha=(parse_rule("decoder=0"),))
-    merge(str(base.path), str(finetuned.path), tmp_path / "out", recipe, durable=False)
+    merge(str(base.path), str(finetuned.path), tmp_path / "out", recipe, options=UNSYNCED)
     merged = load("Whisper", "Model", tmp_path / "out").state_dict()
     for name, tensor in base.weights.items():
         other = finetuned.weights[f"model.{name}"]
@@ -315,7 +317,7 @@ def test_whispers_decoder_can_be_left_alone(zoo: Zoo, tmp_path: Path) -> None:
 @pytest.mark.parametrize("alpha", [0.5, 0.75, 1.0])
 def test_alpha_is_the_weight_of_the_finetune(alpha: float, zoo: Zoo, tmp_path: Path) -> None:
     base, finetuned = zoo.base("Hubert"), zoo.finetuned("Hubert", "ForCTC")
-    merge(str(base.path), str(finetuned.path), tmp_path / "out", alpha=alpha, durable=False)
+    merge(str(base.path), str(finetuned.path), tmp_path / "out", alpha=alpha, options=UNSYNCED)
     for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
         other = finetuned.weights[f"hubert.{name}"]
         exact = base.weights[name].double() + alpha * (other.double() - base.weights[name].double())
@@ -325,7 +327,7 @@ def test_alpha_is_the_weight_of_the_finetune(alpha: float, zoo: Zoo, tmp_path: P
 
 def test_alpha_zero_is_the_base_to_the_bit(zoo: Zoo, tmp_path: Path) -> None:
     base, finetuned = zoo.base("Hubert"), zoo.finetuned("Hubert", "ForCTC")
-    merge(str(base.path), str(finetuned.path), tmp_path / "out", alpha=0.0, durable=False)
+    merge(str(base.path), str(finetuned.path), tmp_path / "out", alpha=0.0, options=UNSYNCED)
     assert_equal(load("Hubert", "Model", tmp_path / "out").state_dict(), base.weights)
 
 
@@ -333,7 +335,7 @@ def test_several_finetunes_of_several_classes(zoo: Zoo, tmp_path: Path) -> None:
     base = zoo.base("Hubert")
     tasks = [zoo.finetuned("Hubert", "ForCTC"), zoo.finetuned("Hubert", "ForSequenceClassification", seed=2)]
     recipe = Recipe(alpha=0.4, weight=(1, 3))
-    merge(str(base.path), [str(task.path) for task in tasks], tmp_path / "out", recipe, durable=False)
+    merge(str(base.path), [str(task.path) for task in tasks], tmp_path / "out", recipe, options=UNSYNCED)
     merged = load("Hubert", "Model", tmp_path / "out").state_dict()
     for name, tensor in base.weights.items():
         first, second = (torch.sub(task.weights[f"hubert.{name}"], tensor) for task in tasks)
@@ -345,7 +347,9 @@ def test_several_finetunes_of_several_classes(zoo: Zoo, tmp_path: Path) -> None:
 def test_the_number_of_workers_leaves_no_trace(workers: int, zoo: Zoo, tmp_path: Path) -> None:
     base, finetuned = zoo.base("Wav2Vec2"), zoo.finetuned("Wav2Vec2", "ForCTC")
     for i, count in enumerate((2, workers)):
-        merge(str(base.path), str(finetuned.path), tmp_path / f"out{i}", workers=count, durable=False)
+        merge(
+            str(base.path), str(finetuned.path), tmp_path / f"out{i}", options=MergeOptions(fsync=False, workers=count)
+        )
     assert output_bytes(tmp_path / "out0") == output_bytes(tmp_path / "out1")
 
 
@@ -353,5 +357,5 @@ def test_an_encoder_with_a_prefix_of_another_toolkit_merges(zoo: Zoo, tmp_path: 
     base, finetuned = zoo.base("WavLM"), zoo.finetuned("WavLM", "ForCTC")
     path = tmp_path / "finetuned.safetensors"
     save_file({f"net.tower.{name}": tensor for name, tensor in finetuned.weights.items()}, path)
-    merge(str(base.path), str(path), tmp_path / "out", durable=False)
+    merge(str(base.path), str(path), tmp_path / "out", options=UNSYNCED)
     assert_equal(load("WavLM", "Model", tmp_path / "out").state_dict(), expected("WavLM", base, finetuned, False))

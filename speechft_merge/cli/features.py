@@ -1,0 +1,101 @@
+"""The options of a comparison of features, and the figures that they ask for."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import typer
+
+from speechft_merge.similarity.request import MEMORY, SECONDS, ProbeRequest, figure_kind
+from speechft_merge.sizes import parse_size
+
+if TYPE_CHECKING:
+    from speechft_merge.similarity.report import Report
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """On what audio features are compared, how, and where the figures go."""
+
+    panel: ClassVar[str] = "Comparison of features"
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Audio files or folders to compare on; may be repeated, - reads a list from stdin. Default: 24 clips "
+            "that come with the package.",
+        ),
+    ] = None
+    probe_seconds: Annotated[float | None, typer.Option(help="Seconds of audio, at most; default: 120.")] = None
+    estimator: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of CKA: utterance (unbiased; default), frame or biased."),
+    ] = None
+    device: Annotated[str | None, typer.Option(help="Where to run the models: cpu, cuda, cuda:1.")] = None
+    null: Annotated[bool, typer.Option("--null", help="Also measure the floor: the base on mismatched utterances.")] = (
+        False
+    )
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="For features, which are kept for error bars; default: 1GiB."),
+    ] = None
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw layer against CKA into a .png, .svg, .pdf or .html.")
+    ] = None
+    heatmap: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw every layer against every other, likewise.")
+    ] = None
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as CSV.")] = None
+
+    @property
+    def given(self) -> bool:
+        """Whether any of them was passed."""
+        return self != type(self)()
+
+    def read(self) -> ProbeRequest:
+        """Return what they ask for; a probe of `-` is read from stdin."""
+        paths: tuple[Path, ...] | None = None
+        if self.probe:
+            listed = (sys.stdin.read().splitlines() if given == "-" else [given] for given in self.probe)
+            paths = tuple(Path(word) for words in listed for word in words if word.strip())
+        return ProbeRequest(
+            paths=paths,
+            seconds=SECONDS if self.probe_seconds is None else self.probe_seconds,
+            estimator=self.estimator or "utterance",  # type: ignore[arg-type]
+            device=self.device,
+            null=self.null,
+            grid=self.heatmap is not None,
+            memory=MEMORY if self.memory is None else parse_size(self.memory),
+        )
+
+    def require_means(self, request: ProbeRequest, *packages: str) -> None:
+        """Raise before any work what would stop it later: a missing package, file or device, a figure of no kind."""
+        figures = [figure_kind(path) for path in (self.plot, self.heatmap) if path is not None]
+        request.require_means(*packages, *(["matplotlib"] if figures else []))
+        if self.device is not None:
+            from speechft_merge.similarity.encoders import choose_device
+
+            choose_device(self.device)
+
+    def write(self, report: Report) -> None:
+        """Write the figures and the table that were asked for."""
+        from speechft_merge.output.folder import write_whole
+        from speechft_merge.similarity.plot import draw_grids, draw_lines
+
+        if self.plot is not None:
+            write_whole(self.plot, draw_lines(report, figure_kind(self.plot)))
+        if self.heatmap is not None and report.grids:
+            write_whole(self.heatmap, draw_grids(report, figure_kind(self.heatmap)))
+        if self.csv is not None:
+            write_whole(self.csv, report.to_csv().encode())
+
+
+def limit_threads(workers: int | None) -> None:
+    """Let torch run models on so many threads; None leaves it the choice."""
+    if workers is not None:
+        import torch
+
+        torch.set_num_threads(workers)

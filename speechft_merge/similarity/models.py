@@ -1,0 +1,187 @@
+"""The models of a comparison: opened checkpoints, the encoders in them, and how far fine-tuning moved each layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.checkpoints.model_config import read_model_config
+from speechft_merge.errors import CheckpointError
+from speechft_merge.executor.drift import Drift
+from speechft_merge.executor.executor import execute
+from speechft_merge.layouts.naming import TRANSFORMERS
+from speechft_merge.layouts.structure import is_decoder, locate
+from speechft_merge.plan.operations import Copy
+from speechft_merge.plan.plan import Action, PlannedTensor, make_plan
+from speechft_merge.recipe.recipe import Recipe
+from speechft_merge.record.layers import INPUT, LayerKey
+from speechft_merge.similarity.encoders import WHISPER, load_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from speechft_merge.checkpoints import Checkpoint, TensorSpan
+    from speechft_merge.checkpoints.model_config import ModelConfig
+    from speechft_merge.plan.plan import Plan
+    from speechft_merge.similarity.encoders import Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedModels:
+    """What is compared, opened; whoever opened the checkpoints closes them."""
+
+    base: Checkpoint
+    finetuned: Sequence[Checkpoint]
+    """Of several, the first is compared."""
+    plan: Plan
+    """Of the merge of these very checkpoints."""
+    merged: Checkpoint | None = None
+    """The merge as it was written; None to carry out the plan in memory."""
+    drifts: Mapping[str, Drift] | None = None
+    """As the merge measured them, by the plan's names; None or empty to measure them."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the comparison has to know of the models."""
+        count = len(self.finetuned)
+        return [f"of {count} fine-tunes only the first is compared with base and merge"] if count > 1 else []
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSource:
+    """The encoder of a checkpoint, as transformers' class has it, before its weights are read."""
+
+    reference: str
+    config: dict[str, Any]
+    extractor: dict[str, Any]
+    """The settings of its feature extractor; empty where there are none."""
+    spans: dict[str, TensorSpan]
+    """By the names of the encoder's class, without heads and decoders."""
+
+    @property
+    def tensors(self) -> list[PlannedTensor]:
+        """All of its tensors, to be read as they are."""
+        locations = locate({name: span.shape for name, span in self.spans.items()})
+        return [
+            PlannedTensor(name, Action.COPIED, "", locations[name], span.dtype, span.shape, Copy(span))
+            for name, span in self.spans.items()
+        ]
+
+
+def encoder_sources(models: ComparedModels) -> list[EncoderSource]:
+    """Return the encoders of base, first fine-tune and, where it was written, merge.
+
+    Raises:
+        CheckpointError: a model has no config, and the others have none for it.
+        MismatchError: the written merge does not fit the base.
+    """
+    ours, theirs = read_model_config(models.base), read_model_config(models.finetuned[0])
+    sources = [
+        _encoder_source(models.base, ours, theirs.config),
+        _encoder_source(models.finetuned[0], theirs, ours.config),
+    ]
+    if models.merged is not None:
+        make_plan(models.base, [models.merged], Recipe())
+        sources.append(_encoder_source(models.merged, read_model_config(models.merged), sources[0].config))
+    return sources
+
+
+def _encoder_source(checkpoint: Checkpoint, model: ModelConfig, other_config: dict[str, Any] | None) -> EncoderSource:
+    """Use the model's own config, or where it has none that of the one beside it, whose encoder is the same."""
+    config = model.config or other_config
+    if not config:
+        why = f" ({model.problem})" if checkpoint.naming.layout != TRANSFORMERS else ""
+        raise CheckpointError(
+            f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}",
+            hint="put the config.json of its encoder there",
+        )
+    names = {own: name for own, name in checkpoint.naming.under().items() if not name.is_head}
+    prefix = ""
+    if config.get("model_type") == WHISPER:
+        names = {own: name for own, name in names.items() if not is_decoder(name.location.stack)}
+        prefix = "encoder."
+    spans = {name.canonical.removeprefix(prefix): checkpoint.tensors[own] for own, name in names.items()}
+    return EncoderSource(checkpoint.reference, config, model.extractor or {}, spans)
+
+
+def merge_in_memory(
+    models: ComparedModels, sources: Sequence[EncoderSource]
+) -> tuple[EncoderSource, dict[str, Tensor], dict[str, Drift]]:
+    """Carry out the plan for the encoder, without writing it.
+
+    Returns:
+        What the merge is called and run by, its weights, and the drift of every tensor that it interpolated: both by
+        the names of the encoder's class.
+
+    Raises:
+        MismatchError, CheckpointError: see `executor.execute`.
+    """
+    recipe, names = models.plan.recipe, _names_by_place(sources)
+    tensors = [tensor for tensor in models.plan.tensors if tensor.inputs[0].place in names]
+    loaded, drifts = load_weights(tensors)
+    weights = {name: loaded[tensor.name] for tensor in tensors for name in names[tensor.inputs[0].place]}
+    alphas = "alphas by layer" if recipe.layer_alpha else f"alpha {recipe.alpha:g}"
+    source = replace(sources[1 if recipe.keep_head else 0], reference=f"merged in memory, {alphas}")
+    return source, weights, _by_encoder_names(drifts, models.plan, sources[0])
+
+
+def measure_drifts(models: ComparedModels, base: EncoderSource, known: Mapping[str, Drift]) -> dict[str, Drift]:
+    """Return how far fine-tuning moved each tensor of the encoder, by the names of its class.
+
+    As the merge measured it where it was made just now; else as any merge would: tensors that are not in `known` are
+    interpolated once more, and the results thrown away.
+    """
+    if models.drifts:
+        return _by_encoder_names(models.drifts, models.plan, base)
+    names = _names_by_place([base])
+    plan = make_plan(models.base, [*models.finetuned], Recipe(weight=models.plan.recipe.weight))
+    mixed = [tensor for tensor in plan.tensors if tensor.action is Action.INTERPOLATED]
+    todo = [
+        replace(tensor, name=name)
+        for tensor in mixed
+        for name in names.get(tensor.inputs[0].place, ())
+        if name not in known
+    ]
+    return {**known, **execute([(tensor.at(0), _Nowhere()) for tensor in todo], workers=1)}
+
+
+class _Nowhere:
+    """A target that keeps nothing."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Let go of `data`."""
+
+
+def _names_by_place(sources: Iterable[EncoderSource]) -> dict[tuple[int, int, int], list[str]]:
+    """Map the bytes of a tensor to its names in the encoder's class: several if the file tied it."""
+    found: dict[tuple[int, int, int], list[str]] = {}
+    for source in sources:
+        for name, span in source.spans.items():
+            found.setdefault(span.place, []).append(name)
+    return found
+
+
+def _by_encoder_names(drifts: Mapping[str, Drift], plan: Plan, base: EncoderSource) -> dict[str, Drift]:
+    """Rename drifts from the plan's names; the first input of whatever is interpolated is the base's tensor."""
+    names = _names_by_place([base])
+    measured = [tensor for tensor in plan.tensors if tensor.name in drifts]
+    return {name: drifts[tensor.name] for tensor in measured for name in names.get(tensor.inputs[0].place, ())}
+
+
+def drift_by_layer(
+    drifts: Mapping[str, Drift], encoder: Encoder, layers: Iterable[LayerKey]
+) -> dict[LayerKey, float | None]:
+    """Return ||finetuned - base|| / ||base|| of the weights of each layer; what none has for itself counts to `INPUT`.
+
+    Args:
+        drifts: by the names of the encoder's class.
+        encoder: of the base; weights that it does not run, such as an adapter's, count nowhere.
+        layers: the rows of the comparison.
+    """
+    groups: dict[LayerKey, list[Drift]] = {key: [] for key in layers}
+    for name in drifts.keys() & encoder.locations.keys():
+        key = LayerKey(encoder.locations[name].part, block=encoder.locations[name].block)
+        groups[key if key in groups else INPUT].append(drifts[name])
+    return {key: Drift.relative(found) for key, found in groups.items()}
