@@ -125,7 +125,7 @@ def _recorded(layers: Mapping[LayerKey, Any]) -> Iterator[dict[LayerKey, Tensor]
         if key.block is not None or last in states:  # a norm before the blocks belongs to their input
             states[key] = output if isinstance(output, torch.Tensor) else output[0]
 
-    handles = [layers[LayerKey("layers", block=0)].register_forward_pre_hook(keep_input, with_kwargs=True)]
+    handles = [next(iter(layers.values())).register_forward_pre_hook(keep_input, with_kwargs=True)]
     for key, module in layers.items():
         handles.append(module.register_forward_hook(functools.partial(keep_output, key)))
     try:
@@ -135,16 +135,17 @@ def _recorded(layers: Mapping[LayerKey, Any]) -> Iterator[dict[LayerKey, Tensor]
             handle.remove()
 
 
-def _find_layers(model: Any, locations: Mapping[str, Location]) -> dict[LayerKey, Any]:
+def find_layers(model: Any, locations: Mapping[str, Location]) -> dict[LayerKey, Any]:
     """Return the encoder's blocks, and the norm beside them, found by their names; empty if there are no blocks."""
-    firsts = {name for name, location in locations.items() if location.block == 0}
+    stacks = {name: location.stack for name, location in locations.items() if location.block == 0}
     blocks: dict[LayerKey, Any] = {}
     norms: dict[LayerKey, Any] = {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and any(first.startswith(f"{name}.0.") for first in firsts):
-            blocks = blocks or {LayerKey("layers", block=number): block for number, block in enumerate(module)}
+        stack = next((stack for first, stack in stacks.items() if first.startswith(f"{name}.0.")), None)
+        if stack is not None and not blocks:
+            blocks = {LayerKey("layers", stack, number): block for number, block in enumerate(module)}
         elif f"{name}.weight" in locations and locations[f"{name}.weight"].part == "final_norm":
-            norms[LayerKey("final_norm")] = module
+            norms[LayerKey.of(locations[f"{name}.weight"])] = module
     return blocks and blocks | norms
 
 
@@ -180,7 +181,7 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
             f"{wrong[0]!r}; its config.json must be of the same model as its weights"
         )
     locations = locate({canonical(name): tuple(values.shape) for name, values in model.state_dict().items()})
-    layers = _find_layers(model, locations)
+    layers = find_layers(model, locations)
     if not layers:
         raise CheckpointError(
             f"{name}: {model_class.__name__} has no list of transformer blocks that could be compared"

@@ -10,7 +10,7 @@ from speechft_merge.errors import CheckpointError
 from speechft_merge.executor.drift import Drift
 from speechft_merge.executor.executor import execute
 from speechft_merge.layouts.naming import TRANSFORMERS
-from speechft_merge.layouts.structure import is_decoder, locate
+from speechft_merge.layouts.structure import is_decoder
 from speechft_merge.plan.operations import Copy
 from speechft_merge.plan.plan import Action, PlannedTensor, make_plan
 from speechft_merge.recipe.recipe import Recipe
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from speechft_merge.checkpoints import Checkpoint, TensorSpan
+    from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.checkpoints.model_config import ModelConfig
     from speechft_merge.plan.plan import Plan
     from speechft_merge.similarity.encoders import Encoder
@@ -57,17 +57,8 @@ class EncoderSource:
     config: dict[str, Any]
     extractor: dict[str, Any]
     """The settings of its feature extractor; empty where there are none."""
-    spans: dict[str, TensorSpan]
-    """By the names of the encoder's class, without heads and decoders."""
-
-    @property
-    def tensors(self) -> list[PlannedTensor]:
-        """All of its tensors, to be read as they are."""
-        locations = locate({name: span.shape for name, span in self.spans.items()})
-        return [
-            PlannedTensor(name, Action.COPIED, "", locations[name], span.dtype, span.shape, Copy(span))
-            for name, span in self.spans.items()
-        ]
+    tensors: list[PlannedTensor]
+    """To be read as they are, by the names of the encoder's class: without heads and decoders."""
 
 
 def encoder_sources(models: ComparedModels) -> list[EncoderSource]:
@@ -77,20 +68,18 @@ def encoder_sources(models: ComparedModels) -> list[EncoderSource]:
         CheckpointError: a model has no config, and the others have none for it.
         MismatchError: the written merge does not fit the base.
     """
-    ours, theirs = read_model_config(models.base), read_model_config(models.finetuned[0])
-    sources = [
-        _encoder_source(models.base, ours, theirs.config),
-        _encoder_source(models.finetuned[0], theirs, ours.config),
-    ]
+    checkpoints = [models.base, models.finetuned[0]]
     if models.merged is not None:
         make_plan(models.base, [models.merged], Recipe())
-        sources.append(_encoder_source(models.merged, read_model_config(models.merged), sources[0].config))
-    return sources
+        checkpoints.append(models.merged)
+    found = [read_model_config(checkpoint) for checkpoint in checkpoints]
+    shared = found[0].config or found[1].config
+    return [_encoder_source(*each, shared) for each in zip(checkpoints, found, strict=True)]
 
 
-def _encoder_source(checkpoint: Checkpoint, model: ModelConfig, other_config: dict[str, Any] | None) -> EncoderSource:
+def _encoder_source(checkpoint: Checkpoint, model: ModelConfig, shared: dict[str, Any] | None) -> EncoderSource:
     """Use the model's own config, or where it has none that of the one beside it, whose encoder is the same."""
-    config = model.config or other_config
+    config = model.config or shared
     if not config:
         why = f" ({model.problem})" if checkpoint.naming.layout != TRANSFORMERS else ""
         raise CheckpointError(
@@ -99,11 +88,14 @@ def _encoder_source(checkpoint: Checkpoint, model: ModelConfig, other_config: di
         )
     names = {own: name for own, name in checkpoint.naming.under().items() if not name.is_head}
     prefix = ""
-    if config.get("model_type") == WHISPER:
+    if config.get("model_type") == WHISPER:  # whose encoder is a class by itself
         names = {own: name for own, name in names.items() if not is_decoder(name.location.stack)}
         prefix = "encoder."
-    spans = {name.canonical.removeprefix(prefix): checkpoint.tensors[own] for own, name in names.items()}
-    return EncoderSource(checkpoint.reference, config, model.extractor or {}, spans)
+    tensors = []
+    for own, name in names.items():
+        span, inner = checkpoint.tensors[own], name.canonical.removeprefix(prefix)
+        tensors.append(PlannedTensor(inner, Action.COPIED, "", name.location, span.dtype, span.shape, Copy(span)))
+    return EncoderSource(checkpoint.reference, config, model.extractor or {}, tensors)
 
 
 def merge_in_memory(
@@ -158,8 +150,8 @@ def _names_by_place(sources: Iterable[EncoderSource]) -> dict[tuple[int, int, in
     """Map the bytes of a tensor to its names in the encoder's class: several if the file tied it."""
     found: dict[tuple[int, int, int], list[str]] = {}
     for source in sources:
-        for name, span in source.spans.items():
-            found.setdefault(span.place, []).append(name)
+        for tensor in source.tensors:
+            found.setdefault(tensor.inputs[0].place, []).append(tensor.name)
     return found
 
 
@@ -182,6 +174,6 @@ def drift_by_layer(
     """
     groups: dict[LayerKey, list[Drift]] = {key: [] for key in layers}
     for name in drifts.keys() & encoder.locations.keys():
-        key = LayerKey(encoder.locations[name].part, block=encoder.locations[name].block)
+        key = LayerKey.of(encoder.locations[name])
         groups[key if key in groups else INPUT].append(drifts[name])
     return {key: Drift.relative(found) for key, found in groups.items()}

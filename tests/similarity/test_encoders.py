@@ -8,7 +8,9 @@ import pytest
 import torch
 from models import build
 
-from speechft_merge.similarity.encoders import build_encoder
+from speechft_merge.layouts.structure import locate
+from speechft_merge.record.layers import LayerKey
+from speechft_merge.similarity.encoders import build_encoder, find_layers
 from speechft_merge.similarity.inputs import Batch
 
 if TYPE_CHECKING:
@@ -65,3 +67,17 @@ def test_nothing_is_left_on_the_model_after_it_has_run() -> None:
     encoder = build_encoder("model", model.config.to_dict(), dict(model.state_dict()), torch.device("cpu"))
     encoder.run(Batch(inputs_of("Hubert"), None))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in encoder.layers.values())
+
+
+def test_blocks_go_by_the_name_of_their_stack_where_it_is_not_called_encoder() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = torch.nn.Module()
+            block = {"query": torch.nn.Linear(4, 4), "key": torch.nn.Linear(4, 4)}
+            self.trunk.members = torch.nn.ModuleList(torch.nn.ModuleDict(block) for _ in range(2))
+
+    model = Model()
+    locations = locate({name: tuple(values.shape) for name, values in model.state_dict().items()})
+    assert {*find_layers(model, locations)} == {LayerKey.of(location) for location in locations.values()}
+    assert [key.block for key in find_layers(model, locations)] == [0, 1]
