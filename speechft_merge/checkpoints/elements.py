@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     Floats = NDArray[np.floating[Any]]
     Bytes = NDArray[np.uint8]
 
-_NUMPY: dict[DType, type[np.floating[Any]]] = {DType.F64: np.float64, DType.F32: np.float32, DType.F16: np.float16}
+NUMPY: dict[DType, type[np.floating[Any]]] = {DType.F64: np.float64, DType.F32: np.float32, DType.F16: np.float16}
+"""numpy's own types; it has none for bfloat16."""
+
 _ONE, _SIXTEEN, _HALF = np.uint32(1), np.uint32(16), np.uint32(0x7FFF)
 
 
 def widen(raw: Bytes, dtype: DType, out: Floats) -> None:
     """Write elements of `dtype` into `out` as numbers of its type; exact."""
     if dtype is not DType.BF16:
-        np.copyto(out, raw.view(_NUMPY[dtype]))
+        np.copyto(out, raw.view(NUMPY[dtype]))
         return
     words = raw.view(np.uint16)
     if out.dtype == np.float32:
@@ -37,7 +39,7 @@ def widen(raw: Bytes, dtype: DType, out: Floats) -> None:
 def narrow(values: Floats, dtype: DType, out: Bytes, scratch: Floats) -> None:
     """Write numbers into `out` as elements of `dtype`, rounded once to nearest even; the rest may be overwritten."""
     if dtype is not DType.BF16:
-        np.copyto(out.view(_NUMPY[dtype]), values, casting="same_kind")
+        np.copyto(out.view(NUMPY[dtype]), values, casting="same_kind")
     elif values.dtype == np.float32:
         _round_to_bfloat16(values.view(np.uint32), scratch.view(np.uint32), out.view(np.uint16))
     else:

@@ -89,16 +89,16 @@ class PlanView(View):
 
     def document(self) -> dict[str, Any]:
         """Return what `--dry-run --json` prints."""
-        plan, outline = self.merge.plan, self.merge.files
+        plan, files = self.merge.plan, self.merge.files
         return {
             "output": self.output,
             "recipe": plan.recipe.to_json(),
             "counts": plan.counts,
             "coverage": min(plan.coverages),
-            "files": [{"file": file.name, "size": file.size} for file in outline.files],
+            "files": [{"file": file.name, "size": file.size} for file in files.files],
             "companions": sorted(self.merge.companions),
-            "read_bytes": outline.read_bytes,
-            "needed_bytes": outline.size,
+            "read_bytes": files.read_bytes,
+            "needed_bytes": files.size,
             "free_bytes": free_space(self.place)[1],
             "workers": self.merge.workers.count,
             "workers_reason": self.merge.workers.reason,

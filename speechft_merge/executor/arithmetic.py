@@ -27,6 +27,9 @@ class Sums(NamedTuple):
     changed: bool
 
 
+NO_SUMS = Sums(0.0, 0.0, False)
+
+
 def mix(operation: Interpolate, inputs: Sequence[Floats]) -> tuple[Floats, Sums]:
     """Return what an operation makes of its inputs, and their sums. This is where a method of merging is chosen.
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from speechft_merge.checkpoints.dtypes import DType
-from speechft_merge.checkpoints.elements import narrow, widen
-from speechft_merge.executor.arithmetic import Sums, mix
+from speechft_merge.checkpoints.elements import NUMPY, narrow, widen
+from speechft_merge.executor.arithmetic import NO_SUMS, mix
 from speechft_merge.executor.finite import all_finite, fits
 from speechft_merge.plan.operations import Copy
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from speechft_merge.checkpoints.elements import Floats
+    from speechft_merge.executor.arithmetic import Sums
     from speechft_merge.plan.operations import Interpolate, Operation
 
 CHUNK = 1 << 20
 """Bytes of an input read at once: enough to hide the system call, few enough to stay in a core's cache. Smaller chunks
 of half types would stay there when widened, too, but cost more than that saves in calls, each of which lets the
 interpreter's lock go and takes it back."""
+
+WORK = 4 << 20
+"""Bytes of an array for numbers. A chunk of a half type takes half of it in float32; it is of the size from which on
+numpy asks the kernel for huge pages."""
 
 
 class Result(NamedTuple):
@@ -31,7 +34,7 @@ class Result(NamedTuple):
     out: memoryview
     """The output bytes, valid until the buffers are used again."""
     sums: Sums
-    """Zeros for a copy."""
+    """`NO_SUMS` for a copy."""
     finite: bool
     """Whether all of the inputs, of the output and of the sums is; large inputs may have sums that are not."""
 
@@ -42,27 +45,28 @@ class Buffers:
     def __init__(self, inputs: int) -> None:
         self._raw = [np.empty(CHUNK, np.uint8) for _ in range(inputs)]
         self._out = np.empty(CHUNK, np.uint8)
-        self._widened = [np.empty(2 * CHUNK, np.uint8) for _ in range(inputs)]  # half types in float32
-        self._scratch = np.empty(2 * CHUNK, np.uint8)
+        self._widened = [np.empty(WORK, np.uint8) for _ in range(inputs)]
+        self._scratch = np.empty(WORK, np.uint8)
         self.inputs = [memoryview(raw.data) for raw in self._raw]
         """Where the elements of each input are to be read to."""
 
     def run(self, operation: Operation, dtype: DType, count: int) -> Result:
         """Make `count` output elements of type `dtype` of the input elements in the buffers."""
+        if isinstance(operation, Copy) and operation.span.dtype is dtype:
+            return self._copy(dtype, count)
         with np.errstate(all="ignore"):
             if isinstance(operation, Copy):
-                return self._copy(operation, dtype, count)
+                return self._convert(operation.span.dtype, dtype, count)
             return self._mix(operation, dtype, count)
 
-    def _copy(self, operation: Copy, dtype: DType, count: int) -> Result:
-        read = operation.span.dtype
-        raw, sums = self._raw[0][: count * read.itemsize], Sums(0.0, 0.0, False)
-        finite = not read.interpolated or all_finite(raw, read)
-        if read is dtype:
-            return Result(memoryview(raw.data), sums, finite)
+    def _copy(self, dtype: DType, count: int) -> Result:
+        raw = self._raw[0][: count * dtype.itemsize]
+        return Result(memoryview(raw.data), NO_SUMS, not dtype.interpolated or all_finite(raw, dtype))
+
+    def _convert(self, read: DType, dtype: DType, count: int) -> Result:
         values = self._numbers(0, read, count, _real((read,)))
-        finite = finite and fits(values, dtype)
-        return Result(self._bytes(values, dtype), sums, finite)
+        finite = fits(values, dtype)
+        return Result(self._bytes(values, dtype), NO_SUMS, finite)
 
     def _mix(self, operation: Interpolate, dtype: DType, count: int) -> Result:
         dtypes = tuple(span.dtype for span in operation.inputs)
@@ -77,14 +81,14 @@ class Buffers:
         """Return elements of input `i` as numbers of type `real`: in the buffer itself if it holds that type."""
         raw = self._raw[i][: count * dtype.itemsize]
         if dtype is real:
-            return raw.view(real.torch_name)
-        values: NDArray[Any] = self._widened[i][: count * real.itemsize].view(real.torch_name)
+            return raw.view(NUMPY[real])
+        values = self._widened[i][: count * real.itemsize].view(NUMPY[real])
         widen(raw, dtype, values)
         return values
 
     def _bytes(self, values: Floats, dtype: DType) -> memoryview:
         """Return numbers as elements of `dtype`: in their own memory if they are of that type."""
-        if values.dtype.name == dtype.torch_name:
+        if values.dtype.type is NUMPY.get(dtype):
             return memoryview(values.view(np.uint8).data)
         out = self._out[: len(values) * dtype.itemsize]
         narrow(values, dtype, out, self._scratch[: values.nbytes].view(values.dtype))

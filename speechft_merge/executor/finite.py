@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from speechft_merge.checkpoints.dtypes import DType
-from speechft_merge.checkpoints.elements import read_numbers
+from speechft_merge.checkpoints.elements import NUMPY, read_numbers
 from speechft_merge.errors import MismatchError
 from speechft_merge.executor.arithmetic import squares
 
@@ -21,21 +22,20 @@ OVERFLOW = {DType.F32: (2 - 2**-24) * 2.0**127, DType.F16: 65520.0, DType.BF16: 
 """The least magnitude that rounds to infinity."""
 
 _EXPONENT = {DType.F16: 0x7C00, DType.BF16: 0x7F80}
-_FLOATS = {DType.F64: np.float64, DType.F32: np.float32}
 
 
 def all_finite(raw: Bytes, dtype: DType) -> bool:
     """Return whether elements of `dtype` are all finite; half types are not converted for it."""
     if dtype not in _EXPONENT:
-        return bool(np.isfinite(raw.view(_FLOATS[dtype])).all())
+        return bool(np.isfinite(raw.view(NUMPY[dtype])).all())
     return not len(raw) or int((raw.view(np.uint16) & np.uint16(0x7FFF)).max()) < _EXPONENT[dtype]
 
 
 def fits(values: Floats, dtype: DType) -> bool:
     """Return whether all numbers are finite as elements of `dtype`."""
-    if dtype not in OVERFLOW or squares(values) < OVERFLOW[DType.F16] ** 2:  # one cheap pass rules out most cases
+    if squares(values) < OVERFLOW[DType.F16] ** 2:  # one cheap pass is enough in most cases
         return True
-    return float(np.abs(values).max(initial=0)) < OVERFLOW[dtype]
+    return float(np.abs(values).max(initial=0)) < OVERFLOW.get(dtype, math.inf)
 
 
 def require_finite(segment: Segment, start: int, count: int, out: Bytes) -> list[NDArray[np.float64]]:

@@ -109,16 +109,6 @@ class Plan:
         plain = sum(t.nbytes for t in mixed if all(span.dtype in (DType.F32, DType.F64) for span in t.inputs))
         return 2 * plain < sum(tensor.nbytes for tensor in mixed)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors of the output."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-    @property
-    def read_bytes(self) -> int:
-        """Bytes that must be read."""
-        return sum(span.nbytes for tensor in self.tensors for span in tensor.inputs)
-
 
 def make_plan(base: Checkpoint, finetuned: list[Checkpoint], recipe: Recipe) -> Plan:
     """Decide on every tensor of the base and of the fine-tunes.

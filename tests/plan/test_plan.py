@@ -288,8 +288,10 @@ def test_an_alpha_of_zero_everywhere_gives_the_base() -> None:
 def test_bytes_to_read_are_those_of_the_inputs() -> None:
     made = plan(encoder(), encoder(), rules=("layers=0",))
     size = {name: tensor.nbytes for name, tensor in encoder().items()}
-    assert made.nbytes == sum(size.values())
-    assert made.read_bytes == sum(n * (1 if ".layers." in name else 2) for name, n in size.items())
+    assert sum(tensor.nbytes for tensor in made.tensors) == sum(size.values())
+    assert lay_out_safetensors(made.tensors).read_bytes == sum(
+        n * (1 if ".layers." in name else 2) for name, n in size.items()
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
