@@ -140,10 +140,9 @@ def _rebuild_v2(
     return _view(storage, offset, shape, strides)
 
 
-def _rebuild_v3(
-    storage: object, offset: object, shape: object, strides: object, _grad: object, _hooks: object, dtype: object,
-    metadata: object = None,
-) -> object:  # fmt: skip
+def _rebuild_v3(storage: object, offset: object, shape: object, strides: object, *rest: object) -> object:
+    """Rebuild a tensor from what stands in its place in a pickle: (..., requires_grad, hooks, dtype[, metadata])."""
+    _, _, dtype, metadata = rest if len(rest) == 4 else (*rest, None)
     if isinstance(metadata, dict) and any(metadata.values()):
         return OddTensor("a lazy view (conj or neg)")
     known = _TORCH_DTYPES.get(dtype) if isinstance(dtype, Symbol) else None
