@@ -1,4 +1,4 @@
-"""The few exceptions of the library, each with the exit code the command line gives it (sysexits where one fits)."""
+"""Defines the library's exceptions, each with its exit code on the command line (from sysexits.h where one fits)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ QUOTED = 80
 
 
 class SpeechFTMergeError(Exception):
-    """Something the user can act upon: what is wrong, what was found instead, and what to do about it.
+    """An error that the user can act on: what is wrong, what was found instead, and what to do about it.
 
     Args:
         message: what is wrong, in one sentence without a full stop.
@@ -25,7 +25,7 @@ class SpeechFTMergeError(Exception):
         self.message, self.found, self.hint = message, found, hint
 
     def within(self, where: str) -> Self:
-        """Return the same error, its message led by the file or object in which it arose."""
+        """Return the same error with `where` in front of its message: the file or object at fault."""
         return type(self)(f"{where}: {self.message}", found=self.found, hint=self.hint)
 
 
@@ -40,7 +40,7 @@ def quote(value: object, limit: int = QUOTED) -> str:
 
 
 class UsageError(SpeechFTMergeError, ValueError):
-    """An argument or recipe that cannot be meant."""
+    """Invalid argument or recipe."""
 
     exit_code = 2
 
@@ -56,24 +56,24 @@ class MismatchError(CheckpointError):
 
 
 class NotFoundError(SpeechFTMergeError, FileNotFoundError):
-    """No such file, folder, or weights in it; or they may not be read."""
+    """A file, folder or weights that do not exist, or may not be read."""
 
     exit_code = 66
 
 
 class OutputError(SpeechFTMergeError, OSError):
-    """The output cannot be created where it was asked for."""
+    """The output cannot be created at the given path."""
 
     exit_code = 73
 
 
 class WriteError(OutputError):
-    """Writing began and failed: disk full, quota, I/O error."""
+    """Writing failed: disk full, quota, I/O error."""
 
     exit_code = 74
 
 
 class TemporaryError(SpeechFTMergeError):
-    """The network, the Hub or its limits stood in the way; the same call may work later."""
+    """A failure of the network, the Hub or its rate limits; the same call may work later."""
 
     exit_code = 75

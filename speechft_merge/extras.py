@@ -1,4 +1,4 @@
-"""The optional packages that similarity needs."""
+"""Says what to install when an optional package is missing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def needs_extra(package: str) -> Iterator[None]:
-    """Turn a failed import of what the extra `cka` brings into an error that says what to install.
+    """Turn a failed import of a package of the extra `cka` into an error that says what to install.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: the package is not installed.
     """
     try:
         yield
@@ -28,4 +28,4 @@ def needs_extra(package: str) -> Iterator[None]:
 
 def not_installed(package: str) -> UsageError:
     """Return the error for a package that is missing."""
-    return UsageError(f"{package} is not installed", hint='pip install "speechft-merge[cka]"')
+    return UsageError(f"{package} is not installed", hint='run pip install "speechft-merge[cka]"')

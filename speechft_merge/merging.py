@@ -1,4 +1,4 @@
-"""The merge from end to end: open, decide, begin the output, carry out, record, commit. The library's main verbs."""
+"""Runs a merge from end to end: opens, decides, writes, records, commits. Holds the library's main verbs."""
 
 from __future__ import annotations
 
@@ -43,38 +43,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """How a merge is done; what is mixed is the recipe's matter."""
+    """How a merge is done; the recipe says what is mixed."""
 
     overwrite: bool = False
     """Replace an output that already exists."""
     allow_unrelated: bool = False
-    """Merge even if the evidence says that the models are not related, or if the fine-tune covers little."""
+    """Merge even if the models seem unrelated, or if the fine-tune covers little of the base."""
     download: bool = False
-    """Fetch what lies on the Hub into huggingface_hub's cache first, rather than read it by ranges."""
+    """Download models from the Hub to huggingface_hub's cache first, instead of reading ranges."""
     workers: int | None = None
-    """Threads; None to choose."""
+    """Threads that work at once; None to choose."""
     fsync: bool = True
     """Wait until the output is on the disk."""
     max_shard_size: int | None = None
-    """Bytes of a weights file; None for a single one."""
+    """Most bytes of a weights file; None for a single file."""
     command: tuple[str, ...] = ()
     """The command line, for the manifest and the model card."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """What a merge left behind."""
+    """What a merge wrote and measured."""
 
     output: Path
     manifest: Manifest
     drifts: Mapping[str, Drift]
-    """By output name, of every tensor that was mixed; empty if the merge was done already."""
+    """Output name -> drift of each interpolated tensor; empty if the merge was already done."""
     already_done: bool = False
     warnings: tuple[str, ...] = ()
 
 
 class Merge:
-    """Models that are open and a plan on every tensor of them; see `open_merge`. A context manager."""
+    """Open models and the plan for every tensor in them; see `open_merge`. A context manager."""
 
     def __init__(
         self, models: Sequence[Checkpoint], plan: Plan, options: MergeOptions, resources: ExitStack | None = None
@@ -104,7 +104,7 @@ class Merge:
 
     @cached_property
     def relations(self) -> tuple[Relation, ...]:
-        """Of each fine-tune to the base, measured on a sample of the weights."""
+        """How close each fine-tune is to the base, measured on a sample of the weights."""
         return tuple(measure_relation(self._planned, which) for which in range(len(self.finetuned)))
 
     @cached_property
@@ -129,7 +129,7 @@ class Merge:
 
     @property
     def workers(self) -> Workers:
-        """How many threads, and why."""
+        """The number of threads, and the reason for it."""
         return choose_workers(self.files.size, self.options.workers, self.plan.converts)
 
     @cached_property
@@ -137,15 +137,15 @@ class Merge:
         """Evidence against merging these models.
 
         Raises:
-            MismatchError: there is some, and `allow_unrelated` was not given.
+            MismatchError: there is some, and `allow_unrelated` is not set.
         """
         found = [problem for which in range(len(self.finetuned)) for problem in self._problems(which)]
         if found and not self.options.allow_unrelated:
             raise MismatchError(
                 "; ".join(found),
-                hint="check that the base is the one that was fine-tuned; pass --allow-unrelated to merge all the same",
+                hint="check that the base is the one that was fine-tuned; pass --allow-unrelated to merge anyway",
             )
-        return tuple(f"{problem}; merged all the same (--allow-unrelated)" for problem in found)
+        return tuple(f"{problem}; merged anyway (--allow-unrelated)" for problem in found)
 
     def _problems(self, which: int) -> list[str]:
         base, finetuned = self.base.reference, self.finetuned[which].reference
@@ -161,11 +161,11 @@ class Merge:
         return problems
 
     def write(self, output: str | Path, progress: Progress | None = None) -> MergeResult:
-        """Make the merged model's directory, whole or not at all.
+        """Write the merged model's directory, whole or not at all.
 
         Args:
             output: the directory.
-            progress: called now and then with bytes done and bytes in all.
+            progress: called from time to time with the bytes done and the total.
 
         Raises:
             OutputError, WriteError: the output already exists, or cannot be written.
@@ -225,8 +225,8 @@ class Merge:
 
         Args:
             request: the probe, the estimator, the device.
-            result: of `write`: its output is what is compared, and gets the report beside it; None to merge in memory.
-            progress: called with clips done and clips in all.
+            result: what `write` returned: its output is compared and gets the report; None to merge in memory.
+            progress: called with the clips done and the total.
 
         Raises:
             NotFoundError, CheckpointError: a model or the probe cannot be read, or not run.
@@ -249,13 +249,13 @@ class Merge:
         """Commit the output of `write` to the Hub; return the URL of the commit, or of the pull request.
 
         Args:
-            result: of `write`.
-            target: of `push.prepare_push`, which is best called before the merge begins.
+            result: what `write` returned.
+            target: what `push.prepare_push` returned; call that before the merge begins.
             message: first line of the commit.
-            keep: whether the output stays here; one that was there before always does.
+            keep: whether the local output stays; one that existed before always does.
 
         Raises:
-            HubError, TemporaryError: refused, or the Hub failed; the output stays, and a note tells how to push it.
+            HubError, TemporaryError: refused, or the Hub failed; the output stays, and a note says how to push it.
         """
         from speechft_merge.push import push, push_command
 
@@ -279,7 +279,7 @@ def open_merge(
     Args:
         base: the pre-trained model: a directory, a file, or `org/name[@revision][:path]` on the Hub.
         finetuned: a fine-tune of it, or several.
-        recipe: alphas and the like; the default is Speech-FT's alpha of 0.25 for everything.
+        recipe: what is mixed; by default everything with Speech-FT's alpha of 0.25.
         options: how the work is done.
 
     Raises:
@@ -322,10 +322,10 @@ def merge(
         base: the pre-trained model.
         finetuned: a fine-tune of it, or several.
         output: the directory to make.
-        recipe: alphas and the like.
-        alpha: short for a recipe that has nothing but this.
+        recipe: what is mixed.
+        alpha: short for `Recipe(alpha=alpha)`.
         options: how the work is done.
-        progress: called now and then with bytes done and bytes in all.
+        progress: called from time to time with the bytes done and the total.
 
     Example:
         >>> from speechft_merge import merge
@@ -336,7 +336,7 @@ def merge(
     """
     if alpha is not None:
         if recipe is not None:
-            raise UsageError("give alpha or a recipe, not both")
+            raise UsageError("both alpha and a recipe are given", hint="give one of them")
         recipe = Recipe(alpha=alpha)
     require_place(output, (base, *([finetuned] if isinstance(finetuned, str) else finetuned)))
     with open_merge(base, finetuned, recipe, options) as opened:
@@ -354,9 +354,9 @@ def compare(
         finetuned: the fine-tune; of several, the first is compared, and all are merged.
         merged: a merged model; None to interpolate in memory by `recipe`.
         request: the probe, the estimator, the device.
-        recipe: of the merge in memory.
+        recipe: what is mixed in memory.
         options: only `download` matters.
-        progress: called with clips done and clips in all.
+        progress: called with the clips done and the total.
 
     Raises:
         NotFoundError, CheckpointError, HubError, TemporaryError: a model or the probe cannot be read, or not run.
@@ -388,5 +388,5 @@ def _pinned(checkpoint: Checkpoint) -> str:
 
 
 def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:
-    """Turn the progress of one file into the progress of all."""
+    """Turn the progress of one file into that of all files."""
     return (lambda now, _: progress(done + now, total)) if progress is not None else None

@@ -1,4 +1,4 @@
-"""The small files beside the weights: configuration, feature extractor, tokenizer."""
+"""Reads the small files beside the weights: configuration, feature extractor, tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIG = "config.json"
 FEATURE_EXTRACTOR = "preprocessor_config.json"
 
 MAX_SIZE = 64 << 20
-"""Bytes of such a file; Whisper's tokenizer.json has 2.5 MB."""
+"""Most bytes of one; Whisper's tokenizer.json has 2.5 MB."""
 
 
 def read_companion_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def read_companions(checkpoint: Checkpoint, wanted: tuple[str, ...]) -> dict[str
         if name in there:
             with closing(checkpoint.folder.open(name)) as source:
                 if source.size > MAX_SIZE:
-                    raise CheckpointError(f"{source.name} has {source.size} bytes; such a file has at most {MAX_SIZE}")
+                    raise CheckpointError(f"{source.name} has {source.size} bytes, at most {MAX_SIZE} are allowed")
                 found[name] = source.read(0, source.size)
     return found
 

@@ -1,4 +1,4 @@
-"""Converts bytes to numbers and back, for the element types that can be calculated with; rounds at most once."""
+"""Converts bytes to numbers and back, for the element types that take part in arithmetic; rounds at most once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def narrow(values: Floats, dtype: DType, out: Bytes, scratch: Floats) -> None:
 
 
 def _round_to_bfloat16(bits: NDArray[np.uint32], scratch: NDArray[np.uint32], out: NDArray[np.uint16]) -> None:
-    """Write the upper half of each float32, rounded to nearest even on the bits. NaN comes out as some number."""
+    """Write the upper half of each float32, rounded to nearest even on the bits. NaN becomes an arbitrary number."""
     np.right_shift(bits, _SIXTEEN, out=scratch)
     np.bitwise_and(scratch, _ONE, out=scratch)
     np.add(bits, scratch, out=bits)

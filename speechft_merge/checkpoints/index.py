@@ -1,4 +1,4 @@
-"""A tensor is a byte range: what opening a checkpoint yields, without a weight being read."""
+"""Defines the index of a checkpoint: every tensor is a byte range, and no weight is read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TensorSpan:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The index of one model: where every tensor lies, and what else the files hold. Closes its files on exit."""
+    """The index of one model: where every tensor is, and what else the files hold. Closes its files on exit."""
 
     reference: str
     container: str
@@ -54,11 +54,11 @@ class Checkpoint:
     file: str = ""
     """The file, or the index of shards, that was opened."""
     folder: Folder | None = None
-    """The model directory, for config.json and its like; None for a lone file that has no such company."""
+    """The model directory, for config.json and its like; None for a single file without these."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """safetensors' own `__metadata__`."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Tensors that are no plain byte range, each with the reason: sparse, quantized, ..."""
+    """Tensors that are not a plain byte range, each with the reason: sparse, quantized, ..."""
     state_path: str = ""
     """Where in a pickled file the state dict was found; empty when it is the whole file."""
     others: Mapping[str, str] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Checkpoint:
 
     @cached_property
     def naming(self) -> Naming:
-        """What each tensor is, told by the names and shapes."""
+        """What each tensor is, by the names and shapes."""
         return read_naming(self.shapes)
 
     @property
@@ -83,11 +83,11 @@ class Checkpoint:
 
     @property
     def hub(self) -> HubOrigin | None:
-        """Where on the Hub it lies; None for a local model."""
+        """Where on the Hub it is; None for a local model."""
         return self.folder.hub if self.folder is not None else None
 
     def close(self) -> None:
-        """Close every file; closing twice is no error."""
+        """Close every file; closing twice is allowed."""
         for source in self.sources:
             source.close()
 

@@ -19,7 +19,7 @@ WAVLM = "WavLM"
 LIGHTNING = "Lightning"
 
 MAX_VALUES = 20_000
-"""Values of a configuration that are looked at; fairseq's has some 400."""
+"""Most values of a configuration that are read; fairseq's has some 400."""
 MAX_DEPTH = 8
 
 Settings = dict[str, Any]
@@ -27,15 +27,15 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who wrote a file, and what is known of it for that."""
+    """The lab that wrote a file, where its state dict is, and its configuration."""
 
     lab: str
     path: tuple[str, ...]
-    """Where in the pickle the state dict stands."""
+    """Where in the pickle the state dict is."""
     model: Settings
     """The model's configuration as plain values; empty where the file has none."""
     task: Settings
-    """The task's: sample rate, and whether waveforms are normalised."""
+    """The task's configuration: sample rate, and whether waveforms are normalised."""
 
 
 def recognise(root: Any, name: str) -> Origin | None:
@@ -49,8 +49,8 @@ def recognise(root: Any, name: str) -> Origin | None:
     if "Downstream" in root and root.keys() & {"Featurizer", "Args", "Config", "Optimizer"}:
         if not isinstance(root.get("Upstream"), dict) or not root["Upstream"]:
             raise CheckpointError(
-                f"{name} is an S3PRL checkpoint without 'Upstream': its encoder was frozen, and is the pre-trained "
-                "one still; there is nothing to merge",
+                f"{name} is an S3PRL checkpoint without 'Upstream': its encoder was frozen, so it is still the "
+                "pre-trained one and there is nothing to merge",
                 hint="fine-tune with --upstream_trainable",
             )
         return Origin(S3PRL_FINETUNE, ("Upstream",), _named(plain(root.get("Args")).get("upstream")), {})
@@ -88,7 +88,7 @@ def _of_fairseq(cfg: Settings) -> tuple[Settings, Settings]:
 def plain(value: Any) -> Settings:
     """Return a configuration (dictionary, argparse's Namespace or omegaconf's DictConfig) as plain values.
 
-    What is no number, text, list or table is left out. Nothing of it is executed, and it may refer to itself.
+    Anything but numbers, strings, lists and tables is left out. Nothing is executed, and it may refer to itself.
     """
     found = _Plain().of(value, 0)
     return found if isinstance(found, dict) else {}
@@ -103,7 +103,7 @@ class _Plain:
         if self._left < 0 or depth > MAX_DEPTH:
             return None
         match value:
-            case "???" | Symbol():  # omegaconf's word for a value that is missing; a class
+            case "???" | Symbol():  # omegaconf's mark of a missing value; a class
                 return None
             case None | bool() | int() | float() | str():
                 return value

@@ -1,4 +1,4 @@
-"""What model a checkpoint is: its family, and the configuration that transformers needs, from its files or derived."""
+"""Finds a checkpoint's family and the configuration that transformers needs, in its files or derived."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class ModelConfig:
     config: dict[str, Any] | None
     """The config.json: the file's own, or derived from the lab's configuration; None if neither is possible."""
     problem: str
-    """Why there is none."""
+    """Why there is no config."""
     extractor: dict[str, Any] | None
-    """The preprocessor_config.json, likewise; None without a config, or if nothing tells it."""
+    """The preprocessor_config.json, likewise; None without a config, or if unknown."""
     family: str | None
-    """transformers' model_type, or `decoar2`; None if nothing tells it."""
+    """transformers' model_type, or `decoar2`; None if unknown."""
     title: str
-    """The family and its size, for people."""
+    """The family and its size, as they are shown."""
 
 
 def read_model_config(checkpoint: Checkpoint, prefix: str | None = None) -> ModelConfig:
-    """Tell the family and configuration of a model in any layout and container; nothing is read but its JSON files.
+    """Return the family and configuration of a model in any layout and container; only its JSON files are read.
 
     Args:
         checkpoint: the index of the file or files.
-        prefix: of the encoder that is meant, where a file has several (teacher and student).
+        prefix: of the encoder to describe, where a file has several (teacher and student).
 
     Raises:
         CheckpointError: its config.json is not JSON.
@@ -52,7 +52,7 @@ def read_model_config(checkpoint: Checkpoint, prefix: str | None = None) -> Mode
     family = family_of(shapes, stated, hint)
     config, problem = (own if stated else None), ""
     if config is None or naming.layout != TRANSFORMERS:
-        try:  # HuBERT and wav2vec 2.0 are one architecture: where nothing tells them apart, either will do
+        try:  # HuBERT and wav2vec 2.0 are one architecture: where nothing distinguishes them, either will do
             config = derive_config(family.model_type or "wav2vec2", shapes, settings)
         except CheckpointError as error:
             problem = str(error)
@@ -61,7 +61,7 @@ def read_model_config(checkpoint: Checkpoint, prefix: str | None = None) -> Mode
 
 
 def _extractor(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, Any] | None:
-    """Return what a lab's configuration tells of how waveforms were prepared, or the file beside the weights."""
+    """Return how waveforms are prepared, by a lab's configuration or the file beside the weights."""
     origin = checkpoint.origin
     if origin is not None and (origin.task or "normalize" in origin.model):
         return derive_extractor(shapes, origin.model, origin.task)

@@ -1,4 +1,4 @@
-"""Opens what the user named: finds the weights, tells the container by its bytes, reads the index."""
+"""Opens a model by reference: finds the weights, detects the container by its bytes, reads the index."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 def open_checkpoint(reference: str, download: bool = False) -> Checkpoint:
     """Index the model that `reference` names: a directory, a weights file or an index of shards, on disk or on the Hub.
 
-    Every file that was opened is closed if this fails; else close the checkpoint, or use it as a context manager.
+    All files are closed if this fails; otherwise close the checkpoint, or use it as a context manager.
 
     Args:
         reference: a path, or `org/name[@revision][:path/in/repo]`.
-        download: fetch what lies on the Hub into huggingface_hub's cache first, rather than read it by ranges.
+        download: download a model from the Hub to huggingface_hub's cache first, instead of reading ranges.
 
     Raises:
-        NotFoundError: nothing there, nothing that looks like weights, or several candidates.
+        NotFoundError: there is nothing, nothing that looks like weights, or several candidates.
         CheckpointError: the file is damaged, hostile, or of a kind that cannot be read.
     """
     folder, file = _find_folder(reference, download)
     with ExitStack() as files:
         checkpoint = _open_in(folder, file or choose_weights(folder), reference, files)
         _require_usable(checkpoint)
-        files.pop_all()  # all is well: from here on the checkpoint closes them
+        files.pop_all()  # from here on the checkpoint closes them
         return checkpoint
 
 
@@ -83,7 +83,7 @@ def choose_weights(folder: Folder) -> str:
     if "adapter_model.safetensors" in names or "adapter_model.bin" in names:
         raise NotFoundError(
             f"{folder.name} holds an adapter (PEFT), not a whole model",
-            hint="fold it into its base first (merge_and_unload) and save the result",
+            hint="merge it into its base first (merge_and_unload) and save the result",
         )
     indexes, loose = _candidates(names)
     candidates = indexes or loose
@@ -138,7 +138,7 @@ def _open_file(folder: Folder, file: str, reference: str, files: ExitStack) -> C
     if start[8:9] == b"{":
         tensors, metadata = read_safetensors(source)
         return Checkpoint(reference, "safetensors", tensors, [source], file, folder, metadata)
-    raise CheckpointError(f"{source.name} {_what_it_is(start)}; expected safetensors or what torch.save writes")
+    raise CheckpointError(f"{source.name} {_describe(start)}; expected safetensors or what torch.save writes")
 
 
 def _from_pickle(opened: TorchFile, reference: str, file: str, folder: Folder) -> Checkpoint:
@@ -169,8 +169,8 @@ def _require_usable(checkpoint: Checkpoint) -> None:
             )
 
 
-def _what_it_is(start: bytes) -> str:
-    """Guess from its first bytes what a file is that is no checkpoint we read."""
+def _describe(start: bytes) -> str:
+    """Describe, by its first bytes, a file that is not a checkpoint we can read."""
     kinds = (
         (not start, "is empty"),
         (start.startswith(b"version https://git-lfs"), "is a Git LFS pointer, not the file itself (git lfs pull)"),

@@ -3,7 +3,7 @@
 A pickle is a program for a stack machine. Python's own machine looks up any name the program asks for and calls it.
 This one knows no names: a class or function is a `Symbol`, a call is looked up in a table that the caller gives (the
 few constructors of tensors), and every other call or object becomes an `Inert` record of what was asked. So
-`argparse.Namespace`, omegaconf nodes and optimizer states are read for what they hold, and `os.system` is a word.
+`argparse.Namespace`, omegaconf nodes and optimizer states are read for what they hold, and `os.system` is a string.
 
 Opcodes: the Python library's `pickletools`, which also decodes their arguments.
 """
@@ -149,7 +149,7 @@ class _Machine:
     def _spend(self, steps: int) -> None:
         self._budget -= steps
         if self._budget < 0:
-            raise CheckpointError(f"{self._name}: its pickle takes more than {MAX_STEPS} steps; that is no checkpoint")
+            raise CheckpointError(f"{self._name}: its pickle takes more than {MAX_STEPS} steps: not a checkpoint")
 
     def _since_mark(self) -> list[Any]:
         for position in range(len(self._stack) - 1, -1, -1):
@@ -317,7 +317,7 @@ def _hashable(key: object) -> object:
 
 
 def _is_modest(value: object) -> bool:
-    """Return whether a checkpoint can need such a number; those with thousands of digits cannot even be printed."""
+    """Return whether a checkpoint may need this number; one with thousands of digits cannot even be printed."""
     return not isinstance(value, int) or value.bit_length() <= 128
 
 

@@ -1,6 +1,6 @@
-"""The safetensors container: 8 bytes of header length, a JSON header, the tensors without gaps.
+"""Reads the safetensors container: 8 bytes of header length, a JSON header, the tensors without gaps.
 
-Format: https://huggingface.co/docs/safetensors. Parsed here, since the safetensors library tells no offsets; it is the
+Format: https://huggingface.co/docs/safetensors. Parsed here, since the safetensors library gives no offsets; it is the
 oracle of the tests.
 """
 
@@ -32,7 +32,7 @@ def read_safetensors(source: ByteSource) -> tuple[dict[str, TensorSpan], dict[st
         The tensors in the order of their bytes, and the file's `__metadata__`.
 
     Raises:
-        CheckpointError: the header lies about the file in any way.
+        CheckpointError: the header does not describe the file.
     """
     header, start = _read_header(source)
     metadata = header.pop("__metadata__", None)

@@ -1,4 +1,4 @@
-"""A model in several files: the index that Hugging Face's libraries write beside them."""
+"""Joins a model in several files, by the index that Hugging Face's libraries write beside them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from speechft_merge.sources import ByteSource
 
 MAX_INDEX = 64 << 20
-"""Bytes of an index file."""
+"""Most bytes of an index file."""
 
 
 def read_weight_map(source: ByteSource) -> dict[str, str]:
-    """Read tensor name -> file name, as `*.index.json` has it.
+    """Read an index (`*.index.json`): tensor name -> file name.
 
     Raises:
         CheckpointError: not such an index, or a file name that leads out of the folder.
@@ -33,12 +33,12 @@ def read_weight_map(source: ByteSource) -> dict[str, str]:
         raise CheckpointError(f"{source.name} has no weight_map: not an index of shards")
     for file in weight_map.values():
         if not isinstance(file, str) or not file or "/" in file or "\\" in file or "\0" in file or file in (".", ".."):
-            raise CheckpointError(f"{source.name} names the file {quote(file)}; shards lie in the index's own folder")
+            raise CheckpointError(f"{source.name} names the file {quote(file)}; shards must be in the index's folder")
     return weight_map
 
 
 def join_shards(file: str, index_name: str, weight_map: dict[str, str], shards: list[Checkpoint]) -> Checkpoint:
-    """Make one checkpoint of many, after a check that index and shards tell the same.
+    """Make one checkpoint of many, after checking that index and shards agree.
 
     Raises:
         CheckpointError: the index names a tensor that its shard lacks, or two shards hold the same name.

@@ -13,7 +13,7 @@ from speechft_merge.errors import CheckpointError
 MAX_KEY = 80
 """Characters of a key that are shown."""
 MAX_DEPTH = 6
-"""How deep a state dict may lie; Lightning and fairseq put it at depth 1."""
+"""How deep a state dict may be; Lightning and fairseq put it at depth 1."""
 
 _PREFERRED = ("state_dict", "model_state_dict", "model", "model_weight", "Upstream", "module", "net")
 """Keys under which training code keeps the model, the usual ones first; they decide where sizes do not."""
@@ -40,7 +40,7 @@ def find_state_dict(root: Any, name: str, known: tuple[str, ...] | None = None) 
     Args:
         root: what the pickle holds.
         name: what to call the file in messages.
-        known: where it stands, if that is known; a head may have more parameters than the encoder.
+        known: where it is, if that is known; a head may have more parameters than the encoder.
 
     Raises:
         CheckpointError: there is none, or the file is a whole pickled module.
@@ -93,7 +93,7 @@ def _describe_others(root: Any, chosen: tuple[str, ...]) -> dict[str, str]:
     for step in chosen:
         for key, item in value.items():
             if key != step:
-                if id(item) not in told:  # one value may stand under many names
+                if id(item) not in told:  # one value may have many names
                     told[id(item)] = describe(item)
                 others[prefix + shorten(key)] = told[id(item)]
         prefix, value = f"{prefix}{shorten(step)}.", value[step]

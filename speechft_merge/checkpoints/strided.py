@@ -1,4 +1,4 @@
-"""A tensor that is no contiguous range (transposed, sliced, expanded), offered as if it were one."""
+"""Reads a tensor that is not a contiguous range (transposed, sliced, expanded) as if it were one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from speechft_merge.sources import ByteSource
 
 LIMIT = 64 << 20
-"""Bytes that such a tensor may span or take: it is gathered in memory, unlike every other."""
+"""Most bytes that such a tensor may span or take: unlike all others it is gathered in memory."""
 
 
 class StridedTensor:
     """A `ByteSource` of one tensor's elements in row-major order.
 
-    The elements are gathered at the first read and let go when the last of them was read.
+    The elements are gathered at the first read and freed after the last of them is read.
     """
 
     identity = None
@@ -49,7 +49,7 @@ class StridedTensor:
             if self._gathered is None:
                 self._gathered, self._unread = self._gather(), self.size
             if offset + len(buffer) > self.size:
-                raise CheckpointError(f"{self.name}: bytes past the end of the tensor were asked for")
+                raise CheckpointError(f"{self.name}: bytes past the end of the tensor were requested")
             buffer[:] = self._gathered[offset : offset + len(buffer)]
             self._unread -= len(buffer)
             if self._unread <= 0:
@@ -62,7 +62,7 @@ class StridedTensor:
         return bytes(buffer)
 
     def close(self) -> None:
-        """Let the gathered elements go; the file is closed by its owner."""
+        """Free the gathered elements; the file's owner closes it."""
         self._gathered = None
 
     def _gather(self) -> memoryview:

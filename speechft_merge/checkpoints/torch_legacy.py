@@ -1,4 +1,4 @@
-"""The container that torch.save wrote before torch 1.6: five pickles, then the storages one after another.
+"""Reads the container that torch.save wrote before torch 1.6: five pickles, then the storages one after another.
 
 Layout (torch/serialization.py, _legacy_save): magic number, protocol version, system information, the object, the list
 of storage keys; then for each key the element count as int64 and the raw elements.
@@ -27,7 +27,7 @@ def read_torch_legacy(source: ByteSource) -> TorchFile:
     """Read the five pickles and the element counts; no storage is read.
 
     Raises:
-        CheckpointError: not such a file, big-endian, or cut short.
+        CheckpointError: it is not such a file, big-endian, or cut short.
     """
     storages: dict[str, Storage] = {}
 

@@ -1,4 +1,4 @@
-"""The tensors in a torch pickle: which calls build one, and the byte range that each stands for.
+"""Finds the tensors in a torch pickle: which calls build one, and the byte range of each.
 
 Source of the call signatures: torch/_utils.py and torch/storage.py of torch 0.4 to 2.13.
 """
@@ -64,7 +64,7 @@ class TensorView:
 
 @dataclass(frozen=True, slots=True)
 class OddTensor:
-    """A tensor that is no strided view of known elements; the reason says why."""
+    """A tensor that is not a strided view of known elements, with the reason."""
 
     reason: str
 
@@ -79,7 +79,7 @@ class TorchFile:
     records: dict[str, tuple[int, int]]
     """Record -> (offset in the file, bytes held)."""
     folder: str = ""
-    """What stands before a storage's key in the name of its record."""
+    """Prefix of a storage's key in the name of its record."""
 
     def locate(self, storage: Storage) -> tuple[int, int]:
         """Return offset and bytes held of a storage.
@@ -152,7 +152,7 @@ def _rebuild_v3(storage: object, offset: object, shape: object, strides: object,
 
 
 def _rebuild_typed(function: object, _type: object, arguments: object, _state: object) -> object:
-    """Do as torch._tensor._rebuild_from_type_v2: a tensor with attributes, or of a subclass (mergekit issue 243)."""
+    """Rebuild as torch._tensor._rebuild_from_type_v2 does: with attributes, or of a subclass (mergekit issue 243)."""
     constructor = CONSTRUCTORS.get(function) if isinstance(function, Symbol) else None
     if constructor is None or constructor is _rebuild_typed or not isinstance(arguments, tuple):
         return OddTensor(f"it is rebuilt by {name_of(function)}")
@@ -188,7 +188,7 @@ CONSTRUCTORS: dict[Symbol, Callable[..., object]] = {
     Symbol("torch", "Size"): lambda sizes: _sizes(sizes),
     Symbol("collections", "OrderedDict"): _ordered_dict,
 }
-"""What a pickle may call: these functions of ours, by the names of torch's."""
+"""What a pickle may call: functions of ours, by the names of torch's."""
 
 
 def span_of(view: TensorView, name: str, source: ByteSource, start: int, held: int) -> TensorSpan:
@@ -229,5 +229,5 @@ def _is_count(value: object) -> bool:
 
 def _sizes(value: object) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)) or len(value) > MAX_RANK or not all(map(_is_count, value)):
-        raise CheckpointError(f"a {name_of(value)} is no shape or stride of a tensor")
+        raise CheckpointError(f"a {name_of(value)} is not a shape or stride of a tensor")
     return tuple(value)

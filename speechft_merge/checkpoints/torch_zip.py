@@ -1,4 +1,4 @@
-"""The container that torch.save writes since torch 1.6: a zip of a pickle and one stored record per storage."""
+"""Reads the container that torch.save writes since torch 1.6: a zip of a pickle and one stored record per storage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAGIC = b"PK\x03\x04"
 MAX_PICKLE = 64 << 20
-"""Bytes of data.pkl; that of HuBERT Base has 30 KB."""
+"""Most bytes of data.pkl; that of HuBERT Base has 30 KB."""
 
 ALIGNMENT = 64
 """Bytes; torch pads records to it."""
@@ -30,7 +30,7 @@ def read_torch_zip(source: ByteSource) -> TorchFile:
     """Read the pickle and the list of records; no storage is read.
 
     Raises:
-        CheckpointError: not such a zip, big-endian, or records that are compressed or overlap.
+        CheckpointError: it is not such a zip, big-endian, or records that are compressed or overlap.
     """
     archive = open_archive(source)
     entries, central_directory = archive.infolist(), archive.start_dir

@@ -1,4 +1,4 @@
-"""The commands under one name, merge being the one that needs no word: `speechft-merge BASE FINETUNED`."""
+"""Joins the commands into one program; `merge` is the default: `speechft-merge BASE FINETUNED`."""
 
 from __future__ import annotations
 

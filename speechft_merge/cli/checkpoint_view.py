@@ -1,4 +1,4 @@
-"""What `inspect` shows of one checkpoint."""
+"""Shows one checkpoint, for `inspect`."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _count_dtypes(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _used(naming: Naming) -> str:
-    """Return what of the checkpoint is interpolated, and which heads are not."""
+    """Return how much of the checkpoint is interpolated, and which heads are not."""
     names = naming.under().values()
     heads = dict.fromkeys(".".join(name.canonical.split(".")[:-1]) or name.canonical for name in names if name.is_head)
     told = ", ".join(list(heads)[:6]) + (", ..." if len(heads) > 6 else "")

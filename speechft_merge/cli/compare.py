@@ -1,4 +1,4 @@
-"""`speechft-merge compare BASE FINETUNED [MERGED]`."""
+"""Defines `speechft-merge compare BASE FINETUNED [MERGED]`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def compare(models: Models, recipe: AlphaOptions, features: FeatureOptions, work
     merged = models[2] if len(models) == 3 else None
     if merged is not None and recipe.given:
         raise UsageError(
-            "a merge is given", hint="--alpha, --layer-alpha and --recipe are for one made in memory: leave out either"
+            "--alpha, --layer-alpha and --recipe are for a merge in memory", hint="omit them, or omit the merged model"
         )
     whole, request = recipe.read(), features.read()
     features.require_means(request)

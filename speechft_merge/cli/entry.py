@@ -1,4 +1,4 @@
-"""From the shell to a command and back: signals, exceptions and exit codes."""
+"""Runs the command line: signals, exceptions and exit codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def run() -> NoReturn:
-    """Run the command line; always exits."""
+    """Run the command line and exit."""
     # before numpy is imported: its BLAS would start a thread and take memory per core for sums of squares
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # torch's threads spin at every barrier: on cores that others use too, a comparison took five times as long
@@ -42,7 +42,7 @@ def run() -> NoReturn:
 
 
 def _stop(number: int, _: object) -> NoReturn:
-    """Python leaves no trace of SIGTERM by itself: `finally` would not run, and a half-written output would stay."""
+    """Exit by an exception: SIGTERM itself would run no `finally`, and a half-written output would stay."""
     for other in _SIGNALS:
         signal.signal(other, signal.SIG_IGN)
     os.write(2, f"speechft-merge: stopped by {signal.Signals(number).name}\n".encode())  # print might be at work

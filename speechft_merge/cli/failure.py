@@ -1,4 +1,4 @@
-"""How a command says that it failed: the error, what was found and a hint; with `--json` one object, all on stderr."""
+"""Says why a command failed: the error, what was found and a hint; with `--json` one object, all on stderr."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RENAMED = {
 }
 """Options of earlier versions, and what to pass instead."""
 
-_BUG = "this is a fault of speechft-merge: please report it with the traceback (SPEECHFT_MERGE_DEBUG=1 shows it)"
+_BUG = "please report this bug in speechft-merge, with the traceback (SPEECHFT_MERGE_DEBUG=1 shows it)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Failure:
     hints: tuple[str, ...] = ()
     exit_code: int = 1
     unexpected: bool = False
-    """Nobody foresaw it: a fault of ours."""
+    """A bug in speechft-merge."""
 
     def in_words(self) -> str:
         """Return the lines for people."""
@@ -47,7 +47,7 @@ class Failure:
 
 
 def explain(error: BaseException) -> Failure:
-    """Return what to say of an exception, and the code to exit with."""
+    """Return the message and the exit code for an exception."""
     notes = tuple(getattr(error, "__notes__", ()))
     if isinstance(error, SpeechFTMergeError):
         return Failure(error.message, error.found, ((error.hint,) if error.hint else ()) + notes, error.exit_code)
@@ -65,7 +65,7 @@ def _explain_usage(error: Any) -> Failure:
     option, near = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     message = str(error.message if near else error.format_message()).rstrip(".")
     context = getattr(error, "ctx", None)
-    usual = (f"{context.command_path} -h lists what it takes",) if context is not None else ()
+    usual = (f"run {context.command_path} -h for what it takes",) if context is not None else ()
     meant = (f"did you mean {near[0]}?",) if near else ()
     renamed = (_RENAMED[option],) if option in _RENAMED else ()
     return Failure(message[:1].lower() + message[1:], None, renamed or (*meant, *usual), error.exit_code)

@@ -1,4 +1,4 @@
-"""The options of a comparison of features, and the figures that they ask for."""
+"""Defines the options of a comparison of features, and writes the figures that they ask for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FeatureOptions:
     probe_seconds: Annotated[float | None, typer.Option(help="Seconds of audio, at most; default: 120.")] = None
     estimator: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of CKA: utterance (unbiased; default), frame or biased."),
+        typer.Option(metavar="NAME", help="CKA over: utterance (unbiased; default), frame or biased."),
     ] = None
     device: Annotated[str | None, typer.Option(help="Where to run the models: cpu, cuda, cuda:1.")] = None
     null: Annotated[bool, typer.Option("--null", help="Also measure the floor: the base on mismatched utterances.")] = (
@@ -40,7 +40,7 @@ class FeatureOptions:
     )
     memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="For features, which are kept for error bars; default: 1GiB."),
+        typer.Option(metavar="SIZE", help="Memory for features, which error bars need; default: 1GiB."),
     ] = None
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw layer against CKA into a .png, .svg, .pdf or .html.")
@@ -74,7 +74,7 @@ class FeatureOptions:
         )
 
     def require_means(self, request: ProbeRequest, *packages: str) -> None:
-        """Raise before any work what would stop it later: a missing package, file or device, a figure of no kind."""
+        """Fail early if a package, file, device or figure type is unavailable."""
         from speechft_merge.similarity.request import figure_kind
 
         figures = [figure_kind(path) for path in (self.plot, self.heatmap) if path is not None]
@@ -99,7 +99,7 @@ class FeatureOptions:
 
 
 def limit_threads(workers: int | None) -> None:
-    """Let torch run models on so many threads; None leaves it the choice."""
+    """Set the number of torch's threads; None leaves it to torch."""
     if workers is not None:
         import torch
 

@@ -1,4 +1,4 @@
-"""Groups of options: dataclasses that several commands take as one argument, and Typer sees field by field."""
+"""Expands groups of options: dataclasses that commands take as one argument and Typer sees field by field."""
 
 from __future__ import annotations
 

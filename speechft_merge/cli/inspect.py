@@ -1,4 +1,4 @@
-"""`speechft-merge inspect REF` and `inspect BASE FINETUNED`."""
+"""Defines `speechft-merge inspect REF` and `inspect BASE FINETUNED`."""
 
 from __future__ import annotations
 

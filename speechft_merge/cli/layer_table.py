@@ -1,4 +1,4 @@
-"""The table of layers that a merge, its dry run and `inspect` share."""
+"""Makes the table of layers that a merge, its dry run and `inspect` share."""
 
 from __future__ import annotations
 

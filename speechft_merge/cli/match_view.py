@@ -1,4 +1,4 @@
-"""What `inspect` shows of a base and its fine-tunes."""
+"""Shows how a base and its fine-tunes match, for `inspect`."""
 
 from __future__ import annotations
 

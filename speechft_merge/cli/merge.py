@@ -1,4 +1,4 @@
-"""`speechft-merge [merge] BASE FINETUNED...`."""
+"""Defines `speechft-merge [merge] BASE FINETUNED...`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PushTo = Annotated[
     str | None,
     typer.Option(
-        metavar="REPO", help="Push the result; without -o it is then removed here.", rich_help_panel=HubOptions.panel
+        metavar="REPO", help="Push the result; without -o the local copy is removed.", rich_help_panel=HubOptions.panel
     ),
 ]
 Cka = Annotated[
@@ -91,7 +91,7 @@ def merge(
 
 
 def _attempt(compare: Callable[[], Report]) -> tuple[Report | None, str | None]:
-    """Return the comparison, or why there is none: nothing that happens here may hide that the merge is there."""
+    """Return the comparison, or why there is none: no failure here may hide that the merge is written."""
     try:
         return compare(), None
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What `merge` shows: what it did, or with `--dry-run` what it would do."""
+"""Shows what `merge` did, or with `--dry-run` what it would do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MergeView(View):
 
     result: MergeResult
     output: str
-    """As the user called it."""
+    """The output, as the user named it."""
     url: str | None = None
     report: Report | None = None
     problem: str | None = None
@@ -39,7 +39,7 @@ class MergeView(View):
 
     @property
     def warnings(self) -> Sequence[str]:
-        """Those of the merge and of the comparison."""
+        """Warnings of the merge and of the comparison."""
         return (*self._own_warnings, *(() if self.report is None else self.report.warnings))
 
     @property
@@ -75,7 +75,7 @@ class PlanView(View):
     merge: Merge
     place: Path
     output: str
-    """As the user called it."""
+    """The output, as the user named it."""
 
     @property
     def headline(self) -> str:
@@ -84,7 +84,7 @@ class PlanView(View):
 
     @property
     def warnings(self) -> Sequence[str]:
-        """Those that the merge would give."""
+        """Warnings that the merge would give."""
         return self.merge.warnings
 
     def document(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class PlanView(View):
 
 
 def details(merge: Merge, verbose: int) -> Iterator[str]:
-    """Yield what `-v` adds: how the models were found to belong together, and with `-vv` every tensor."""
+    """Yield what `-v` adds: how closely the models are related, and with `-vv` every tensor."""
     for checkpoint, relation in zip(merge.finetuned, merge.relations, strict=True):
         yield f"{checkpoint.reference}: {checkpoint.container}, {_related(relation.median)}"
     yield workers_in_words(merge)

@@ -1,4 +1,4 @@
-"""The options of the commands, each written once, in groups that several commands share."""
+"""Defines the options of the commands, each once, in groups that commands share."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class HubOptions:
     commit_message: Annotated[str | None, typer.Option(help="First line of the commit.")] = None
 
     def prepare(self, repository: str) -> PushTarget:
-        """Return the repository, found before any work to be one that may be pushed to."""
+        """Return the repository, after checking that it can be pushed to."""
         from speechft_merge.push import prepare_push
 
         return prepare_push(repository, private=self.private, create_pr=self.create_pr, branch=self.branch)

@@ -1,4 +1,4 @@
-"""Progress of a command on stderr."""
+"""Shows the progress of a command on stderr."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ProgressLine:
         self._bar: Bar | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` bytes, or whatever the unit is, are done."""
+        """Show that `done` of `total` units are done."""
         if not self._shown or (self._unit == "bytes" and total < 100_000_000):  # done before anyone could read it
             return
         if sys.stderr.isatty():

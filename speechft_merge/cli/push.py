@@ -1,4 +1,4 @@
-"""`speechft-merge push DIR REPO`."""
+"""Defines `speechft-merge push DIR REPO`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Repository = Annotated[
 
 @with_groups
 def push(folder: Folder, repository: Repository, hub: HubOptions, quiet: Quiet = False, json: Json = False) -> None:
-    """Put a merged model on the Hub, in one commit."""
+    """Push a merged model to the Hub, in one commit."""
     from speechft_merge.push import push as push_folder
     from speechft_merge.push import require_merged
 
@@ -34,7 +34,7 @@ def push(folder: Folder, repository: Repository, hub: HubOptions, quiet: Quiet =
 
 @dataclass(frozen=True, slots=True)
 class PushView(View):
-    """Where a model was put."""
+    """Where a model was pushed to."""
 
     repo: str
     url: str

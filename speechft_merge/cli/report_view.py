@@ -1,4 +1,4 @@
-"""What `compare` shows: how alike the features of the models are, layer by layer."""
+"""Shows a comparison of features, for `compare`: how alike they are, layer by layer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ReportView(View):
 
     @property
     def warnings(self) -> Sequence[str]:
-        """Those of the comparison."""
+        """Warnings of the comparison."""
         return self.report.warnings
 
     def document(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where results go: one document with `--json`, the bare result with `-q`, tables and sentences otherwise."""
+"""Prints results: one document with `--json`, the bare result with `-q`, tables and sentences otherwise."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ class Sink:
 
 
 def _emit(text: str) -> None:
-    """Print to stdout. A reader that has gone (`| head`) ends the program as it ends any other: by SIGPIPE's code."""
+    """Print to stdout; if its reader is gone (`| head`), exit with SIGPIPE's code as other programs do."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
         raise SystemExit(128 + signal.SIGPIPE) from None
 
 

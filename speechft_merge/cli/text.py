@@ -1,10 +1,10 @@
-"""Text for a terminal: foreign characters escaped, long text cut, sizes for people."""
+"""Prepares text for a terminal: escapes foreign characters, cuts long text, words sizes."""
 
 from __future__ import annotations
 
 
 def clean(text: str) -> str:
-    """Return text of foreign origin (tensor names, paths) without characters that a terminal would obey."""
+    """Return text of foreign origin (tensor names, paths) without characters that a terminal would interpret."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -19,7 +19,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def megabytes(count: int) -> str:
-    """Return a number of bytes for people."""
+    """Return a number of bytes in words."""
     return (
         f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB" if count >= 10**5 else f"{count} bytes"
     )

@@ -1,1 +1,1 @@
-"""Carries a plan out: chunks, arithmetic, workers. It decides nothing."""
+"""Carries out a plan: chunks, arithmetic, workers. It decides nothing."""

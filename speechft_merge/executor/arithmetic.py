@@ -1,4 +1,4 @@
-"""Mixes arrays: pure functions of arrays, one for each method of merging, in place where memory is the cost.
+"""Mixes arrays: pure functions of arrays, one for each method of merging, in place to save memory.
 
 Every result is three separately rounded steps (subtract, multiply, add) in float32, or float64 where an input is, so
 that numpy, torch on a CPU and torch on a GPU give the same bytes; a fused multiply-add (torch.lerp) would not.

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 """Bytes of an input read at once: enough to hide the system call, few enough to stay in a core's cache. Smaller chunks
-of half types would stay there when widened, too, but cost more than that saves in calls, each of which lets the
-interpreter's lock go and takes it back."""
+of half types would stay there when widened, too, but cost more than that saves in calls, each of which releases the
+interpreter's lock and takes it back."""
 
 WORK = 4 << 20
 """Bytes of an array for numbers. A chunk of a half type takes half of it in float32; it is of the size from which on
@@ -36,7 +36,7 @@ class Result(NamedTuple):
     sums: Sums
     """`NO_SUMS` for a copy."""
     finite: bool
-    """Whether all of the inputs, of the output and of the sums is; large inputs may have sums that are not."""
+    """Whether inputs, output and sums all are; the sums of large inputs may not be."""
 
 
 class Buffers:
@@ -48,10 +48,10 @@ class Buffers:
         self._widened = [np.empty(WORK, np.uint8) for _ in range(inputs)]
         self._scratch = np.empty(WORK, np.uint8)
         self.inputs = [memoryview(raw.data) for raw in self._raw]
-        """Where the elements of each input are to be read to."""
+        """Where to read the elements of each input to."""
 
     def run(self, operation: Operation, dtype: DType, count: int) -> Result:
-        """Make `count` output elements of type `dtype` of the input elements in the buffers."""
+        """Make `count` output elements of type `dtype` from the input elements in the buffers."""
         if isinstance(operation, Copy) and operation.span.dtype is dtype:
             return self._copy(dtype, count)
         with np.errstate(all="ignore"):

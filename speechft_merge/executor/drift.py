@@ -1,4 +1,4 @@
-"""How far fine-tuning moved the weights."""
+"""Measures how far fine-tuning moved the weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Executes a plan: reads, interpolates and writes chunks on worker threads, in file order; collects drift statistics.
 
-Memory is the workers' buffers, whatever the size of the model or of a tensor.
+Memory is the workers' buffers, for a model or a tensor of any size.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 
 class Reader(Protocol):
-    """Where input bytes come from: a source, or what reads ahead of it."""
+    """Where input bytes come from: a source, or its read-ahead."""
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes that start at `offset`."""
@@ -37,7 +37,7 @@ class Target(Protocol):
     """Where output bytes go."""
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Put `data` at `offset`; called by several threads at once."""
+        """Write `data` at `offset`; called by several threads at once."""
 
 
 def execute(
@@ -81,20 +81,20 @@ def _execute(execution: _Execution, segments: Sequence[tuple[Segment, Target]], 
 
 @dataclass(slots=True)
 class _ChunkSums:
-    """Sums chunk by chunk: added exactly at the end, so that the order of the chunks leaves no trace."""
+    """Sums chunk by chunk: added exactly at the end, so that the order of the chunks does not matter."""
 
     base: list[float] = field(default_factory=list)
     delta: list[float] = field(default_factory=list)
     changed: bool = False
 
     def add(self, sums: Sums) -> None:
-        """Add those of a chunk."""
+        """Add the sums of a chunk."""
         self.base.append(sums.base)
         self.delta.append(sums.delta)
         self.changed |= sums.changed
 
     def total(self) -> Drift:
-        """Return those of all chunks."""
+        """Return the sums of all chunks."""
         return Drift(math.fsum(self.base), math.fsum(self.delta), self.changed)
 
 
@@ -126,7 +126,7 @@ class _Execution:
         self._stopped = False
 
     def work(self, buffers: Buffers) -> None:
-        """Do chunk after chunk, as one worker."""
+        """Carry out chunk after chunk, as one worker."""
         try:
             while (chunk := self._next()) is not None:
                 self._do(chunk, buffers)
@@ -136,7 +136,7 @@ class _Execution:
             self.stop()
 
     def stop(self) -> None:
-        """Let the workers end after the chunk in hand, and not wait for the network."""
+        """Stop the workers after their current chunk, without waiting for the network."""
         self._stopped = True
         for reader in self._ahead.values():
             reader.stop()
@@ -176,7 +176,7 @@ def _chunks(segments: Sequence[tuple[Segment, Target]]) -> Iterator[_Chunk]:
 
 
 def _look_again(chunk: _Chunk, result: Result) -> Sums:
-    """Raise the error if a number is not finite; otherwise it was a sum of large ones: return sums that are right."""
+    """Raise MismatchError if a number is not finite; else a sum overflowed: return sums in double precision."""
     import numpy as np
 
     from speechft_merge.executor.arithmetic import measure

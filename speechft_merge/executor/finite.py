@@ -39,10 +39,10 @@ def fits(values: Floats, dtype: DType) -> bool:
 
 
 def require_finite(segment: Segment, start: int, count: int, out: Bytes) -> list[NDArray[np.float64]]:
-    """Read the inputs of a chunk again that seemed not to be finite, and return them if they and the output are.
+    """Read again the inputs of a chunk that seemed not to be finite; return them if they and the output are.
 
     Args:
-        segment: what the chunk is of.
+        segment: the one that the chunk belongs to.
         start: the chunk's first element.
         count: its elements.
         out: its output.
@@ -63,6 +63,7 @@ def require_finite(segment: Segment, start: int, count: int, out: Bytes) -> list
     if not all_finite(out, segment.dtype):
         raise MismatchError(
             f"tensor {segment.name!r}: the result does not fit {segment.dtype.torch_name} (largest input: "
-            f"{max(float(np.abs(values).max()) for values in inputs):.3g}); choose a wider --dtype"
+            f"{max(float(np.abs(values).max()) for values in inputs):.3g})",
+            hint="choose a wider --dtype",
         )
     return inputs

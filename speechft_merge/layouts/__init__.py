@@ -1,1 +1,1 @@
-"""Whose names a checkpoint has, and what they mean: pure functions of names and shapes."""
+"""Tells whose naming scheme a checkpoint follows and what its names mean: pure functions of names and shapes."""

@@ -1,6 +1,6 @@
-"""Which tensor of a fine-tune is which of the base: by rules and by the evidence of names and shapes.
+"""Matches the tensors of a fine-tune with those of the base, by rules and by the evidence of names and shapes.
 
-Both sides are compared under transformers' names, whatever layout each follows. A task class puts a prefix before the
+Both sides are compared under transformers' names, in any layouts. A task class puts a prefix before the
 encoder's names (`hubert.`, `model.`, `module.` ...) and a head beside it. Nothing here knows the classes: the pair of
 prefixes under which most parameters agree in name and shape is the right one.
 """
@@ -30,7 +30,7 @@ class Alignment:
     pairs: dict[str, str]
     """Base name -> fine-tuned name, heads aside: equal canonical names and shapes."""
     heads: dict[str, str]
-    """The same for heads that both sides have in the same shape."""
+    """Likewise for heads that both sides have in equal shapes."""
     mismatched: dict[str, str]
     """Tensors of equal canonical names and different shapes, heads aside."""
     base_names: Mapping[str, TensorName]
@@ -40,7 +40,7 @@ class Alignment:
 
 
 def align(base: Naming, finetuned: Naming) -> Alignment:
-    """Match the tensors of two models by their names and shapes, whatever layout each follows."""
+    """Match the tensors of two models by their names and shapes, in any layouts."""
     base_prefix, finetuned_prefix = _find_prefixes(base, finetuned)
     ours, theirs = base.under(base_prefix), finetuned.under(finetuned_prefix)
     common = _common(ours, theirs, heads=False)
@@ -90,6 +90,6 @@ def _by_prefix(naming: Naming) -> dict[str, Shapes]:
 
 
 def _lengthen(pair: tuple[str, str], base: Naming, finetuned: Naming) -> tuple[str, str]:
-    """Return both prefixes with the model prefix that both sides share under them: it parts the encoder from heads."""
+    """Return both prefixes with the model prefix that both share under them, which separates encoder and heads."""
     ours, theirs = encoder_prefix(base.full.values(), pair[0]), encoder_prefix(finetuned.full.values(), pair[1])
     return (ours, theirs) if ours[len(pair[0]) :] == theirs[len(pair[1]) :] else pair

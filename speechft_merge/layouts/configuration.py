@@ -1,6 +1,6 @@
-"""The config.json that transformers needs, derived from a lab's configuration and from the shapes of the tensors.
+"""Derives the config.json that transformers needs from a lab's configuration and from the shapes of the tensors.
 
-Shapes are evidence and come first; the configuration tells what no shape does (strides, heads, where norms stand).
+Shapes come first; the configuration adds what no shape shows (strides, attention heads, where norms are).
 Sources: transformers' configuration_{hubert,wav2vec2,wavlm}.py, fairseq's Wav2Vec2Config and HubertConfig.
 """
 
@@ -23,13 +23,13 @@ CLASSES = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}
 """model_type -> how transformers' classes of it begin."""
 
 MAX_TEXT = 1000
-"""Characters of `conv_feature_layers`."""
+"""Most characters of `conv_feature_layers`."""
 MAX_CONVOLUTIONS = 64
 
 _HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
 """Width -> attention heads, in every published model of these widths."""
 _KERNELS, _STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
-"""In every published model that downsamples 320-fold."""
+"""Of every published model that downsamples 320-fold."""
 _ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "gelu_accurate": "gelu_new", "gelu_fast": "gelu_new", "swish": "swish"}
 
 _DROPOUTS = {
@@ -50,24 +50,24 @@ def derive_config(model_type: str, shapes: Shapes, settings: Settings) -> dict[s
         settings: the lab's configuration of the model, by fairseq's names; may be empty.
 
     Raises:
-        CheckpointError: transformers has no such model, or a setting is told by neither.
+        CheckpointError: transformers has no such model, or a setting is in neither of the two.
     """
     try:
         return _derive(model_type, shapes, settings)
     except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError("the shapes of its tensors are not those of such a model") from error
+        raise CheckpointError("the shapes of its tensors do not fit its family") from error
 
 
 def _derive(model_type: str, shapes: Shapes, settings: Settings) -> dict[str, Any]:
     if model_type not in CLASSES:
-        raise CheckpointError(f"no config.json can be derived for a model of the kind {model_type}")
+        raise CheckpointError(f"no config.json can be derived for a model of type {model_type}")
     if settings.get("layer_type", "transformer") != "transformer":
-        raise CheckpointError(f"transformers has no class for layers of the kind {settings['layer_type']!s:.40}")
+        raise CheckpointError(f"transformers has no class for layers of type {settings['layer_type']!s:.40}")
     missing = [name for name in _NEEDED if name not in shapes]
     if missing:
-        raise CheckpointError(f"transformers has no class for such a model: it has no {missing[0]}")
+        raise CheckpointError(f"transformers has no class for this model: it has no {missing[0]}")
     hidden = shapes["encoder.layer_norm.weight"][0]
     return {
         "architectures": [CLASSES[model_type] + task_of(shapes)],
@@ -117,14 +117,14 @@ def parse_convolutions(text: str) -> list[tuple[int, int, int]]:
     """Parse (channels, kernel, stride) of each convolution in `[(512,10,5)] + [(512,3,2)] * 4`, without running it.
 
     Raises:
-        CheckpointError: it is no such expression.
+        CheckpointError: it is not such an expression.
     """
     try:
         layers = _evaluate(ast.parse(text.strip(), mode="eval").body) if len(text) <= MAX_TEXT else None
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         layers = None
     if not isinstance(layers, list) or not all(map(_is_convolution, layers)):
-        raise CheckpointError(f"conv_feature_layers {text[:80]!r} is no list of (channels, kernel, stride)")
+        raise CheckpointError(f"conv_feature_layers {text[:80]!r} is not a list of (channels, kernel, stride)")
     return layers
 
 

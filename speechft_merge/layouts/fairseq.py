@@ -1,4 +1,4 @@
-"""The names that fairseq gave, and S3PRL, WavLM, SPIN and DeCoAR 2.0 kept, against transformers'.
+"""Maps the names of fairseq, which S3PRL, WavLM, SPIN and DeCoAR 2.0 kept, to transformers'.
 
 Sources: fairseq's models/wav2vec/wav2vec2.py and models/hubert/hubert.py, WavLM's WavLM.py and modules.py, and
 transformers' `convert_*_original_*_checkpoint_to_pytorch.py`.

@@ -1,4 +1,4 @@
-"""What is a head: the modules of a task or of pre-training, by every name that they have."""
+"""Lists the heads: modules of a task or of pre-training, by every name that they have."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _CLASSES = {
     "ForPreTraining": ("quantizer.codevectors", "project_q.weight", "project_hid.weight"),
     "Model": (),
 }
-"""Ending of a class of transformers -> a tensor of each head that it has; the first whose heads are there is meant."""
+"""Ending of a transformers class -> a tensor of each head that it has; the first whose heads are present is taken."""
 
 FAIRSEQ = Table.parse("w2v_encoder.proj  w2v_encoder.lm_head")
-"""The head of fairseq's CTC fine-tunes stands beside the encoder."""
+"""The head of fairseq's CTC fine-tunes, beside the encoder."""
 TORCHAUDIO = Table.parse("aux  lm_head")
-"""That of torchaudio's stands among the encoder's names."""
+"""The head of torchaudio's, among the encoder's names."""
 TORCHAUDIO_OLD = Table.parse("encoder.readout  lm_head")
-"""Before torchaudio 0.10."""
+"""Likewise before torchaudio 0.10."""
 
 
 def is_head(name: str) -> bool:
-    """Return whether a canonical name inside the encoder's prefix is that of a head all the same."""
+    """Return whether a canonical name inside the encoder's prefix is nevertheless a head's."""
     return name.partition(".")[0] in HEADS
 
 

@@ -1,4 +1,4 @@
-"""Whose names a checkpoint has, and what each of its tensors is: canonical name, part, stack, block, head or not."""
+"""Detects a checkpoint's layout and names its tensors: canonical name, part, stack, block, head or not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from speechft_merge.layouts.table import Table
 
 TRANSFORMERS = "transformers"
-"""Also what a checkpoint is taken for that follows no other layout."""
+"""Also assumed of a checkpoint that follows no other layout."""
 
 
 class Layout(Protocol):
@@ -27,7 +27,7 @@ class Layout(Protocol):
     NAME: str
     MARK: re.Pattern[str]
     BESIDE: Table
-    """Names of heads that stand beside the encoder."""
+    """Names of heads beside the encoder."""
 
     def table(self, names: Collection[str], /) -> Table:
         """Return the table of its names without prefix, against transformers'."""
@@ -42,7 +42,7 @@ class TensorName:
 
     canonical: str
     """transformers' name without the encoder's prefix, weight norm as `weight_g` and `weight_v`. Of a head beside the
-    encoder: without what stands before the encoder, unless that is the name of one of the encoder's tensors."""
+    encoder: without the prefix before the encoder, unless that is the name of one of the encoder's tensors."""
     location: Location
 
     @property
@@ -58,8 +58,8 @@ class Naming:
     layout: str
     """`transformers`, `fairseq` or `torchaudio`."""
     roots: tuple[str, ...]
-    """What stands before the encoder's names, of each encoder if the file has several (teacher and student); empty if
-    the layout does not tell (transformers' own)."""
+    """Prefix of each encoder's names (a file may have a teacher and a student); empty if the layout does not tell
+    (transformers' own)."""
     shapes: Mapping[str, tuple[int, ...]]
     """Own name -> shape."""
     full: Mapping[str, str]
@@ -68,7 +68,7 @@ class Naming:
 
     @cached_property
     def prefix(self) -> str:
-        """What stands before the encoder's names (the first one's), as far as it shows without a partner."""
+        """Prefix of the (first) encoder's names, as far as one model alone shows it."""
         return self.roots[0] if self.roots else encoder_prefix(self.full.values())
 
     @cached_property
@@ -81,7 +81,7 @@ class Naming:
         return {stack: sorted(blocks) for stack, blocks in found.items()}
 
     def under(self, prefix: str | None = None) -> Mapping[str, TensorName]:
-        """Return own name -> what the tensor is, if `prefix` (by default, `self.prefix`) is the encoder's."""
+        """Return own name -> what the tensor is if the encoder has this prefix (default: `self.prefix`)."""
         prefix = self.prefix if prefix is None else prefix
         if prefix not in self._under:
             self._under[prefix] = self._name_under(prefix)
@@ -102,7 +102,7 @@ class Naming:
 
 
 def read_naming(shapes: Mapping[str, tuple[int, ...]]) -> Naming:
-    """Tell the layout of a checkpoint, or of a torch module, by its names, and name its tensors.
+    """Detect the layout of a checkpoint or torch module from its names, and name its tensors.
 
     Args:
         shapes: by the checkpoint's own names.
@@ -117,7 +117,7 @@ def read_naming(shapes: Mapping[str, tuple[int, ...]]) -> Naming:
 
 
 def _rename(layout: Layout, roots: list[str], names: Collection[str]) -> dict[str, str]:
-    """Rename what lies under each root by the table of that model, and what lies beside them by that of heads."""
+    """Rename what is under each root by the table of that model, and what is beside them by that of heads."""
     owners: dict[str, list[str]] = {root: [] for root in sorted(roots, key=len, reverse=True)}
     renamed = {}
     for name in names:

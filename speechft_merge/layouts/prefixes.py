@@ -1,4 +1,4 @@
-"""What stands before an encoder's names: the prefixes that task classes, wrappers and trainers put there."""
+"""Finds the prefix of an encoder's names: task classes, wrappers and trainers add one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MODEL_PREFIXES = frozenset(
     "hubert wav2vec2 wavlm wav2vec2_bert wav2vec2_conformer data2vec_audio unispeech unispeech_sat sew sew_d whisper "
     "model module base_model backbone upstream speech_encoder _orig_mod".split()
 )
-"""Words that stand before an encoder's names; needed only where both sides have the same one, and so nothing tells."""
+"""Words before an encoder's names; needed only where both sides have the same one, and a comparison shows nothing."""
 
 LEAST_SHARE = 0.1
-"""Of all parameters or of all tensors: what must lie under a prefix for it to be tried. Whisper tiny's encoder has 22 %
-of the parameters; a small encoder under a large head may have few, but it has most tensors."""
+"""Share of all parameters, or of all tensors, that must be under a prefix for it to be tried. Whisper tiny's encoder
+has 22 % of the parameters; a small encoder under a large head may have few, but it has most tensors."""
 
 
 def encoder_prefix(names: Collection[str], prefix: str = "") -> str:
@@ -34,12 +34,12 @@ def encoder_prefix(names: Collection[str], prefix: str = "") -> str:
 
 
 def _is_list(names: Collection[str], prefix: str) -> bool:
-    """Return whether numbers follow, or names end: then the prefix is a list of blocks, or a module, and no wrapper."""
+    """Return whether numbers follow, or names end: then the prefix is a list of blocks or a module, not a wrapper."""
     return any(name[len(prefix) :].partition(".")[0].isdigit() or "." not in name[len(prefix) :] for name in names)
 
 
 def candidate_prefixes(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Return every prefix under which enough of a model lies for it to be the encoder's."""
+    """Return every prefix that covers enough of a model to be the encoder's."""
     sizes: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for name, shape in shapes.items():

@@ -1,7 +1,7 @@
-"""Where in a speech encoder each tensor stands: stacks and blocks by the structure of the names, other parts by name.
+"""Locates each tensor in a speech encoder: stacks and blocks by the structure of the names, other parts by name.
 
 A stack is an outermost numbered list whose members hold two or more matrices (attention, feed-forward): a list of
-convolutions holds none. Words only name it, and stand in for the evidence where they say that it is one.
+convolutions holds none. Its words name it, and decide alone where they say that it is a list of blocks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PARTS = ("cnn", "projection", "pos_conv", "layers", "final_norm", "other", "head")
 """From the waveform up: the convolutional feature extractor, the projection to the model's width, the positional
-convolution, the transformer blocks, the norm after them, whatever is none of these, and heads (of a task, or of
+convolution, the transformer blocks, the norm after them, anything else, and heads (of a task, or of
 pre-training)."""
 
 STACKS = ("encoder", "decoder")
@@ -28,12 +28,12 @@ STACKS = ("encoder", "decoder")
 
 _PLURALS = {"encoders": "encoder", "decoders": "decoder"}
 _LISTS = frozenset("layers layer blocks block h transformer".split())
-"""Words for a list of blocks, which say nothing of which it is."""
+"""Words for a list of blocks that do not say which list it is."""
 _BESIDE = frozenset(["adapter"])
-"""First words of lists of layers that stand after the encoder and are no blocks of it."""
+"""First words of lists of layers that follow the encoder and are not its blocks."""
 
 MAX_DEPTH = 8
-"""Words before a list of blocks up to which what stands beside it is found to belong to it."""
+"""Most words before a list of blocks for modules beside the list to count to its stack."""
 
 _NUMBERED = re.compile(r"([^.0-9][^.]*(?:\.[^.0-9][^.]*)*)\.([0-9]{1,9})\.")
 """The path of the outermost numbered list in a name, and the number."""
@@ -41,11 +41,11 @@ _NUMBERED = re.compile(r"([^.0-9][^.]*(?:\.[^.0-9][^.]*)*)\.([0-9]{1,9})\.")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where in the model a tensor stands."""
+    """Where in the model a tensor is."""
 
     part: str
     stack: str
-    """`encoder`, `decoder` or the words before the list of blocks; empty for what stands before, beside or after."""
+    """`encoder`, `decoder` or the words before the list of blocks; empty for what is before, beside or after."""
     block: int | None = None
     """Index in its stack, from 0; None outside of the blocks."""
 
@@ -54,7 +54,7 @@ HEAD = Location("head", "")
 
 
 def locate(shapes: Shapes) -> dict[str, Location]:
-    """Return where each tensor stands; `shapes` are by canonical names without the model's prefix."""
+    """Return where each tensor is; `shapes` are by canonical names without the model's prefix."""
     stacks = find_stacks(shapes)
     owners = {_owner(path): stack for path, stack in stacks.items()}
     return {name: _locate(name, stacks, owners) for name in shapes}
@@ -84,7 +84,7 @@ def find_stacks(shapes: Shapes) -> dict[str, str]:
 
 
 def _says_so(path: str) -> bool:
-    """Return whether a list is one of blocks by its name, whatever it holds."""
+    """Return whether a list is one of blocks by its name alone."""
     *before, last = path.split(".")
     return (last in _LISTS or last in _PLURALS) and {*before} <= {*STACKS, *_LISTS}
 

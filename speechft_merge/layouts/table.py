@@ -1,4 +1,4 @@
-"""A reversible table between two layouts: how names begin in the one, and in the other."""
+"""Translates names between two layouts, in both directions, by how they begin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Table:
 
     @staticmethod
     def parse(text: str) -> Table:
-        """Parse one row a line, two columns."""
+        """Parse one row per line, two columns."""
         rows = [line.split() for line in text.strip().splitlines()]
         return Table(tuple((ours, theirs) for ours, theirs in rows))
 
@@ -28,7 +28,7 @@ class Table:
 
     @property
     def reversed(self) -> Table:
-        """The same table read from right to left."""
+        """The table for the other direction."""
         return Table(tuple((theirs, ours) for ours, theirs in self.rows))
 
     def renamed(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""torchaudio's names of HuBERT, wav2vec 2.0 and WavLM, against transformers'.
+"""Maps torchaudio's names of HuBERT, wav2vec 2.0 and WavLM to transformers'.
 
 Source: torchaudio's models/wav2vec2/components.py and its utils/import_huggingface.py.
 """

@@ -1,4 +1,4 @@
-"""How weight norm is renamed: two spellings of the same two tensors, one of which is canonical."""
+"""Renames weight norm: two spellings of the same two tensors, one of which is canonical."""
 
 from __future__ import annotations
 

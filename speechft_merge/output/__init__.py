@@ -1,1 +1,1 @@
-"""Files to the byte: what is written where, staging, checksums, commit."""
+"""Writes the output: files laid out to the byte, staging, checksums, commit."""

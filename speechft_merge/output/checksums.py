@@ -1,7 +1,7 @@
-"""A checksum of weight files that costs a tenth of sha256, and can be made in any order while they are written.
+"""Computes a checksum of weight files that costs a tenth of sha256, in any order while they are written.
 
 Every 256 KiB of the file give one sum, of their 64-bit words modulo 2^64; the checksum is the sha256 of these sums. It
-tells damage (bytes lost, zeroed, flipped, blocks swapped), not forgery.
+detects damage (bytes lost, zeroed, flipped, blocks swapped), not forgery.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MODULUS = 1 << 64
 
 
 def block_sums(offset: int, data: memoryview) -> Iterator[tuple[int, int]]:
-    """What `data`, at `offset` of the file, adds to which block: (block, sum of little-endian words)."""
+    """Yield what `data`, at `offset` of the file, adds to which block: (block, sum of little-endian words)."""
     while data:
         block, within = divmod(offset, BLOCK)
         piece = data[: BLOCK - within]
@@ -37,7 +37,7 @@ def block_sums(offset: int, data: memoryview) -> Iterator[tuple[int, int]]:
 
 
 def _word_sum(lead: int, data: memoryview) -> int:
-    """The sum of the words of bytes that begin at byte `lead` of a word; what is missing of a word counts as zeros."""
+    """Sum the words of bytes that begin at byte `lead` of a word; missing bytes of a word count as zeros."""
     import numpy as np
 
     head = data[: -lead % 8]
@@ -48,18 +48,18 @@ def _word_sum(lead: int, data: memoryview) -> int:
 
 
 class Checksum:
-    """The checksum of a file in the making; its bytes may be added by several threads, in pieces of any order."""
+    """The checksum of a file that is being written; several threads may add its bytes, in pieces of any order."""
 
     def __init__(self) -> None:
         self._sums: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def add(self, offset: int, data: memoryview) -> None:
-        """Count in bytes at `offset` of the file, each of which must be added once."""
+        """Add bytes at `offset` of the file, each exactly once."""
         self._change(offset, data, 1)
 
     def remove(self, offset: int, data: memoryview) -> None:
-        """Take back bytes that are to be overwritten."""
+        """Remove bytes that are about to be overwritten."""
         self._change(offset, data, -1)
 
     def _change(self, offset: int, data: memoryview, sign: int) -> None:
@@ -69,7 +69,7 @@ class Checksum:
                 self._sums[block] = (self._sums.get(block, 0) + sign * total) % _MODULUS
 
     def hexdigest(self) -> str:
-        """The sha256 of the sums, in order of their blocks."""
+        """Return the sha256 of the sums, in order of their blocks."""
         digest = hashlib.sha256()
         for block in range(max(self._sums, default=-1) + 1):
             digest.update(self._sums.get(block, 0).to_bytes(8, "little"))
@@ -77,7 +77,7 @@ class Checksum:
 
 
 def checksum_of(path: Path) -> str | None:
-    """The checksum of a file on disk; None if it cannot be read."""
+    """Return the checksum of a file on disk; None if it cannot be read."""
     checksum = Checksum()
     try:
         with closing(LocalFile(path)) as source:
@@ -89,7 +89,7 @@ def checksum_of(path: Path) -> str | None:
 
 
 def matches(folder: Path, entry: OutputEntry) -> bool:
-    """Tell whether a weights file in a folder has the size and the checksum of its entry in a manifest."""
+    """Return whether a weights file in a folder has the size and the checksum of its entry in a manifest."""
     path = folder / entry.file
     try:
         return path.parent == folder and path.stat().st_size == entry.size and checksum_of(path) == entry.checksum

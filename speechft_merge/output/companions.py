@@ -1,4 +1,4 @@
-"""The small files beside the weights: configuration, feature extractor, tokenizer."""
+"""Makes the small files beside the output's weights: configuration, feature extractor, tokenizer."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ OTHERS = (
 def companions_of(
     plan: Plan, base: Checkpoint, finetuned: list[Checkpoint], derived: dict[str, bytes] | None = None
 ) -> dict[str, bytes]:
-    """Name -> content of the files that belong to the output's class.
+    """Return name -> content of the files that belong to the output's class.
 
-    Where they are not derived already, they come from the base, or with its head from the first fine-tune. The feature
-    extractor's settings are the model's own whatever its head, so where that side lacks them they come from the other.
+    Unless derived already, they come from the base, or with its head from the first fine-tune. The feature
+    extractor's settings do not depend on the head, so where that side lacks them they come from the other.
 
     Raises:
         CheckpointError: the config is not JSON, or a file is far too large.
@@ -51,12 +51,12 @@ def companions_of(
 
 
 def parse_config(companions: dict[str, bytes]) -> dict[str, Any]:
-    """The output's config as an object; empty if it has none."""
+    """Return the output's config as an object; empty if it has none."""
     return parse_companion(companions[CONFIG], "the output", CONFIG) if CONFIG in companions else {}
 
 
 def _with_dtype(content: bytes, plan: Plan, reference: str) -> bytes:
-    """The config with the output's element type under the key that it uses (`dtype` from transformers 5 on)."""
+    """Return the config with the output's element type, under the key that it uses (`dtype` from transformers 5 on)."""
     config = parse_companion(content, reference, CONFIG)
     key = "dtype" if "dtype" in config else "torch_dtype"
     actual = main_dtype(plan)
@@ -67,7 +67,7 @@ def _with_dtype(content: bytes, plan: Plan, reference: str) -> bytes:
 
 
 def main_dtype(plan: Plan) -> DType:
-    """The float type that most bytes of the output have."""
+    """Return the float type that most bytes of the output have."""
     sizes: dict[DType, int] = {}
     for tensor in plan.tensors:
         if tensor.dtype.interpolated:

@@ -1,4 +1,4 @@
-"""Renews the CRC-32s of a zip whose records change: where they stand, which change, and the sum of a record's pieces.
+"""Updates the CRC-32s of a zip whose records change: where they are, which change, and the CRC of joined pieces.
 
 A merge writes a record in pieces of any order, and zlib has no way to join the CRCs of two pieces. A CRC is the
 remainder of a polynomial over GF(2); to put n zero bytes behind a message is to multiply it by x^(8n). Source of the
@@ -34,11 +34,11 @@ class Record:
     offset: int
     size: int
     crc_offsets: tuple[int, ...]
-    """Of 4 bytes each, little-endian."""
+    """Offsets of the CRCs: 4 bytes each, little-endian."""
 
     @property
     def end(self) -> int:
-        """Offset behind its last byte."""
+        """Offset after its last byte."""
         return self.offset + self.size
 
 
@@ -46,8 +46,8 @@ def read_records(source: ByteSource) -> tuple[tuple[Record, ...], bytes]:
     """Read the directory of a file that `read_torch_zip` has read.
 
     Returns:
-        The records in the directory's order, and the directory's bytes: they have the names, sizes and CRCs of all
-        records, and so stand for their content.
+        The records in the directory's order, and the directory's bytes: these hold the names, sizes and CRCs of all
+        records, and so identify their content.
     """
     archive = open_archive(source)
     entries, directory = archive.infolist(), archive.start_dir
@@ -59,7 +59,7 @@ def read_records(source: ByteSource) -> tuple[tuple[Record, ...], bytes]:
         name_length, extra_length, comment_length = struct.unpack_from("<3H", content, position + 28)
         offset, size = located[entry.filename.partition("/")[2]]
         gap = starts[bisect_right(starts, entry.header_offset)] - (offset + size)
-        if entry.flag_bits & 8:  # then it stands in a descriptor behind the data, which may begin with a signature
+        if entry.flag_bits & 8:  # then it is in a descriptor after the data, which may begin with a signature
             inner = [offset + size + lead for length, lead in _DESCRIPTORS.items() if length == gap]
         else:
             inner = [entry.header_offset + 14]

@@ -1,4 +1,4 @@
-"""Lays out the files of the output: which there are, and what stands in them where. Pure, and exact to the byte."""
+"""Lays out the files of the output: which there are, and what is where in them. Pure, and exact to the byte."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class OutputFile:
     name: str
     header: bytes
     segments: tuple[Segment, ...]
-    """In the order of the file, which they fill from the header to the end."""
+    """Segments in the order of the file, which they fill from the header to the end."""
     size: int
     records: tuple[Record, ...] = ()
     """Records of a zip whose CRC-32 must be renewed."""
     rest_digest: str = ""
-    """sha256 that identifies what the file holds beside header and tensors; empty if that is nothing."""
+    """sha256 that identifies what the file holds beside header and tensors; empty if it holds nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A folder held open, files written into it whole, and file system errors in words."""
+"""Writes whole files into a folder that is held open, and explains file system errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Folder:
-    """A folder held open: what is done in it stays right if it is renamed meanwhile. Made unless it is there."""
+    """A folder held open, so that it can be used even if it is renamed meanwhile. Created unless it exists."""
 
     def __init__(self, path: Path, fsync: bool) -> None:
         self.path = path
@@ -74,35 +74,35 @@ class Folder:
         self.settle(temporary, fd, name)
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._fd)
 
     def names(self) -> list[str]:
-        """List the folder that is held open, whatever its path is by now."""
+        """List the folder that is held open, even if its path has changed."""
         return os.listdir(self._fd)  # noqa: PTH208
 
     def is_at(self, path: Path) -> bool:
-        """Tell whether the folder stands under this path."""
+        """Return whether this path leads to the folder."""
         try:
             return os.path.samestat(os.fstat(self._fd), path.stat())
         except OSError:
             return False
 
     def sync(self) -> None:
-        """Make the names in the folder durable."""
+        """Wait until the names in the folder are on the disk."""
         if self._fsync:
             os.fsync(self._fd)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the folder."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file whole, or leave what was there.
+    """Write a small file whole, or leave what exists.
 
     Raises:
         OutputError, WriteError: it cannot be written.
@@ -113,13 +113,13 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an OSError into one of ours that says what to do."""
+    """Turn an OSError into one of ours with a hint."""
     try:
         yield
     except OSError as error:
         if isinstance(error, OutputError):
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "make room or choose another place (-o)" if full else "check that the folder exists and may be written"
+        advice = "free some space, or choose another output (-o)" if full else "check that the folder is writable"
         kind = WriteError if full or error.errno == errno.EIO else OutputError
         raise kind(f"cannot write {path}: {error.strerror}", hint=advice) from error

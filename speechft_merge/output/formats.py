@@ -1,4 +1,4 @@
-"""Decides what the output is written as, from what the base is and what was asked for. Pure, and done in advance."""
+"""Decides the form in which the output is written, from the base and the recipe. Pure, and done in advance."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Written:
     plan: Plan
     files: OutputFiles
     companions: dict[str, bytes] | None
-    """The small files beside the weights; None: those of the inputs."""
+    """Small files beside the weights; None for those of the inputs."""
 
 
 def write_form(plan: Plan, owner: Checkpoint, max_shard_size: int | None) -> Written:
@@ -53,14 +53,16 @@ def write_form(plan: Plan, owner: Checkpoint, max_shard_size: int | None) -> Wri
         max_shard_size: bytes of a weights file; None for a single one.
 
     Raises:
-        UsageError: the owner's file cannot be written in the format that was asked for: it is of another kind, or
+        UsageError: the owner's file cannot be written in the requested format: it is of another kind, or
             transformers has no class for its model, or it does not tell enough.
         CheckpointError: see `lab_file.lay_out_lab_file`.
     """
     form = choose_form(owner, plan.recipe)
     if form is Form.LAB_FILE:
         if max_shard_size is not None:
-            raise UsageError("a lab's checkpoint is one file", hint="--max-shard-size goes with --format safetensors")
+            raise UsageError(
+                "a lab's checkpoint is one file", hint="omit --max-shard-size or pass --format safetensors"
+            )
         return Written(plan, lay_out_lab_file(plan.tensors, owner), {})
     if form is Form.CONVERTED:
         first = plan.alignments[0]
@@ -73,10 +75,10 @@ def write_form(plan: Plan, owner: Checkpoint, max_shard_size: int | None) -> Wri
 
 
 def choose_form(owner: Checkpoint, recipe: Recipe) -> Form:
-    """The form for a file and a recipe.
+    """Choose the form for a file and a recipe.
 
     Raises:
-        UsageError: there is none.
+        UsageError: none fits.
     """
     lab = owner.origin.lab if owner.origin else None
     foreign = lab is not None or owner.naming.layout != TRANSFORMERS
@@ -94,7 +96,7 @@ def choose_form(owner: Checkpoint, recipe: Recipe) -> Form:
 
 
 def _is_decoar2(owner: Checkpoint) -> bool:
-    """S3PRL reads DeCoAR 2.0 from the file that its authors wrote."""
+    """Return whether it is DeCoAR 2.0's original file, which S3PRL reads as it is."""
     return read_model_config(owner).family == "decoar2" and owner.state_path == "model"
 
 
@@ -107,17 +109,17 @@ def _called(owner: Checkpoint, foreign: bool) -> str:
 def _advice(asked: str, lab: str | None, foreign: bool) -> str:
     if asked == "s3prl" and lab == labs.FAIRSEQ:
         return (
-            "S3PRL makes its own files of fairseq's (hubert_custom(ckpt, fairseq=True)): convert the base with it "
-            "first, or write --format fairseq and convert the result"
+            "convert the base with S3PRL first (hubert_custom(ckpt, fairseq=True)), or pass --format fairseq and "
+            "convert the result"
         )
-    taken = f"--format {asked} takes everything but the weights from the base (with --keep-head, from the fine-tune)"
+    taken = "everything but the weights is taken from the base (with --keep-head, from the fine-tune)"
     if asked == "s3prl":
-        told = "" if foreign else " (and reads transformers' models as they are: hf_hubert_custom, hf_wav2vec2_custom)"
+        told = "" if foreign else " (S3PRL also reads transformers' models: hf_hubert_custom, hf_wav2vec2_custom)"
         return (
-            f"{taken}; give the base as S3PRL has it, from s3prl/converted_ckpts on the Hub: fine-tunes in any layout "
-            f"merge into it{told}"
+            f"give the base as S3PRL has it, from s3prl/converted_ckpts on the Hub: {taken}, and fine-tunes in any "
+            f"layout merge into it{told}"
         )
-    return f"{taken}; give a base that fairseq wrote"
+    return f"give a base that fairseq wrote: {taken}"
 
 
 def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> Plan:

@@ -1,6 +1,6 @@
 """Lays out an output that is a lab's own file with other numbers in it: the same pickle, the same records.
 
-Whatever else the file holds (configuration, dictionaries, another head) is copied byte for byte, so it need not be
+Everything else in the file (configuration, dictionaries, another head) is copied byte for byte, so it need not be
 understood, and no pickle is executed or written.
 """
 
@@ -31,15 +31,15 @@ STEM = "merged_model"
 
 
 def lay_out_lab_file(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> OutputFiles:
-    """Lay out a copy of the owner's file, in which its tensors stand where they stood.
+    """Lay out a copy of the owner's file, with its tensors where they were.
 
     Args:
         tensors: of the output, under the names that they have in `owner`.
         owner: the model whose file is copied: a torch checkpoint, in one file.
 
     Raises:
-        UsageError: another element type was asked for; it would not fit in the tensor's range.
-        CheckpointError: a tensor that is to be merged shares bytes with another, or is no contiguous range.
+        UsageError: another element type is requested; it would not fit in the tensor's range.
+        CheckpointError: a tensor that is to be merged shares bytes with another, or is not a contiguous range.
     """
     (source,) = owner.sources
     placed = _place(tensors, owner)
@@ -70,7 +70,7 @@ def _place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, Pla
         if tensor.dtype is not span.dtype:
             raise UsageError(
                 f"a file of this kind keeps its element types ({span.dtype.torch_name})",
-                hint="for others pass --format safetensors",
+                hint="pass --format safetensors to change them",
             )
         if not tensor.nbytes:
             continue

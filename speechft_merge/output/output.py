@@ -1,4 +1,4 @@
-"""The output of one merge: where it stands, which merge it is, what it may replace, what of it is finished."""
+"""Manages the output of one merge: its path, which merge it is, what it may replace, what is finished."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Output:
-    """A directory that appears whole by `commit`; left without it, as a context manager, nothing new stands there.
+    """A directory that appears whole by `commit`. A context manager: left without `commit`, nothing new appears.
 
     Args:
         path: the directory.
@@ -49,12 +49,12 @@ class Output:
     ) -> None:
         staging, self._staging = self._staging, None
         if staging is not None and staging.abandon() and error is not None:
-            error.add_note("finished shards are kept; the same command goes on from there")
+            error.add_note("finished shards are kept; run the same command to go on from there")
 
     def finished(self) -> Manifest | None:
-        """Return the manifest of this very merge, if its output stands there, every file of it whole.
+        """Return the manifest if the output of this very merge already exists, with every file whole.
 
-        All but the card: its text is the user's to edit.
+        The card is not checked: the user may edit it.
         """
         found = read_manifest(self.path)
         if found is None or found.merge_id != self.identity or not _is_whole(self.path, found):
@@ -66,10 +66,10 @@ class Output:
         return found
 
     def begin(self, files: OutputFiles) -> None:
-        """Make the hidden folder in which the output grows.
+        """Create the hidden folder in which the output grows.
 
         Raises:
-            OutputError: what stands there may not be replaced.
+            OutputError: what already exists may not be replaced.
             WriteError: the file system has less room than the output needs.
         """
         require_replaceable(self.path, self._overwrite)
@@ -106,10 +106,10 @@ class Output:
             self.staging.data.put(name, content)
 
     def commit(self) -> None:
-        """Let the output appear.
+        """Make the output appear.
 
         Raises:
-            OutputError: what stands there by now may not be replaced, or another process was faster.
+            OutputError: what exists by now may not be replaced, or another process was faster.
         """
         require_replaceable(self.path, self._overwrite)
         self.staging.commit()

@@ -1,4 +1,4 @@
-"""Where the output goes: its default name, and whether it may and can stand there."""
+"""Decides where the output goes: its default name, and whether it may and can be there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def default_name(finetuned: str, recipe: Recipe) -> str:
-    """Return a directory name that tells what is in it: the fine-tune's name and the alpha."""
+    """Return a directory name that says what is in it: the fine-tune's name and the alpha."""
     found = parse_reference(finetuned)
     path = found if isinstance(found, Path) else Path(found.path or found.repo)
     stem = path.stem if path.suffix in WEIGHT_SUFFIXES else path.resolve().name
@@ -27,8 +27,8 @@ def require_place(output: str | Path, references: Iterable[str]) -> Path:
     """Return the path to write to, links resolved.
 
     Raises:
-        UsageError: it is, holds or lies in an input, or is the current directory: it would destroy or mix with these.
-        OutputError: no file can have such a name.
+        UsageError: it is, holds or lies in an input, or is the current directory.
+        OutputError: no file can have this name.
     """
     if Path(output).suffix in WEIGHT_SUFFIXES:
         raise UsageError(f"the output {output} must be a directory: it gets the weights, the config and a manifest")
@@ -38,10 +38,10 @@ def require_place(output: str | Path, references: Iterable[str]) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         why = getattr(error, "strerror", error)
         raise OutputError(
-            f"{str(output)[:200]} cannot be the name of an output: {why}", hint="choose another (-o)"
+            f"{str(output)[:200]} cannot be the name of an output: {why}", hint="choose another name (-o)"
         ) from error
     if target == Path.cwd() or target in Path.cwd().parents:
-        raise UsageError(f"the output {output} is the current directory, or above it", hint="name a new directory (-o)")
+        raise UsageError(f"the output {output} is or holds the current directory", hint="name a new directory (-o)")
     for path in filter(None, map(local_path, references)):
         source = path.resolve()
         if target == source or target in source.parents or (source.is_dir() and source in target.parents):
@@ -70,5 +70,5 @@ def require_space(output: Path, needed: int) -> None:
     if free is not None and free < needed:
         raise WriteError(
             f"the output needs {needed:,} bytes, {parent} has {free:,} free",
-            hint="make room or choose another place (-o)",
+            hint="free some space, or choose another output (-o)",
         )

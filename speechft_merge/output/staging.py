@@ -1,9 +1,9 @@
-"""All or nothing: the output grows in a hidden folder beside its place and appears by one rename.
+"""Writes all or nothing: the output grows in a hidden folder beside its path and appears by one rename.
 
 Every process has a hidden folder of its own and touches no other that may be in use, so any number of equal merges may
 run at once. Its name begins with the identity of the merge, so that a later run finds the shards that an interrupted
 one finished: whole files that nobody changes any more, which it takes over as hard links. A lock tells a folder in use
-from one whose process is gone; where a file system has no locks, folders that are left over are left alone. No output
+from one whose process is gone; where a file system has no locks, leftover folders are left alone. No output
 depends on a lock, since network file systems do not always keep them.
 """
 
@@ -70,7 +70,7 @@ class Staging:
             raise
 
     def _make(self) -> None:
-        while self._lock is None:  # else another process took the new folder for one that was left
+        while self._lock is None:  # else another process took the new folder for a leftover
             self.path = self.output.with_name(_stem(self.output, self._identity) + secrets.token_hex(4) + _SUFFIX)
             with explained(self.path):
                 self.path.mkdir(parents=True)
@@ -78,7 +78,7 @@ class Staging:
         self._data = Folder(self.path / DATA, self._fsync)
 
     def _take_over(self) -> None:
-        """Link the finished files of other runs of this merge, and sweep up those that are gone."""
+        """Link the finished files of other runs of this merge, and remove the folders of those that are gone."""
         for other in _folders(self.output, self._identity):
             for name, found in _read_journal(other).items() if other != self.path else ():
                 if name not in self.finished:
@@ -106,7 +106,7 @@ class Staging:
         return found if whole else None
 
     def record(self, finished: FinishedFile) -> None:
-        """Note a finished file, so that a later run need not make it again."""
+        """Record a finished file, so that a later run need not make it again."""
         self.finished[finished.entry.file] = finished
         self._write_journal()
 
@@ -115,10 +115,10 @@ class Staging:
             folder.put(JOURNAL, json.dumps(to_json(list(self.finished.values()))).encode())
 
     def commit(self) -> None:
-        """Let the output appear. An earlier one is moved aside first and removed afterwards.
+        """Make the output appear. An earlier one is moved aside first and removed afterwards.
 
         Raises:
-            OutputError: another process was faster, or something else came between.
+            OutputError: another process was faster, or changed the output.
         """
         names = set(self.data.names())
         self.data.sync()
@@ -137,7 +137,7 @@ class Staging:
             with Folder(path, fsync=True) as parent:
                 parent.sync()
         if not (self.data.is_at(self.output) and names <= set(os.listdir(self.output))):  # noqa: PTH208
-            raise OutputError(f"another process changed {self.output} as soon as it was complete; run again")
+            raise OutputError(f"another process changed {self.output} as soon as it was complete", hint="run again")
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
         self.discard()
@@ -147,7 +147,7 @@ class Staging:
         if not self.finished:
             self.discard()
             for parent in self._new_parents:
-                with contextlib.suppress(OSError):  # somebody else has something in it
+                with contextlib.suppress(OSError):  # another process has something in it
                     parent.rmdir()
             return False
         for name in self.data.names():
@@ -171,7 +171,7 @@ class Staging:
 
 
 def sweep(output: Path, identity: str) -> None:
-    """Remove the hidden folders that processes which are gone left of a merge."""
+    """Remove the hidden folders of a merge whose processes are gone."""
     for folder in _folders(output, identity):
         lock = _lock(folder)
         if lock is not None:
@@ -185,7 +185,7 @@ def _stem(output: Path, identity: str) -> str:
 
 def _folders(output: Path, identity: str) -> list[Path]:
     try:
-        names = os.listdir(output.parent)  # noqa: PTH208  (a name may hold what a pattern would take for its own)
+        names = os.listdir(output.parent)  # noqa: PTH208  (no glob: a name may hold its special characters)
     except OSError:
         return []
     stem = _stem(output, identity)
@@ -193,7 +193,7 @@ def _folders(output: Path, identity: str) -> list[Path]:
 
 
 def _lock(folder: Path, new: bool = False) -> int | None:
-    """Lock a hidden folder; None if a process has it, or it is gone. A `new` one is had where there are no locks."""
+    """Lock a hidden folder; None if a process has it or it is gone. A `new` one needs no lock where there are none."""
     fd = -1
     try:
         fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -1,4 +1,4 @@
-"""One weights file in the making."""
+"""Writes one weights file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class FileWriter:
     """Writes one file, in pieces of any order; `write` may be called from several threads.
 
-    Left without `finish`, as a context manager, it removes what there is.
+    A context manager: left without `finish`, it removes the file.
     """
 
     def __init__(self, folder: Folder, planned: OutputFile) -> None:
@@ -46,7 +46,7 @@ class FileWriter:
         self.abandon()
 
     def _reserve(self) -> None:
-        """Take the space at once: a full disk fails now, and later writes cost less."""
+        """Reserve the space at once: a full disk fails now, and later writes cost less."""
         with explained(self._folder.path / self._planned.name):
             try:
                 os.posix_fallocate(self._fd, 0, self._planned.size)
@@ -56,7 +56,7 @@ class FileWriter:
                 os.ftruncate(self._fd, self._planned.size)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Put bytes at `offset`, each once."""
+        """Write bytes at `offset`, each once."""
         self._checksum.add(offset, data)
         if self._planned.records:
             self._pieces.add(offset, data)
@@ -69,7 +69,7 @@ class FileWriter:
                 data, offset = data[count:], offset + count
 
     def finish(self) -> OutputEntry:
-        """Make the file durable, give it its name and return its entry in the manifest."""
+        """Sync the file, give it its name and return its entry in the manifest."""
         for offset, crc in self._pieces.renewed(self._planned.records):
             self._overwrite(offset, memoryview(crc))
         fd, self._fd = self._fd, -1
@@ -83,7 +83,7 @@ class FileWriter:
         self._put(offset, data)
 
     def abandon(self) -> None:
-        """Remove what there is; after `finish` this does nothing."""
+        """Remove the file; do nothing after `finish`."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

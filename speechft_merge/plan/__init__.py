@@ -1,1 +1,1 @@
-"""What becomes of each tensor, and whether the models belong together: decided here, and nowhere later."""
+"""Decides what becomes of each tensor, and whether the models belong together; nothing is decided later."""

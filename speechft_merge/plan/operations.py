@@ -1,4 +1,4 @@
-"""What makes the bytes of an output: a copy of a span, or a mix of several. Data only; the executor carries it out."""
+"""Defines what makes the bytes of an output: a copy of a span, or a mix of several. Data only; see the executor."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Segment:
     """A byte range of an output file and the operation that makes it."""
 
     offset: int
-    """In the file."""
+    """Where in the file it begins."""
     operation: Operation
     dtype: DType
-    """In the file."""
+    """Element type in the file."""
     name: str = ""
     """The tensor; empty for bytes of a copied file that belong to no tensor of the model."""
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from speechft_merge.recipe.recipe import Recipe
 
 LEAST_COVERAGE = 0.5
-"""Of the base's parameters, heads aside: what a fine-tune must have for the two to pass as a pair."""
+"""Share of the base's parameters, heads aside, that a fine-tune must have for the two to pass as a pair."""
 
 _OUTPUT_DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 
@@ -35,9 +35,9 @@ class Action(StrEnum):
 
     INTERPOLATED = "interpolated"
     COPIED = "copied"
-    """From the base."""
+    """The base's tensor."""
     TAKEN = "taken"
-    """From the fine-tune, with its head."""
+    """The fine-tune's tensor, of its head."""
     LEFT_OUT = "left out"
 
 
@@ -46,12 +46,12 @@ class PlannedTensor:
     """One tensor of the output, or one of an input that does not reach it."""
 
     name: str
-    """In the output; of a tensor left out, its own."""
+    """Name in the output; for a tensor that is left out, its own."""
     action: Action
     reason: str
     location: Location
     dtype: DType
-    """In the output."""
+    """Element type in the output."""
     shape: tuple[int, ...]
     operation: Operation | None = None
     """What makes it; None for what is left out. Interpolated with alpha 1, a tensor is a copy of its fine-tune's."""
@@ -74,21 +74,21 @@ class PlannedTensor:
 
 
 class Pair(NamedTuple):
-    """A tensor of the base and that of one fine-tune, which the merge mixes."""
+    """A tensor of the base and that of one fine-tune, which the merge interpolates."""
 
     name: str
-    """In the model whose class is written."""
+    """Name in the model whose class is written."""
     base: TensorSpan
     finetuned: TensorSpan
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole decision."""
+    """What becomes of every tensor of a merge."""
 
     recipe: Recipe
     tensors: tuple[PlannedTensor, ...]
-    """In the order of the output: larger element types first, so that all stand aligned, then as in the file read."""
+    """Tensors in the order of the output: larger element types first, so that all are aligned, then as in the file."""
     left_out: tuple[PlannedTensor, ...]
     alignments: tuple[Alignment, ...]
     coverages: tuple[float, ...]
@@ -98,13 +98,13 @@ class Plan:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Tensors by what becomes of them."""
+        """Number of tensors by what becomes of them."""
         found = Counter(tensor.action.value for tensor in (*self.tensors, *self.left_out))
         return {action.value: found[action.value] for action in Action}
 
     @property
     def converts(self) -> bool:
-        """Whether most of what is mixed has to be converted before it can be calculated with."""
+        """Whether most of what is interpolated must be converted for the arithmetic."""
         mixed = [tensor for tensor in self.tensors if isinstance(tensor.operation, Interpolate)]
         plain = sum(t.nbytes for t in mixed if all(span.dtype in (DType.F32, DType.F64) for span in t.inputs))
         return 2 * plain < sum(tensor.nbytes for tensor in mixed)
@@ -142,7 +142,7 @@ def make_plan(base: Checkpoint, finetuned: list[Checkpoint], recipe: Recipe) -> 
 
 
 def _reduced(operation: Operation | None) -> Operation | None:
-    """Return the same operation, or a copy where that gives the same: of a single fine-tune with alpha 1."""
+    """Return the operation, or a copy where that is equal: of a single fine-tune with alpha 1."""
     match operation:
         case Interpolate(_, (Term(span, 1.0),), 1.0):
             return Copy(span)
@@ -163,14 +163,14 @@ def _require_match(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment
     if len(packed) == 1:
         raise MismatchError(
             f"{packed[0].reference} is torchaudio's WavLM, which has query, key and value in one tensor "
-            "(in_proj_weight); it can be merged with another of torchaudio's only"
+            "(in_proj_weight); it can only be merged with another of torchaudio's"
         )
     if alignment.mismatched:
         name, other = next(iter(alignment.mismatched.items()))
         raise MismatchError(
             f"{len(alignment.mismatched)} tensors have other shapes in {finetuned.reference} than in {base.reference}, "
             f"first {name}: {list(base.tensors[name].shape)}, in the fine-tune {list(finetuned.tensors[other].shape)}",
-            hint="these are models of different sizes or kinds; a fine-tune of this base is needed",
+            hint="give a fine-tune of this base; these models differ in size or kind",
         )
     if not alignment.pairs:
         raise MismatchError(
@@ -200,12 +200,12 @@ class _Decision:
     recipe: Recipe
 
     def of_base_class(self) -> list[PlannedTensor]:
-        """Every tensor of the base, under its own name; what only a fine-tune has is left out."""
+        """Plan every tensor of the base, under its own name; what only a fine-tune has is left out."""
         alphas = self._alphas()
         return [self._merged(name, name, alphas) for name in self.base.tensors] + self._unused(0)
 
     def _unused(self, first: int) -> list[PlannedTensor]:
-        """What the fine-tunes from the given one on have and the output has not."""
+        """Return what the fine-tunes from number `first` on have and the output lacks."""
         planned = []
         for checkpoint, alignment in list(zip(self.finetuned, self.alignments, strict=True))[first:]:
             used = {*alignment.pairs.values(), *alignment.heads.values()}
@@ -218,13 +218,14 @@ class _Decision:
         return planned
 
     def of_finetuned_class(self) -> list[PlannedTensor]:
-        """Every tensor of the first fine-tune, under its name there; what only the base has is left out."""
+        """Plan every tensor of the first fine-tune, under its name there; what only the base has is left out."""
         alphas = self._alphas()
         first, alignment = self.finetuned[0], self.alignments[0]
         if first.unreadable:
             name, why = next(iter(first.unreadable.items()))
             raise MismatchError(
-                f"{first.reference}: tensor {quote(name)} cannot be read: {why}", hint="--keep-head needs all of them"
+                f"{first.reference}: tensor {quote(name)} cannot be read: {why}",
+                hint="omit --keep-head, which needs all of them",
             )
         base_names = {other: name for name, other in (alignment.pairs | alignment.heads).items()}
         planned = []
@@ -246,7 +247,7 @@ class _Decision:
         return planned + self._unused(1)
 
     def _alphas(self) -> dict[str, float]:
-        """Alpha of each base tensor that can be interpolated; heads only where a rule names them."""
+        """Return the alpha of each base tensor that can be interpolated; of heads only where a rule names them."""
         subjects = []
         for name, span in self.base.tensors.items():
             partners = self._partners(name)
@@ -256,7 +257,7 @@ class _Decision:
         return alphas_of(subjects, self.recipe.alpha, self.recipe.layer_alpha)
 
     def _known(self, name: str) -> TensorName:
-        """Return what a tensor of the base is: no head, if any fine-tune says so."""
+        """Return what a tensor of the base is: not a head, if any fine-tune has it in the encoder."""
         known = [alignment.base_names[name] for alignment in self.alignments]
         return next((one for one in known if not one.is_head), known[0])
 

@@ -1,4 +1,4 @@
-"""Measures whether two models of equal shapes have anything to do with each other, on a sample of their weights."""
+"""Measures whether two models of equal shapes are related, on a sample of their weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_COSINE = 0.1
 weight by as much as its own size still gives 0.7."""
 SAMPLED_TENSORS = 24
 SAMPLED_REMOTE = 1
-"""Over a network, where each costs a request a side."""
+"""Likewise over a network, where each costs two requests."""
 SAMPLED_ELEMENTS = 4096
 LEAST_ELEMENTS = 512
 """Matrices smaller than this say too little."""
@@ -30,12 +30,12 @@ class Relation:
 
     @property
     def median(self) -> float | None:
-        """Over the tensors; None if there was nothing to sample."""
+        """Median over the tensors; None if there was nothing to sample."""
         return median(self.cosines.values()) if self.cosines else None
 
     @property
     def unrelated(self) -> bool:
-        """Whether the weights have plainly nothing in common."""
+        """Whether the weights clearly have nothing in common."""
         return self.median is not None and self.median < LEAST_COSINE
 
 

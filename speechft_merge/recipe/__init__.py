@@ -1,4 +1,4 @@
-"""What the user asked of a merge: alphas, rules, weights, heads, element type; parsed and validated once."""
+"""Parses and validates once what is mixed and how: alphas, rules, weights, heads, element type."""
 
 from speechft_merge.recipe.recipe import Recipe, override, read_recipe
 

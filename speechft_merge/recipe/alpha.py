@@ -1,4 +1,4 @@
-"""Alphas: parsed from text, checked for their range."""
+"""Parses alphas from text and checks their range."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def parse_alpha(text: str) -> float:
     """Parse an alpha, a finite number.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not one.
     """
     return parse_number(text, "an alpha", "0.25")
 
@@ -28,21 +28,21 @@ def parse_number(text: str, what: str, example: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise UsageError(f"{text!r} is not a number", hint=f"{what} is one, such as {example}") from None
+        raise UsageError(f"{text!r} is not a number", hint=f"give {what} such as {example}") from None
     if not math.isfinite(value):
         raise UsageError(f"{what} must be finite, got {text}")
     return value
 
 
 def check_alpha(alpha: float, extrapolate: bool) -> None:
-    """Refuse an alpha that is not finite, or lies outside of 0 to 1 where that was not asked for.
+    """Check that an alpha is finite and, unless `extrapolate` is set, from 0 to 1.
 
     Raises:
-        UsageError: it is one.
+        UsageError: it is not.
     """
     if not math.isfinite(alpha):
         raise UsageError(f"an alpha must be finite, got {alpha}")
     if not 0 <= alpha <= 1 and not extrapolate:
         raise UsageError(
-            f"alpha {alpha:g} lies outside 0 (the base) to 1 (the fine-tune)", hint="pass --extrapolate if it is meant"
+            f"alpha {alpha:g} lies outside 0 (the base) to 1 (the fine-tune)", hint="pass --extrapolate to allow it"
         )

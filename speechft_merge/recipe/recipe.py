@@ -1,4 +1,4 @@
-"""What the user asked of a merge: parsed and validated once, written into the manifest, readable from a file again."""
+"""Defines the recipe, what is mixed and how: validated once, written to the manifest, readable from a file."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def _parse_weights(value: Any) -> tuple[float, ...]:
 
 def _listed(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise UsageError("layer_alpha and weight are lists")
+        raise UsageError("layer_alpha and weight must be lists")
     return value
 
 
 def _parse_flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise UsageError("keep_head and extrapolate are true or false")
+        raise UsageError("keep_head and extrapolate must be true or false")
     return value
 
 
@@ -59,7 +59,7 @@ class Recipe:
     """One for each fine-tune, normalised to sum 1; empty: equal weights."""
     dtype: str = _key("keep", str)
     format: str = _key("auto", str)
-    """What is written; `auto` is what the base is."""
+    """Kind of file to write; `auto` follows the base."""
     keep_head: bool = _key(False, _parse_flag)
     """Write the fine-tuned class, its head and config, rather than the base's."""
     extrapolate: bool = _key(False, _parse_flag)
@@ -67,9 +67,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise UsageError(f"dtype {quote(self.dtype)} is unknown", hint=f"expected one of {', '.join(DTYPES)}")
+            raise UsageError(f"dtype {quote(self.dtype)} is unknown", hint=f"use one of {', '.join(DTYPES)}")
         if self.format not in FORMATS:
-            raise UsageError(f"format {quote(self.format)} is unknown", hint=f"expected one of {', '.join(FORMATS)}")
+            raise UsageError(f"format {quote(self.format)} is unknown", hint=f"use one of {', '.join(FORMATS)}")
         for alpha in (self.alpha, *(value for rule in self.layer_alpha for value in (rule.start, rule.stop))):
             check_alpha(alpha, self.extrapolate)
         for weight in self.weight:
@@ -94,10 +94,10 @@ class Recipe:
 
     @classmethod
     def from_json(cls, content: object) -> Recipe:
-        """Make a recipe of a table with some of its keys.
+        """Make a recipe from a table with some of its keys.
 
         Raises:
-            UsageError: it is no table, has another key, or a value that makes no sense.
+            UsageError: it is not a table, or has an unknown key or an invalid value.
         """
         keys = {key.name: key.metadata["parse"] for key in fields(cls)}
         if isinstance(content, dict) and "weights" in content:  # as manifests of version 0.1 have it
@@ -108,7 +108,7 @@ class Recipe:
                 if isinstance(content, dict)
                 else type(content).__name__
             )
-            raise UsageError(f"a recipe holds {odd}", hint=f"expected a table with some of {', '.join(keys)}")
+            raise UsageError(f"a recipe holds {odd}", hint=f"give a table with some of {', '.join(keys)}")
         return cls(**{key: keys[key](value) for key, value in content.items()})
 
 
@@ -117,7 +117,7 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises:
         NotFoundError: the file cannot be read.
-        UsageError: it is not YAML, or holds what no recipe has.
+        UsageError: it is not YAML, or not a recipe.
     """
     import yaml
 

@@ -1,4 +1,4 @@
-"""Rules that give some tensors an alpha of their own: `0-5=0.1`, `cnn=0`, `0-11=0.1:0.5`, `**.fc1.*=0.3`."""
+"""Applies rules that give some tensors their own alpha: `0-5=0.1`, `cnn=0`, `0-11=0.1:0.5`, `**.fc1.*=0.3`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Subject:
 
 
 def parse_rule(text: str) -> AlphaRule:
-    """One rule: SELECTOR=ALPHA or SELECTOR=FIRST:LAST.
+    """Parse one rule: SELECTOR=ALPHA or SELECTOR=FIRST:LAST.
 
     Raises:
         UsageError: it is not of that form, or a ramp over something that has no depth.
@@ -50,21 +50,21 @@ def parse_rule(text: str) -> AlphaRule:
     selector, equals, value = text.strip().rpartition("=")
     if not equals or not selector:
         raise UsageError(
-            f"{quote(text)} is not a rule", hint="expected SELECTOR=ALPHA, such as 0-5=0.1, cnn=0 or layers=0.1:0.5"
+            f"{quote(text)} is not a rule", hint="write SELECTOR=ALPHA, such as 0-5=0.1, cnn=0 or layers=0.1:0.5"
         )
     first, ramp, last = value.partition(":")
     start = parse_alpha(first)
     stop = parse_alpha(last) if ramp else start
     if ramp and selector not in ("layers", *STACKS) and not _RANGE.fullmatch(selector):
         raise UsageError(
-            f"{quote(text)}: a ramp goes over layers, {quote(selector)} has no depth",
-            hint="0-11=0.1:0.5 and layers=0.1:0.5 are ramps",
+            f"{quote(text)}: a ramp goes over blocks, and {quote(selector)} has none",
+            hint="write a ramp as 0-11=0.1:0.5 or layers=0.1:0.5",
         )
     return AlphaRule(selector, start, stop)
 
 
 def alphas_of(subjects: list[Subject], default: float, rules: tuple[AlphaRule, ...]) -> dict[str, float]:
-    """The alpha of every tensor, later rules winning. Heads have none unless a rule names them.
+    """Return the alpha of every tensor, later rules winning. Heads have none unless a rule names them.
 
     Raises:
         UsageError: a rule matches nothing, or names layers that the model lacks.
@@ -81,7 +81,7 @@ def alphas_of(subjects: list[Subject], default: float, rules: tuple[AlphaRule, .
 
 
 def _ramp(rule: AlphaRule, layer: int | None, low: int, high: int) -> float:
-    """Linear over depth; what stands outside the layers takes the start of the ramp."""
+    """Interpolate linearly over depth; what is outside the blocks takes the start of the ramp."""
     if layer is None or low == high or layer == low:
         return rule.start
     if layer == high:
@@ -102,7 +102,7 @@ def _selects(selector: str, subject: Subject) -> bool:
 
 
 def _matches(pattern: list[str], words: list[str]) -> bool:
-    """A pattern over the dotted words of a name, anchored at both ends: `*` stays within a word, `**` is any words.
+    """Match a pattern with the dotted words of a name, from end to end: `*` stays within a word, `**` is any words.
 
     A layer index is a word, so `layers.1.**` never meets layer 10 (mergekit issue 680, PR 689).
     """
@@ -128,7 +128,7 @@ def _require_match(rule: AlphaRule, chosen: list[Subject], depths: list[int], su
         name = subjects[0].relative if subjects else "encoder.layers.0.**"
         raise UsageError(
             f"rule {rule} matches nothing that takes part; parts of this model: {', '.join(parts)}",
-            hint=f"a pattern must match a whole name, such as {name}",
+            hint=f"name one of these, or write a pattern that matches whole names, such as {name}",
         )
 
 

@@ -1,1 +1,1 @@
-"""What happened, as data: manifest, rows of layers, model card."""
+"""Describes a merge as data: manifest, rows of layers, model card."""

@@ -1,4 +1,4 @@
-"""The model card: README.md of the merged model."""
+"""Makes the model card: README.md of the merged model."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ CITATION = """@article{lin2026speechft,
 SECTION = "## What the merge did to the features"
 """Heading of the section that a comparison adds."""
 _MADE_BY = "Made by speechft-merge:"
-"""The line that it stands before."""
+"""Start of the line that follows this section."""
 
 
 def with_section(card: str, section: str) -> str:
-    """A card with the section of a comparison, in the place of an earlier one if there is one.
+    """Return a card with the section of a comparison, in place of an earlier one if there is one.
 
     Args:
         card: Markdown, perhaps edited by its owner.
@@ -65,13 +65,13 @@ def make_card(
     plan: Plan, base: Checkpoint, finetuned: Sequence[Checkpoint], drifts: dict[str, Drift], config: dict[str, Any],
     command: Sequence[str], weights: str = "model.safetensors",
 ) -> bytes:  # fmt: skip
-    """The card: what was merged and how, drift per layer, the command, the citation.
+    """Return the card: what was merged and how, drift per layer, the command, the citation.
 
     Args:
         plan: the merge.
         base: the pre-trained model.
         finetuned: the fine-tunes.
-        drifts: as `stream.execute` measured them.
+        drifts: as `executor.execute` measured them.
         config: the output's config.json; empty if it has none.
         command: the command line, as a list of words.
         weights: name of the file of weights.
@@ -117,7 +117,7 @@ def make_card(
 
 
 def _front_matter(models: Sequence[Checkpoint], config: dict[str, Any]) -> list[str]:
-    """What the Hub reads: models on the Hub as base models, the task by the class, the licence that all share."""
+    """Return what the Hub reads: models on the Hub as base models, the class's task, the licence that all share."""
     origins = [checkpoint.hub for checkpoint in models]
     repos = [origin.repo for origin in origins if origin is not None]
     licences = {origin.license if origin is not None else None for origin in origins}
@@ -139,21 +139,21 @@ def _front_matter(models: Sequence[Checkpoint], config: dict[str, Any]) -> list[
 
 
 def _task(architecture: str) -> str | None:
-    """The Hub's name of what a class does."""
+    """Return the Hub's name for the task of a class."""
     return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), None)
 
 
 def _pinned(models: Sequence[Checkpoint]) -> list[str]:
-    """The commits that were read."""
+    """Return the commits that were read."""
     said = [f"- `{model.hub.repo}` at `{model.hub.commit}`" for model in models if model.hub is not None]
     return [*said, ""] if said else []
 
 
 def _pattern(weights: str, owner: str) -> list[str]:
-    """Of a lab's file, that it is one: it is loaded where its pattern was."""
+    """Return a note on a lab's file: it is loaded in the same way as the file it copies."""
     if weights.endswith(".safetensors"):
         return []
-    return ["", f"`{weights}` is a file like `{owner}`, with all else that was in it, and is loaded as that is."]
+    return ["", f"`{weights}` is `{owner}` with merged weights and all else as it was; it is loaded in the same way."]
 
 
 def _sentence(plan: Plan) -> str:
@@ -169,7 +169,7 @@ def _sentence(plan: Plan) -> str:
 
 
 def short(reference: str) -> str:
-    """A Hub id as it is; of a local path the last part, since folders of one machine say nothing to others."""
+    """Return a Hub id as it is; of a local path the last part, as folders of one machine mean nothing elsewhere."""
     option, equals, value = reference.partition("=")
     if equals and option.startswith("--"):
         return f"{option}={short(value)}"

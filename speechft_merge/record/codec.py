@@ -1,4 +1,4 @@
-"""Dataclasses to JSON and back, checked: a record is declared once, by its fields."""
+"""Converts dataclasses to JSON and back, checked: a record is declared once, by its fields."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: type[Record], document: object) -> Record:
-    """Make a record of a JSON document. Keys that it does not know are ignored, so that later versions can add some.
+    """Make a record from a JSON document. Keys that it does not know are ignored, so that later versions can add some.
 
     Raises:
         ValueError: a key is missing, or holds a value of another type.

@@ -1,4 +1,4 @@
-"""What identifies the weights of an input, without reading all of them."""
+"""Identifies the weights of an input without reading all of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """sha256 over every tensor's name, type and shape and over a little of its data.
+    """Return a sha256 over every tensor's name, type and shape and over a little of its data.
 
-    It tells checkpoints apart that any training separates, at the cost of some small reads. It is no checksum of the
-    whole file: that would cost more than the merge. Of files on the Hub, the checksums that the Hub has are taken.
+    It differs between checkpoints that any training separates, at the cost of small reads; a checksum of the whole
+    file would cost more than the merge. For files on the Hub, the Hub's own checksums are taken.
     """
     known = [source.identity for source in checkpoint.sources]
     if all(known):

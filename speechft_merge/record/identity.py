@@ -1,4 +1,4 @@
-"""What identifies a merge: the weights that go in, the recipe, and the files that come out."""
+"""Identifies a merge by the weights that go in, the recipe, and the files that come out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def identify(recipe: Recipe, inputs: Sequence[InputRecord], files: str, companio
     """Return a digest that two merges share if, and only if, they are the same.
 
     Args:
-        recipe: what was asked.
+        recipe: what is mixed.
         inputs: base and fine-tunes, by their fingerprints.
         files: digest of the weight files to the byte, their content aside.
         companions: name -> content of the files beside the weights.

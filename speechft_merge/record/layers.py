@@ -1,4 +1,4 @@
-"""What a merge did, layer by layer, as plain rows: pure, for the terminal, the manifest and the model card."""
+"""Summarises a merge layer by layer, as plain rows for the terminal, the manifest and the model card. Pure."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ENCODER = "encoder"
 
 @dataclass(frozen=True, slots=True)
 class LayerKey:
-    """What a row of any table stands for: a block, or a part outside of the blocks."""
+    """What a row of any table is about: a block, or a part outside of the blocks."""
 
     part: str
     stack: str = ENCODER
-    """The stack that it belongs to, or stands before or after; empty for a head."""
+    """The stack that it belongs to, precedes or follows; empty for a head."""
     block: int | None = None
     """Index in its stack, from 0."""
 
@@ -47,7 +47,7 @@ class LayerKey:
 
 
 INPUT = LayerKey("input")
-"""What enters the first block; in a comparison everything that stands before the blocks counts to it."""
+"""The input of the first block; in a comparison everything before the blocks counts to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class LayerRow:
 
     @property
     def key(self) -> LayerKey:
-        """What the row stands for."""
+        """What the row is about."""
         return LayerKey(self.part, self.stack, self.layer)
 
     @property
@@ -96,7 +96,7 @@ def drift_cell(drift: float | None) -> str:
 
 
 def summarise_layers(plan: Plan, drifts: Mapping[str, Drift] | None = None) -> list[LayerRow]:
-    """Return one row a layer: from the waveform up, the encoder before a decoder, heads last.
+    """Return one row per layer: from the waveform up, the encoder before a decoder, heads last.
 
     Args:
         plan: the merge.

@@ -1,4 +1,4 @@
-"""`speechft_merge.json` beside the weights: what was merged, and how to make it again."""
+"""Records in `speechft_merge.json`, beside the weights, what was merged and how to make it again."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 NAME = "speechft_merge.json"
 SIMILARITY = "similarity.json"
 FIGURE = "similarity.png"
-"""What a comparison adds to an output; the manifest does not vouch for them."""
+"""Files that a comparison adds to an output; the manifest does not cover them."""
 FORMAT = 1
-"""Of the manifest, and of the arithmetic: raised when the same recipe would give other bytes."""
+"""Version of the manifest, and of the arithmetic: raised when the same recipe would give other bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,11 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The record of one merge; its `recipe` can be given to `--recipe` as it stands."""
+    """The record of one merge; its `recipe` can be passed to `--recipe` as it is."""
 
     format: int
     speechft_merge: str
-    """Version that made it."""
+    """Version of speechft-merge that made it."""
     merge_id: str
     command: tuple[str, ...]
     recipe: dict[str, Any]
@@ -101,7 +101,7 @@ class Manifest:
 
     @property
     def files(self) -> set[str]:
-        """Names of the files that it vouches for."""
+        """Names of the files that it covers."""
         return {entry.file for entry in self.outputs} | {entry.file for entry in self.companions}
 
     def to_json(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Read the manifest of an output; None if there is none that can be used."""
+    """Read the manifest of an output; None if there is no usable one."""
     try:
         manifest = from_json(Manifest, json.loads((folder / NAME).read_text()))
     except (OSError, ValueError, RecursionError):
@@ -144,13 +144,13 @@ class Written:
     outputs: tuple[OutputEntry, ...]
     companions: Mapping[str, bytes]
     drifts: Mapping[str, Drift]
-    """By output name, of every tensor that was mixed."""
+    """Output name -> drift of each interpolated tensor."""
 
 
 def make_manifest(
     plan: Plan, merge_id: str, inputs: Sequence[InputRecord], written: Written, command: Sequence[str]
 ) -> Manifest:
-    """Put the record of a merge together."""
+    """Make the record of a merge."""
     identical = sorted(name for name, drift in written.drifts.items() if not drift.changed)
     return Manifest(
         format=FORMAT,

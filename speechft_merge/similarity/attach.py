@@ -1,4 +1,4 @@
-"""The report beside a merged model: its document, its figure, and a section of the model card."""
+"""Puts the report beside a merged model: its document, its figure, and a section of the model card."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def attach(output: Path, report: Report) -> Report:
-    """Put a report into the folder of a merge; an earlier one is replaced. The rest of the card stays as it is.
+    """Put a report into the output of a merge, in place of an earlier one. The rest of the card stays as it is.
 
     Returns:
-        The report as it was put there: without paths of this machine, since the folder may be pushed.
+        The report as it was written: without paths of this machine, since the folder may be pushed.
 
     Raises:
         OutputError, WriteError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""The comparison from end to end: open the models, run them on a probe, measure every layer."""
+"""Runs a comparison from end to end: runs the models on a probe and measures every layer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FEW_UTTERANCES = 20
 ROLES = ("base", "finetuned", "merged")
 
 Progress = Callable[[int, int], None]
-"""Called with clips done and clips in all."""
+"""Called with the clips done and the total."""
 
 
 def compare_models(
@@ -59,7 +59,7 @@ def compare_models(
     Args:
         models: base, fine-tune, and the merge or the plan of it.
         request: the probe, the estimator, the device.
-        progress: called now and then.
+        progress: called after each clip.
 
     Raises:
         NotFoundError, CheckpointError: a model or the probe cannot be read, or not run.
@@ -92,7 +92,7 @@ def compare_models(
 
 
 def _make_inputs(base: EncoderSource, finetuned: EncoderSource) -> tuple[InputMaker, list[str]]:
-    """Make inputs by the base's own settings; return what is to be warned of, too."""
+    """Return what makes inputs by the base's own settings, and warnings."""
     warnings = []
     if not base.extractor:
         warnings.append(
@@ -108,10 +108,10 @@ def _make_inputs(base: EncoderSource, finetuned: EncoderSource) -> tuple[InputMa
 
 
 def _usable(probe: Probe, maker: InputMaker) -> tuple[list[NDArray[np.float32]], list[str]]:
-    """Return the clips that are long enough for a frame, and what is to be warned of.
+    """Return the clips that are long enough for a frame, and warnings.
 
     Raises:
-        CheckpointError: too few of them.
+        CheckpointError: there are too few.
     """
     warnings = []
     if probe.skipped:
@@ -125,8 +125,8 @@ def _usable(probe: Probe, maker: InputMaker) -> tuple[list[NDArray[np.float32]],
         warnings.append(f"{len(probe.clips) - len(clips)} clips are too short for one frame of the model")
     if len(clips) < LEAST_UTTERANCES:
         raise CheckpointError(
-            f"the probe has {len(clips)} usable utterances; at least {LEAST_UTTERANCES} are needed, better "
-            f"{FEW_UTTERANCES} or more (--probe, --probe-seconds)"
+            f"the probe has {len(clips)} usable utterances, at least {LEAST_UTTERANCES} are needed",
+            hint=f"give {FEW_UTTERANCES} or more (--probe, --probe-seconds)",
         )
     if len(clips) < FEW_UTTERANCES:
         warnings.append(
@@ -139,14 +139,14 @@ def _usable(probe: Probe, maker: InputMaker) -> tuple[list[NDArray[np.float32]],
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """What was measured."""
+    """What was measured on the probe."""
 
     layers: dict[LayerKey, LayerResult]
     frames: int
     nulls: list[float]
     grids: dict[str, list[list[float]]]
     seconds: dict[str, float]
-    """What took how long."""
+    """Seconds that each step took."""
     warnings: tuple[str, ...]
 
 
@@ -173,7 +173,7 @@ def _measure(
         results = measure(itertools.chain([first], utterances), request.estimator)
         warnings = (
             f"the features of {frames} frames do not fit into {request.memory / 1e6:.0f} MB: no standard errors, floor "
-            "or grid (nothing is drawn for --heatmap); give fewer --probe-seconds or more --memory",
+            "or grid (nothing is drawn for --heatmap); pass fewer --probe-seconds or more --memory",
         )
     rest = time.perf_counter() - began - sum(features.seconds.values())
     seconds = features.seconds | {"statistics": rest}
@@ -181,16 +181,16 @@ def _measure(
 
 
 def _layers_of(encoder: Encoder, batch: Batch) -> list[LayerKey]:
-    """Return the rows that an encoder gives, having made sure that the same weights read exactly 1.
+    """Return the rows that an encoder gives, after checking that equal weights read exactly 1.
 
     Raises:
-        MismatchError: run twice, it does not give the same bits, and no figure could be trusted.
+        MismatchError: run twice, it does not give the same bits, so no figure could be trusted.
     """
     once, again = encoder.run(batch)[0], encoder.run(batch)[0]
     if not all(torch.equal(state, again[key]) for key, state in once.items()):
         raise MismatchError(
-            f"{encoder.name} gives other features each time it is run, so equal weights would not read 1; "
-            "try --device cpu"
+            f"{encoder.name} gives other features each time it is run, so equal weights would not read 1",
+            hint="pass --device cpu",
         )
     return [*once]
 
@@ -206,7 +206,7 @@ class _Features:
         self._total = total
         self._progress = progress
         self.seconds = dict.fromkeys(ROLES, 0.0)
-        """That each model was run for, so far."""
+        """Seconds that each model has run so far."""
 
     def __iter__(self) -> Iterator[list[Utterance]]:
         clips = (
@@ -228,7 +228,7 @@ class _Features:
 
 
 def _require_same_layers(clip: Sequence[dict[LayerKey, Tensor]]) -> None:
-    """Raise MismatchError where models have other layers than one another."""
+    """Raise MismatchError if the models differ in their layers."""
     if any(states.keys() != clip[0].keys() for states in clip):
         told = ", ".join(
             f"{role} ends in layer {[*states][-1].label}" for role, states in zip(ROLES, clip, strict=False)
@@ -237,7 +237,7 @@ def _require_same_layers(clip: Sequence[dict[LayerKey, Tensor]]) -> None:
 
 
 def _bytes_per_frame(utterance: list[Utterance]) -> float:
-    """Return the bytes that a frame's features take, as they are kept: of all layers and models."""
+    """Return the bytes that a frame's features take in memory, over all layers and models."""
     return sum(features.numel() * 4 / len(features) for layer in utterance for features in layer)
 
 

@@ -1,4 +1,4 @@
-"""Weights of any origin, run through transformers' own class of their family for their hidden states."""
+"""Runs weights of any origin in transformers' class of their family, for their hidden states."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class _Buffer:
         self.raw = np.empty(size, np.uint8)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Put `data` at `offset`."""
+        """Write `data` at `offset`."""
         self.raw[offset : offset + len(data)] = data
 
 
@@ -79,13 +79,13 @@ class Encoder:
     layers: Mapping[LayerKey, Any]
     """Its blocks, in order, and the norm beside them."""
     locations: Mapping[str, Location]
-    """Where in the model each of its weights stands, by canonical names."""
+    """Where in the model each of its weights is, by canonical names."""
     device: torch.device
 
     def run(self, batch: Batch) -> list[dict[LayerKey, Tensor]]:
         """Return the hidden states of each clip, layer by layer: float32, (frames, width), padding cut off.
 
-        `INPUT` is the input of the first block, then the output of each block; what stands between the last block and
+        `INPUT` is the input of the first block, then the output of each block; what is between the last block and
         the encoder's output, a norm in most models that have it, is a layer of its own.
 
         Raises:
@@ -165,20 +165,21 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
         else transformers.MODEL_MAPPING.get(type(settings), None)
     )
     if model_class is None:
-        raise CheckpointError(f"{name}: transformers has no plain model for {settings.model_type!r}")
-    settings.add_adapter = False  # what stands behind the encoder's output
+        raise CheckpointError(f"{name}: transformers has no bare model class for {settings.model_type!r}")
+    settings.add_adapter = False  # it follows the encoder's output
     try:
         with _quiet():
             model, found = model_class.from_pretrained(
                 None, config=settings, state_dict=dict(weights), output_loading_info=True, dtype=torch.float32
             )
-    except Exception as error:  # whatever a config.json of foreign origin makes of it
-        raise CheckpointError(f"{name}: its config does not make a model: {error}") from error
+    except Exception as error:  # a foreign config.json may raise anything
+        raise CheckpointError(f"{name}: its config does not describe a model: {error}") from error
     wrong = [key for key in found["missing_keys"] if canonical(key) not in MAY_LACK] or list(found["mismatched_keys"])
     if wrong:
         raise CheckpointError(
             f"{name}: {len(wrong)} tensors of {model_class.__name__} are not in it, or have other shapes, first "
-            f"{wrong[0]!r}; its config.json must be of the same model as its weights"
+            f"{wrong[0]!r}",
+            hint="give it the config.json of the same model as its weights",
         )
     locations = locate({canonical(name): tuple(values.shape) for name, values in model.state_dict().items()})
     layers = find_layers(model, locations)
@@ -195,15 +196,15 @@ def _configuration(name: str, config: Mapping[str, Any]) -> Any:
     kind = config.get("model_type")
     try:
         return transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k not in HOW_TO_RUN})
-    except Exception as error:  # whatever a config.json of foreign origin makes of it
+    except Exception as error:  # a foreign config.json may raise anything
         raise CheckpointError(
             f"{name}: transformers {transformers.__version__} does not know its model_type {kind!r}, or cannot "
-            "use what its config.json says of it"
+            "use its config.json"
         ) from error
 
 
 def choose_device(asked: str | None) -> torch.device:
-    """Return the device that was asked for; by default a GPU if there is one.
+    """Return the requested device; by default a GPU if there is one.
 
     Raises:
         CheckpointError: torch does not know it, or cannot use it.
@@ -220,7 +221,7 @@ def choose_device(asked: str | None) -> torch.device:
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Compute float32 matrix products without TF32, which has ten bits."""
+    """Compute float32 matrix products without TF32, whose mantissa has ten bits."""
     switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]
     for switch in switches:

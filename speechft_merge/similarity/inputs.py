@@ -1,4 +1,4 @@
-"""From audio to what a model takes: the feature extractor of the base, batches, and how many frames are valid."""
+"""Turns audio into model inputs: the base's feature extractor, batches, and how many frames are valid."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 RATE = 16_000
 """Samples a second, where the settings do not say."""
 RATES = 4_000, 192_000
-"""That any model of speech may want."""
+"""Samples a second, at least and at most, that a speech model may take."""
 BATCH_SECONDS = 30.0
-"""Of padded audio in one batch: the activations of a Large model stay below a gigabyte."""
+"""Seconds of padded audio in one batch: the activations of a Large model stay below a gigabyte."""
 
 BATCHED = frozenset({"hubert", "wav2vec2", "wavlm"})
 """Families that are run in batches, where their CNN allows it; any other one clip at a time, which is always right."""
@@ -62,14 +62,14 @@ class InputMaker:
             self.rate = int(getattr(self._extractor, "sampling_rate", RATE))
             self.frames_of(self.rate)
             usable = RATES[0] <= self.rate <= RATES[1] and bool(self._extractor.model_input_names)
-        except Exception as error:  # whatever settings of foreign origin make of it
+        except Exception as error:  # foreign settings may raise anything
             raise CheckpointError(f"preprocessor_config.json or config.json cannot be used: {error}") from error
         if not usable:
-            raise CheckpointError(f"preprocessor_config.json: sampling_rate {self.rate} is not a rate of speech")
+            raise CheckpointError(f"preprocessor_config.json: sampling_rate {self.rate} is not one of speech")
 
     @property
     def longest(self) -> int | None:
-        """Samples that the model takes at the most; None without a bound (Whisper's window has one)."""
+        """Most samples that the model takes; None without a bound (Whisper's window has one)."""
         positions = self._config.get("max_source_positions") if self._config.get("model_type") == "whisper" else None
         return None if positions is None else int(positions) * 2 * int(self._extractor.hop_length)
 

@@ -1,4 +1,4 @@
-"""From hidden states to figures: every layer of two or three encoders on one probe, one utterance at a time."""
+"""Measures every layer of two or three encoders on one probe, from hidden states, one utterance at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from speechft_merge.similarity.request import Estimator
 
 THREADS = 8
-"""At the most: each has the sums of a layer, and the products, in memory."""
+"""Most threads: each has the sums of a layer, and the products, in memory."""
 PRODUCTS = 256 << 20
 """Bytes of products, of one pair of encoders in one layer, that are kept for the second pass rather than made again."""
 
@@ -42,15 +42,15 @@ Utterance = list["Tensor"]
 """The features of one utterance in one layer, one tensor (frames, width) for each encoder."""
 
 Pair = tuple[int, int]
-"""Two encoders, by their places; the first one is smaller."""
+"""Two encoders, by their indexes, the smaller one first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Similarity:
-    """Of two representations; nan where a figure is not defined."""
+    """How alike two representations are; nan where a figure is not defined."""
 
     cka: float
-    """By the estimator that was asked for."""
+    """CKA by the requested estimator."""
     se: float
     """Its standard error; of the estimator `utterance` only, and where the features could be kept."""
     frame: float
@@ -81,13 +81,13 @@ class LayerMeter:
         self._cosines = dict.fromkeys(itertools.combinations(range(encoders), 2), 0.0)
 
     def add(self, utterance: Utterance) -> None:
-        """Count in one utterance."""
+        """Add one utterance."""
         shifted = self._shift(utterance)
         for (i, j), cross in self._crosses.items():
             cross.add(shifted[i], shifted[j])
 
     def add_all(self, utterances: Sequence[Utterance], errors: bool) -> dict[Pair, Tensor]:
-        """Count in all utterances, one pair of encoders after the other.
+        """Add all utterances, one pair of encoders after the other.
 
         Returns:
             With `errors`, CKA without each utterance: of each pair, float64, (utterances,).
@@ -187,7 +187,7 @@ def _side_by_side(where: Tensor) -> Iterator[ThreadPoolExecutor]:
 
 
 def measure_null(layers: Sequence[Sequence[Utterance]], estimator: Estimator) -> list[float]:
-    """Measure what the figure reads where nothing is common: CKA of the first encoder with itself on another utterance.
+    """Measure the floor, where nothing is in common: CKA of the first encoder with itself on another utterance.
 
     Utterance u is paired with u + half of them, and both are cut to the shorter one's frames.
     """

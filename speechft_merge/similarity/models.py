@@ -1,4 +1,4 @@
-"""The models of a comparison: opened checkpoints, the encoders in them, and how far fine-tuning moved each layer."""
+"""Finds the encoders in the models of a comparison, and measures how far fine-tuning moved each layer."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ComparedModels:
-    """What is compared, opened; whoever opened the checkpoints closes them."""
+    """The opened models of a comparison; the caller closes them."""
 
     base: Checkpoint
     finetuned: Sequence[Checkpoint]
-    """Of several, the first is compared."""
+    """The fine-tunes; the first is compared."""
     plan: Plan
-    """Of the merge of these very checkpoints."""
+    """The plan of the merge of these very checkpoints."""
     merged: Checkpoint | None = None
     """The merge as it was written; None to carry out the plan in memory."""
     drifts: Mapping[str, Drift] | None = None
-    """As the merge measured them, by the plan's names; None or empty to measure them."""
+    """Output name -> drift as the merge measured it; None or empty to measure it."""
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the comparison has to know of the models."""
+        """What a reader of the comparison must know about the models."""
         count = len(self.finetuned)
         return [f"of {count} fine-tunes only the first is compared with base and merge"] if count > 1 else []
 
@@ -58,14 +58,14 @@ class EncoderSource:
     extractor: dict[str, Any]
     """The settings of its feature extractor; empty where there are none."""
     tensors: list[PlannedTensor]
-    """To be read as they are, by the names of the encoder's class: without heads and decoders."""
+    """Copies to be read, by the names of the encoder's class: without heads and decoders."""
 
 
 def encoder_sources(models: ComparedModels) -> list[EncoderSource]:
     """Return the encoders of base, first fine-tune and, where it was written, merge.
 
     Raises:
-        CheckpointError: a model has no config, and the others have none for it.
+        CheckpointError: a model has no config, and no other model's fits.
         MismatchError: the written merge does not fit the base.
     """
     checkpoints = [models.base, models.finetuned[0]]
@@ -78,13 +78,13 @@ def encoder_sources(models: ComparedModels) -> list[EncoderSource]:
 
 
 def _encoder_source(checkpoint: Checkpoint, model: ModelConfig, shared: dict[str, Any] | None) -> EncoderSource:
-    """Use the model's own config, or where it has none that of the one beside it, whose encoder is the same."""
+    """Use the model's own config, or where it has none `shared`, that of a model with the same encoder."""
     config = model.config or shared
     if not config:
         why = f" ({model.problem})" if checkpoint.naming.layout != TRANSFORMERS else ""
         raise CheckpointError(
             f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}",
-            hint="put the config.json of its encoder there",
+            hint="put the config.json of its encoder beside the weights",
         )
     names = {own: name for own, name in checkpoint.naming.under().items() if not name.is_head}
     prefix = ""
@@ -122,8 +122,8 @@ def merge_in_memory(
 def measure_drifts(models: ComparedModels, base: EncoderSource, known: Mapping[str, Drift]) -> dict[str, Drift]:
     """Return how far fine-tuning moved each tensor of the encoder, by the names of its class.
 
-    As the merge measured it where it was made just now; else as any merge would: tensors that are not in `known` are
-    interpolated once more, and the results thrown away.
+    As the merge measured it if it was just made; tensors that are not in `known` are interpolated again, and the
+    results discarded.
     """
     if models.drifts:
         return _by_encoder_names(models.drifts, models.plan, base)
@@ -143,7 +143,7 @@ class _Nowhere:
     """A target that keeps nothing."""
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Let go of `data`."""
+        """Discard `data`."""
 
 
 def _names_by_place(sources: Iterable[EncoderSource]) -> dict[tuple[int, int, int], list[str]]:
@@ -156,7 +156,7 @@ def _names_by_place(sources: Iterable[EncoderSource]) -> dict[tuple[int, int, in
 
 
 def _by_encoder_names(drifts: Mapping[str, Drift], plan: Plan, base: EncoderSource) -> dict[str, Drift]:
-    """Rename drifts from the plan's names; the first input of whatever is interpolated is the base's tensor."""
+    """Rename drifts from the plan's names; the first input of an interpolated tensor is the base's."""
     names = _names_by_place([base])
     measured = [tensor for tensor in plan.tensors if tensor.name in drifts]
     return {name: drifts[tensor.name] for tensor in measured for name in names.get(tensor.inputs[0].place, ())}
@@ -165,7 +165,7 @@ def _by_encoder_names(drifts: Mapping[str, Drift], plan: Plan, base: EncoderSour
 def drift_by_layer(
     drifts: Mapping[str, Drift], encoder: Encoder, layers: Iterable[LayerKey]
 ) -> dict[LayerKey, float | None]:
-    """Return ||finetuned - base|| / ||base|| of the weights of each layer; what none has for itself counts to `INPUT`.
+    """Return ||finetuned - base|| / ||base|| of the weights of each layer; those outside the layers count to `INPUT`.
 
     Args:
         drifts: by the names of the encoder's class.

@@ -1,4 +1,4 @@
-"""The figure: layer against CKA, a line for each pair of models with a band of its standard error; and the grid."""
+"""Draws figures: layer against CKA, a line for each pair of models with a band of its standard error; and grids."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def draw_lines(report: Report, kind: str) -> bytes:
 
 
 def _label_layers(axis: Any, report: Report) -> None:
-    """Name the rows of a report along an axis: as many blocks as there is room for beside the words at its ends."""
+    """Label the rows of a report along an axis: as many blocks as there is room for beside the words at its ends."""
     keys = [layer.key for layer in report.layers]
     step = 1 + len(keys) // 14
     words = [place for place, key in enumerate(keys) if key.block is None]

@@ -1,4 +1,4 @@
-"""The probe: recordings that two models are compared on, read, brought to the model's rate and cut to a bound."""
+"""Reads the probe: recordings that models are compared on, resampled to the model's rate and bounded in length."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BUILT_IN = Path(__file__).with_name("probe_audio")
-"""24 clips of real speech in four languages; their licences stand beside them."""
+"""24 clips of real speech in four languages; their licences are beside them."""
 
 SUFFIXES = frozenset(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .sph .nist .w64 .caf".split())
-"""Files that are taken from a folder; a file that is named itself is tried whatever its suffix."""
+"""Suffixes of files that are taken from a folder; a file that is named itself is always tried."""
 
 LONGEST = 30.0
 """Seconds up to which a file is one utterance; a longer one is a recording, and is cut into pieces."""
 PIECES = 20
-"""The number of pieces that one recording gives of itself, where its length allows: enough for an error bar."""
+"""Pieces that one recording is cut into where its length allows: enough for an error bar."""
 PIECE = 1.0, 15.0
 """Seconds of a piece, at least and at most."""
 BELIEVABLE = 1e6
-"""Seconds of a file, at the most: eleven days."""
+"""Most seconds of a file: eleven days."""
 SILENCE = 1e-4
 """Greatest amplitude of a clip that counts as silent (-80 dB of full scale)."""
 
@@ -46,17 +46,17 @@ class Probe:
     """Samples a second."""
     origin: str
     sha256: str
-    """Over the clips as decoded, before they were brought to `rate`: equal for equal probes."""
+    """Digest of the clips as decoded, before resampling to `rate`: equal for equal probes."""
     skipped: dict[str, str]
     """Files that were not used, and why."""
 
     @property
     def seconds(self) -> float:
-        """Of all clips."""
+        """Seconds of all clips."""
         return sum(map(len, self.clips)) / self.rate
 
     def describe(self) -> dict[str, Any]:
-        """As the report has it."""
+        """Return the probe as the report has it."""
         return {
             "origin": self.origin, "sha256": self.sha256, "clips": len(self.clips), "seconds": round(self.seconds, 3),
             "rate": self.rate, "skipped": self.skipped,
@@ -83,10 +83,10 @@ def read_probe(paths: Sequence[Path] | None, rate: int, seconds: float = SECONDS
     Args:
         paths: audio files, and folders that are searched for some; None for the probe that ships with the package.
         rate: samples a second that the models take.
-        seconds: of audio, at the most.
+        seconds: most seconds of audio.
 
     Raises:
-        NotFoundError: no audio file is there.
+        NotFoundError: there is no audio file.
         CheckpointError: none of them can be used.
         UsageError: soundfile or soxr is not installed.
     """
@@ -152,8 +152,8 @@ def _cut(path: Path, seconds: float) -> list[_Clip]:
     if frames <= 0 or rate <= 0:
         raise _UnusableError("is empty")
     length = frames / rate
-    if length > BELIEVABLE:  # libsndfile's word for a length that a header does not tell is 2^63 - 1 frames
-        raise _UnusableError("does not tell its length (written to a pipe?); write it anew as a file")
+    if length > BELIEVABLE:  # libsndfile says 2^63 - 1 frames where a header does not tell the length
+        raise _UnusableError("does not state its length (written to a pipe?); write it again as a file")
     if length <= LONGEST:
         return [_Clip(path, 0, frames, rate)]
     piece = int(rate * min(max(min(seconds, length) / PIECES, PIECE[0]), PIECE[1]))
@@ -178,7 +178,7 @@ def _read(clip: _Clip) -> NDArray[np.float32]:
     """Return the samples of a clip, channels averaged: (frames,), at the file's own rate.
 
     Raises:
-        _UnusableError: it cannot be read, or holds nothing that could be heard.
+        _UnusableError: it cannot be read, or is silent.
     """
     import soundfile
 

@@ -1,4 +1,4 @@
-"""What was measured, as plain data: for JSON, CSV, tables and figures. Pure; nothing here prints or draws."""
+"""Defines the report: what was measured, as plain data for JSON, CSV, tables and figures. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from speechft_merge.similarity.request import Estimator
 
 SCHEMA = 2
-"""Of the JSON document."""
+"""Version of the JSON document."""
 
 PAIRS: dict[str, Pair] = {"base_finetuned": (0, 1), "base_merged": (0, 2), "finetuned_merged": (1, 2)}
 """Key in the document -> the models, by their order base, finetuned, merged."""
@@ -33,15 +33,15 @@ LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class LayerSimilarity:
-    """One row: the input of the first block, the output of a block, or what the norm after them makes of it."""
+    """One row: the input of the first block, the output of a block, or that of the norm after them."""
 
     key: LayerKey
     pairs: dict[str, Similarity]
-    """By the keys of `PAIRS`; those with the merged model only where there is one."""
+    """Figures by the keys of `PAIRS`; those with the merged model only where there is one."""
     drift: float | None
     """||finetuned - base|| / ||base|| of the weights that this layer adds to the one before: the merge's own figure."""
     null: float | None
-    """The floor: CKA of the base with itself on other utterances; None if it was not asked for."""
+    """The floor: CKA of the base with itself on other utterances; None if not requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Report:
     """A comparison of two or three models on a probe."""
 
     models: dict[str, str]
-    """Role -> what the model was called."""
+    """Role -> reference of the model."""
     probe: dict[str, Any]
     estimator: Estimator
     utterances: int
@@ -58,14 +58,14 @@ class Report:
     mean: dict[str, tuple[float, float]]
     """Mean over layers of each pair's CKA, and its standard error."""
     grids: dict[str, list[list[float]]]
-    """CKA of every layer of the first model (rows) with every layer of the second; empty if not asked for."""
+    """CKA of every layer of the first model (rows) with every layer of the second; empty if not requested."""
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    """What took how long; not in the document, which is the same from run to run."""
+    """Seconds that each step took; not in the document, which is the same from run to run."""
 
     def to_json(self) -> dict[str, Any]:
-        """The document; null where a figure is not defined."""
+        """Return the document; null where a figure is not defined."""
         return {
             "schema": SCHEMA,
             "models": self.models,
@@ -81,7 +81,7 @@ class Report:
         }
 
     def to_csv(self) -> str:
-        """One line for each layer and pair."""
+        """Return CSV with one line for each layer and pair."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         figures = [*Similarity.__dataclass_fields__]
@@ -107,7 +107,7 @@ class Report:
         return [[*columns], *map(list, zip(*columns.values(), strict=True))]
 
     def in_words(self) -> list[str]:
-        """Two sentences on what the figures mean for this merge."""
+        """Return two sentences on what the figures mean for this merge."""
         return [_what_moved(self), _what_came_back(self)]
 
 
@@ -143,7 +143,7 @@ def _layer_document(layer: LayerSimilarity) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> float | None:
-    """JSON has no nan."""
+    """Return None for nan, which JSON lacks."""
     return None if value is None or not math.isfinite(value) else value
 
 

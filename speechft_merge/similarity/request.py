@@ -1,4 +1,4 @@
-"""On what, where and how to compare: parsed and checked once, before anything large is imported or read."""
+"""Defines on what, where and how to compare: checked once, before anything large is imported or read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ESTIMATORS: tuple[Estimator, ...] = ("utterance", "frame", "biased")
 """See `cka`."""
 
 SECONDS = 120.0
-"""Of audio, unless more is asked for: past it the error bars shrink slowly and the models take minutes."""
+"""Seconds of audio by default: beyond it error bars shrink slowly and the models take minutes."""
 MEMORY = 1 << 30
 """Bytes that the features of all models may take; beyond it they are summed as they come, without error bars."""
 
 FIGURES = (".png", ".svg", ".pdf", ".html")
-"""What a figure can be drawn into."""
+"""Suffixes of the files that a figure can be drawn into."""
 
 PACKAGES = ("torch", "transformers", "soundfile", "soxr")
 """What running models on audio needs."""
@@ -28,7 +28,7 @@ PACKAGES = ("torch", "transformers", "soundfile", "soxr")
 
 @dataclass(frozen=True, slots=True)
 class ProbeRequest:
-    """What is asked of a comparison."""
+    """On what audio to compare, where and how."""
 
     paths: tuple[Path, ...] | None = None
     """Audio files and folders; None for the built-in probe."""
@@ -44,9 +44,7 @@ class ProbeRequest:
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
-            raise UsageError(
-                f"estimator {self.estimator!r} is unknown", hint=f"expected one of {', '.join(ESTIMATORS)}"
-            )
+            raise UsageError(f"estimator {self.estimator!r} is unknown", hint=f"use one of {', '.join(ESTIMATORS)}")
         if not self.seconds > 0:
             raise UsageError(f"a probe of {self.seconds:g} seconds holds nothing", hint="give a positive number")
 
@@ -76,7 +74,5 @@ def figure_kind(path: Path) -> str:
     """
     kind = path.suffix.lower()
     if kind not in FIGURES:
-        raise UsageError(
-            f"a figure cannot be drawn into {path}", hint=f"its name must end in one of {', '.join(FIGURES)}"
-        )
+        raise UsageError(f"a figure cannot be drawn into {path}", hint=f"end its name in one of {', '.join(FIGURES)}")
     return kind

@@ -1,4 +1,4 @@
-"""What the rest of the program may ask of a file or a folder, wherever it lies."""
+"""Defines what a file and a folder offer to the rest of the program, on disk or on the Hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ByteSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """Its name in messages."""
 
     @property
     def size(self) -> int:
@@ -25,7 +25,7 @@ class ByteSource(Protocol):
 
     @property
     def identity(self) -> str | None:
-        """What the place it lies in knows as its checksum; None where nothing is known without reading it."""
+        """Checksum known without reading the file (the Hub's etag), or None."""
 
     @property
     def seeks_cheaply(self) -> bool:
@@ -39,10 +39,10 @@ class ByteSource(Protocol):
         """
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes that start at `offset`."""
+        """Return `length` bytes that start at `offset`."""
 
     def close(self) -> None:
-        """Release what the source holds; closing twice is no error."""
+        """Release what the source holds; closing twice is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class HubOrigin:
     revision: str
     commit: str
     license: str | None
-    """As its card states it."""
+    """The licence that its card states."""
 
 
 class Folder(Protocol):
@@ -61,24 +61,24 @@ class Folder(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """Its name in messages."""
 
     @property
     def hub(self) -> HubOrigin | None:
-        """Where on the Hub it lies; None for a local folder."""
+        """Where on the Hub it is; None for a local folder."""
 
     def names(self) -> list[str]:
-        """Names of the regular files in it, sorted; sub-folders are not listed."""
+        """Return the names of the regular files in it, sorted; sub-folders are not listed."""
 
     def open(self, name: str) -> ByteSource:
-        """One of its files."""
+        """Open one of its files."""
 
 
 def read_range(source: ByteSource, offset: int, length: int) -> bytes:
-    """`length` bytes of `source` that start at `offset`.
+    """Return `length` bytes of `source` that start at `offset`.
 
     Raises:
-        CheckpointError: they lie outside of the file; found out before memory is taken for them.
+        CheckpointError: they lie outside the file; checked before memory is allocated.
     """
     if offset < 0 or length < 0 or offset + length > source.size:
         raise CheckpointError(
@@ -96,7 +96,7 @@ MAX_READ = 64 << 20
 class SourceReader(io.BufferedReader):
     """A seekable file object over a `ByteSource`, for parsers that want one (zipfile, pickletools).
 
-    It takes no memory for what the file does not hold: a hostile file may claim a text of any length.
+    It allocates no memory for what the file does not hold: a hostile file may claim a string of any length.
     """
 
     def __init__(self, source: ByteSource) -> None:
@@ -104,19 +104,19 @@ class SourceReader(io.BufferedReader):
         self._size = source.size
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Up to `size` bytes.
+        """Read up to `size` bytes.
 
         Raises:
-            ValueError: these are more than `MAX_READ`.
+            ValueError: `size` is more than `MAX_READ`.
         """
         left = max(0, self._size - self.tell())
         size = left if size is None or size < 0 else min(size, left)
         if size > MAX_READ:
-            raise ValueError(f"{size} bytes were asked for at once, at most {MAX_READ} are allowed")
+            raise ValueError(f"{size} bytes were requested at once, at most {MAX_READ} are allowed")
         return super().read(size)
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        """As of any file; a line above `MAX_READ` bytes comes cut off."""
+        """Read a line; one above `MAX_READ` bytes is cut off."""
         return super().readline(MAX_READ)
 
 

@@ -1,4 +1,4 @@
-"""Ranges of one file over HTTP: resolved once, then read on the signed URL, resumed from the byte reached."""
+"""Reads ranges of one file over HTTP: resolves it once, then reads its signed URL, resuming at the byte reached."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MOST_FAILURES = 40
-"""Failures of one range in all: a connection that breaks every few bytes must end, too."""
+"""Failures of one range in total: a connection that breaks every few bytes must end, too."""
 
 
 class _Again(Exception):  # noqa: N818  (not an error: what to do next)
@@ -27,7 +27,7 @@ class _Again(Exception):  # noqa: N818  (not an error: what to do next)
 
 
 class Download:
-    """The way to a file's bytes. Threads may call `fetch` at once; one resolves, the others use its answer."""
+    """Access to a file's bytes. Threads may call `fetch` at once; one resolves the URL, the others use its answer."""
 
     def __init__(self, repo: str, path: str, commit: str, size: int, etag: str, small: bool = False) -> None:
         from huggingface_hub import hf_hub_url
@@ -43,7 +43,7 @@ class Download:
 
         Raises:
             TemporaryError: the server or the network failed too often.
-            CheckpointError: the server answered something else than was asked.
+            CheckpointError: the server sent something other than what was requested.
             HubError, NotFoundError: the Hub refuses.
         """
         done = tries = failures = 0
@@ -53,11 +53,11 @@ class Download:
             try:
                 for data in self._stream(location, offset + done, offset + len(buffer)):
                     if done + len(data) > len(buffer):
-                        raise CheckpointError(f"{self._what}: the server sent more bytes than it was asked for")
+                        raise CheckpointError(f"{self._what}: the server sent more bytes than were requested")
                     buffer[done : done + len(data)] = data
                     done += len(data)
                 if done < len(buffer):
-                    raise _Again("the answer ended early")
+                    raise _Again("the response ended early")
             except _Again as again:
                 failures += 1
                 tries = 1 if done > before else tries + 1
@@ -71,7 +71,7 @@ class Download:
                     pause(tries, again.seconds)
 
     def _resolve(self, stale: str | None) -> str:
-        """The URL to read from; a new one if it is still the stale one."""
+        """Return the URL to read from; a new one if it is still the stale one."""
         from huggingface_hub import get_hf_file_metadata
 
         with self._lock:
@@ -85,7 +85,7 @@ class Download:
             return self._location
 
     def _stream(self, location: str, start: int, stop: int) -> Any:
-        """The bytes of one request, as they come."""
+        """Yield the bytes of one request as they arrive."""
         from huggingface_hub import constants, get_session
         from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
@@ -107,6 +107,6 @@ class Download:
         whole = status == 200 and start == 0 and stop == self._size and headers.get("Content-Range") is None
         if not whole and (status != 206 or headers.get("Content-Range") != expected):
             raise CheckpointError(
-                f"{self._what}: asked for {expected}, the server answered HTTP {status} "
+                f"{self._what}: requested {expected}, the server answered HTTP {status} "
                 f"{headers.get('Content-Range', 'without Content-Range')}"
             )

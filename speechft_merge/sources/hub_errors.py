@@ -1,4 +1,4 @@
-"""What can go wrong with the Hub, and what to say: huggingface_hub's exceptions as ours."""
+"""Turns huggingface_hub's exceptions into ours, which say what went wrong and what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class HubError(SpeechFTMergeError):
 
 @contextlib.contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Within it, whatever the client raises about `repo` comes out as one of our errors."""
+    """Turn what the client raises about `repo` into one of our errors."""
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx in 1.x, httpx2 in 2.x
 
@@ -39,12 +39,12 @@ def hub_errors(repo: str) -> Iterator[None]:
         ) from error
     except ValueError as error:  # no JSON: a proxy's log-in page, perhaps
         raise TemporaryError(
-            f"what answers for the Hub is not the Hub ({type(error).__name__})", hint="check HF_ENDPOINT and proxies"
+            f"the server that answers is not the Hub ({type(error).__name__})", hint="check HF_ENDPOINT and proxies"
         ) from error
 
 
 def explain(error: Exception, repo: str) -> SpeechFTMergeError:
-    """Our error for one of the client's; the order of the tests is that of its class hierarchy."""
+    """Return our error for one of the client's, tested in the order of its class hierarchy."""
     from huggingface_hub import constants, errors
 
     cause = error.__cause__
@@ -53,7 +53,7 @@ def explain(error: Exception, repo: str) -> SpeechFTMergeError:
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
         return NotFoundError(
             f"HF_HUB_OFFLINE is set and {repo} is not in the cache {constants.HF_HUB_CACHE}",
-            hint="fetch it where there is a network (--download), or unset HF_HUB_OFFLINE",
+            hint="download it where there is a network (--download), or unset HF_HUB_OFFLINE",
         )
     if isinstance(error, errors.GatedRepoError):
         return NotFoundError(
@@ -68,19 +68,21 @@ def explain(error: Exception, repo: str) -> SpeechFTMergeError:
         return NotFoundError(f"{repo}: no such file in the repository ({_first_line(error)})")
     status = status_of(error)
     if status == 401 and "Invalid" in str(error) and not isinstance(error, errors.RepositoryNotFoundError):
-        return HubError("the Hub rejected your token (HF_TOKEN, or what 'hf auth login' stored): expired or mistyped")
+        return HubError(
+            "the Hub rejected your token: expired or mistyped", hint="run 'hf auth login' again, or correct HF_TOKEN"
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
         return NotFoundError(
-            f"{repo} is no local path, and the Hub has no such model, or you have no access to it",
+            f"{repo} is not a local path, and the Hub has no such model or you have no access to it",
             hint="check the name, and for a private model run 'hf auth login' or set HF_TOKEN",
         )
     if status == 403:
         return HubError(
             f"your token may not do that with {repo}: {_first_line(error)}",
-            hint="use a token with write role, another repository, or --create-pr",
+            hint="use a token with write role, push to another repository, or pass --create-pr",
         )
     if status == 412:
-        return HubError(f"{repo} changed meanwhile, nothing was pushed", hint="run again, or use --create-pr")
+        return HubError(f"{repo} changed meanwhile, nothing was pushed", hint="run again, or pass --create-pr")
     if status in RETRIED:
         return TemporaryError(
             f"the Hub is busy or failing (HTTP {status}: {_first_line(error)})", hint="try again later"
@@ -94,7 +96,7 @@ def explain(error: Exception, repo: str) -> SpeechFTMergeError:
 
 
 def unreachable(error: BaseException) -> TemporaryError:
-    """No answer at all."""
+    """Return the error for a Hub that does not answer."""
     from huggingface_hub import constants
 
     return TemporaryError(
@@ -104,11 +106,11 @@ def unreachable(error: BaseException) -> TemporaryError:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status behind an error."""
+    """Return the HTTP status behind an error."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _first_line(error: BaseException) -> str:
-    """The server's own words where there are any; never a URL, which may be signed."""
+    """Return the server's own words where there are any; never a URL, which may be signed."""
     text = getattr(error, "server_message", None) or str(error).strip().split("\n")[0]
     return " ".join(word for word in text.split() if "://" not in word)[:300]

@@ -1,4 +1,4 @@
-"""Files and folders on a local or network file system."""
+"""Reads files and folders on a local or network file system."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class LocalFile:
             buffer, offset = buffer[count:], offset + count
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes that start at `offset`; the length is checked against the file before memory is taken."""
+        """Return `length` bytes that start at `offset`; the length is checked before memory is allocated."""
         return read_range(self, offset, length)
 
     def close(self) -> None:
@@ -79,12 +79,12 @@ class LocalFolder:
         return str(self.path)
 
     def names(self) -> list[str]:
-        """Names of the regular files in it (links to such files too, as a Hub cache has them), sorted."""
+        """Return the names of the regular files in it (and links to such files, as in a Hub cache), sorted."""
         try:
             return sorted(entry.name for entry in self.path.iterdir() if entry.is_file())
         except OSError as error:
             raise NotFoundError(f"cannot list {self.path}: {error.strerror}") from error
 
     def open(self, name: str) -> LocalFile:
-        """One of its files."""
+        """Open one of its files."""
         return LocalFile(self.path / name)

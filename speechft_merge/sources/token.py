@@ -1,4 +1,4 @@
-"""Who may see the user's token: the Hub itself, and no other host."""
+"""Decides who may see the user's token: the Hub itself, and no other host."""
 
 from __future__ import annotations
 

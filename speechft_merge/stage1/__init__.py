@@ -1,4 +1,4 @@
-"""Stage 1 of Speech-FT, stable fine-tuning: a schedule, a stage for any torch model, a callback for the Trainer."""
+"""Runs stage 1 of Speech-FT, stable fine-tuning: schedule, a stage for any torch model, a callback for the Trainer."""
 
 from speechft_merge.stage1.schedule import Schedule
 from speechft_merge.stage1.stage import StableFineTuning

@@ -24,8 +24,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if isinstance(self.total_steps, bool) or not isinstance(self.total_steps, int) or self.total_steps < 1:
             raise UsageError(
-                f"total_steps is {self.total_steps!r}; stable fine-tuning must know the number of all optimizer steps "
-                f"beforehand, such as 50000"
+                f"total_steps is {self.total_steps!r}", hint="give the number of all optimizer steps, such as 50000"
             )
         shares = (self.head_only, self.warmup, self.hold)
         if not all(0 <= share <= 1 for share in shares) or self.warmup + self.hold > 1:

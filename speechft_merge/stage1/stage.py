@@ -74,8 +74,8 @@ class StableFineTuning:
         self._ours = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         if cnn and "cnn" not in self.parts.values() and not _known_without_cnn(model, self.parts, self.encoder):
             raise UsageError(
-                f"no convolutional feature extractor (feature_extractor.*) was found in {self.encoder!r} of "
-                f"{title}; if it begins with filter banks, pass cnn=False"
+                f"no convolutional feature extractor (feature_extractor.*) was found in {self.encoder!r} of {title}",
+                hint="pass cnn=False if it begins with filter banks",
             )
         self._require_training_parts(title)
         quiet_encoder(model, self.encoder)
@@ -87,13 +87,15 @@ class StableFineTuning:
         training = {self.parts[name] for name in self._ours}
         if "encoder" not in training:
             raise UsageError(
-                f"all of the encoder of {title} is frozen (requires_grad is False); leave the freezing to "
-                f"StableFineTuning: an optimizer made without the encoder's parameters would never train them"
+                f"all of the encoder of {title} is frozen (requires_grad is False)",
+                hint="leave the freezing to StableFineTuning: an optimizer made without the encoder's parameters would "
+                "never train them",
             )
         if "head" not in training and self.schedule.head_only_steps:
             raise UsageError(
                 f"{title} has no head beside its encoder, so that nothing would train in the first "
-                f"{self.schedule.head_only_steps} steps; use a class with a head, or head_only=0"
+                f"{self.schedule.head_only_steps} steps",
+                hint="use a class with a head, or head_only=0",
             )
 
     def begin(self, step: int) -> None:
@@ -105,7 +107,7 @@ class StableFineTuning:
             UsageError: the step is outside the schedule.
         """
         if not 0 <= step < self.schedule.total_steps:
-            raise UsageError(f"step {step} is outside of the {self.schedule.total_steps} steps of the schedule")
+            raise UsageError(f"step {step} is outside the {self.schedule.total_steps} steps of the schedule")
         for name, parameter in self._ours.items():
             if self.schedule.trains(self.parts[name], step):
                 parameter.requires_grad_(True)
@@ -127,8 +129,8 @@ class StableFineTuning:
         lacking = [n for n, p in self._ours.items() if self.parts[n] != "cnn" and id(p) not in there]
         if lacking:
             raise UsageError(
-                f"the optimizer lacks {len(lacking)} parameters that are to train, such as {lacking[0]}; give it all "
-                f"of model.parameters(), also those that do not require gradients yet"
+                f"the optimizer lacks {len(lacking)} parameters that are to train, such as {lacking[0]}",
+                hint="give it all of model.parameters(), also those that do not require gradients yet",
             )
 
     def scheduler(self, optimizer: torch.optim.Optimizer, last_step: int = -1) -> torch.optim.lr_scheduler.LambdaLR:
@@ -173,8 +175,8 @@ def find_encoder(naming: Naming, title: str = "the model") -> str:
     likeness = _likeness(naming)
     if not likeness:
         raise UsageError(
-            f"no transformer layers were found in {title} (encoder.layers.0.*); pass the name of the submodule that is "
-            f"the speech encoder: encoder='...'"
+            f"no transformer layers were found in {title} (encoder.layers.0.*)",
+            hint="pass the name of the submodule that is the speech encoder: encoder='...'",
         )
     return max(likeness, key=lambda prefix: (likeness[prefix], len(prefix))).removesuffix(".")
 

@@ -1,4 +1,4 @@
-"""Stage 1 of Speech-FT in transformers' Trainer: `Trainer(..., callbacks=[StableFineTuningCallback()])`."""
+"""Runs stage 1 of Speech-FT in transformers' Trainer: `Trainer(..., callbacks=[StableFineTuningCallback()])`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StableFineTuningCallback(TrainerCallback):  # type: ignore[misc, unused-ig
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the stage up for the model; on a resume, at the step where it was left."""
+        """Set up the stage for the model; on a resume, at the step where it stopped."""
         _require_plain_parallelism(args)
         schedule = Schedule(state.max_steps, head_only=self.head_only)
         self.stage = StableFineTuning(kwargs["model"], schedule, encoder=self.encoder, cnn=self.cnn)
@@ -71,16 +71,16 @@ class StableFineTuningCallback(TrainerCallback):  # type: ignore[misc, unused-ig
 def _require_plain_parallelism(args: TrainingArguments) -> None:
     if args.deepspeed or args.fsdp:
         raise UsageError(
-            "stable fine-tuning freezes and thaws whole parameters, which DeepSpeed and FSDP have cut up by then; use "
-            "DistributedDataParallel (torchrun without either)"
+            "stable fine-tuning freezes and unfreezes whole parameters, which DeepSpeed and FSDP have split by then",
+            hint="use DistributedDataParallel (torchrun without either)",
         )
     finds_unused = args.ddp_find_unused_parameters
     if finds_unused is None:
         finds_unused = not args.gradient_checkpointing
     if args.parallel_mode.value == "distributed" and not finds_unused:
         raise UsageError(
-            "DistributedDataParallel would wait for the gradients of frozen parameters; set "
-            "ddp_find_unused_parameters=True in the TrainingArguments"
+            "DistributedDataParallel would wait for the gradients of frozen parameters",
+            hint="set ddp_find_unused_parameters=True in the TrainingArguments",
         )
 
 
@@ -88,8 +88,8 @@ def _follow(scheduler: torch.optim.lr_scheduler.LRScheduler, schedule: Schedule)
     """Make the Trainer's scheduler follow ours from its current step on, so that logs and checkpoints are right."""
     if not isinstance(scheduler, LambdaLR):
         raise UsageError(
-            f"the Trainer's learning-rate scheduler is a {type(scheduler).__name__}, which cannot be replaced; leave "
-            f"lr_scheduler_type at its default: stable fine-tuning has a schedule of its own"
+            f"the Trainer's learning-rate scheduler is a {type(scheduler).__name__}, which cannot be replaced",
+            hint="leave lr_scheduler_type at its default: stable fine-tuning has its own schedule",
         )
     scheduler.lr_lambdas = [schedule.learning_rate] * len(scheduler.base_lrs)
     scheduler._last_lr = [peak * schedule.learning_rate(scheduler.last_epoch) for peak in scheduler.base_lrs]
