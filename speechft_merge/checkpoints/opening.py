@@ -51,6 +51,12 @@ def open_checkpoint(reference: str, download: bool = False) -> Checkpoint:
     Raises:
         NotFoundError: there is nothing, nothing that looks like weights, or several candidates.
         CheckpointError: the file is damaged, hostile, or of a kind that cannot be read.
+
+    Example:
+        >>> from speechft_merge import open_checkpoint
+        >>> with open_checkpoint("examples/pair/base") as checkpoint:
+        ...     checkpoint.container, checkpoint.parameters, checkpoint.naming.layout
+        ('safetensors', 3088768, 'transformers')
     """
     folder, file = _find_folder(reference, download)
     with ExitStack() as files:

@@ -120,6 +120,6 @@ def explained(path: Path) -> Iterator[None]:
         if isinstance(error, OutputError):
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "free some space, or choose another output (-o)" if full else "check that the folder is writable"
+        check, choose = "check that the folder exists and is writable", "free some space, or choose another output (-o)"
         kind = WriteError if full or error.errno == errno.EIO else OutputError
-        raise kind(f"cannot write {path}: {error.strerror}", hint=advice) from error
+        raise kind(f"cannot write {path}: {error.strerror}", hint=choose if full else check) from error

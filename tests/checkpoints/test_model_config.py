@@ -135,7 +135,7 @@ def test_decoar2_has_no_config_and_says_why(tmp_path: Path) -> None:
         None,
         "fairseq",
     )
-    assert view.model.problem == "no config.json can be derived for a model of the kind decoar2"
+    assert view.model.problem == "no config.json can be derived for a model of type decoar2"
     assert set(view.heads) == {"quantizer.vars", "final_proj.weight"}
     assert "feature_projection.projection.weight" in view.tensors
 

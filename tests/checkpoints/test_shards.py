@@ -164,7 +164,7 @@ def test_a_shard_outside_the_folder_is_refused_by_name(file: object, tmp_path: P
     (tmp_path / "model" / "sub").mkdir(parents=True)
     (tmp_path / "model" / "sub" / "one.safetensors").write_bytes(save(A))
     folder = indexed(tmp_path / "model", {"a": file}, {"one.safetensors": A})
-    with pytest.raises(CheckpointError, match="shards lie in the index's own folder"):
+    with pytest.raises(CheckpointError, match="shards must be in the index's folder"):
         open_checkpoint(folder)
 
 

@@ -199,19 +199,19 @@ def test_whatever_goes_wrong_in_a_comparison_the_merge_is_told_of(
     ("args", "code", "said"),
     [
         (["compare", PAIR[0]], 2, "takes a base, a fine-tune and perhaps their merge; got 1"),
-        (["compare", *PAIR, PAIR[0], "--alpha", "0.5"], 2, "a merge is given"),
+        (["compare", *PAIR, PAIR[0], "--alpha", "0.5"], 2, "are for a merge in memory"),
         (["compare", *PAIR, "--probe", "nowhere"], 66, "there is no audio file or folder nowhere"),
-        (["compare", *PAIR, "--plot", "figure.bmp"], 2, "must end in one of"),
-        (["compare", *PAIR, "--estimator", "best"], 2, "expected one of utterance, frame, biased"),
+        (["compare", *PAIR, "--plot", "figure.bmp"], 2, "end its name in one of"),
+        (["compare", *PAIR, "--estimator", "best"], 2, "use one of utterance, frame, biased"),
         (["compare", *PAIR, "--probe-seconds", "nan"], 2, "holds nothing"),
         (["compare", *PAIR, "--memory", "much"], 2, "is not a size"),
         ([*PAIR, "--cka", "--probe", "nowhere", "-o", "out"], 66, "there is no audio file or folder nowhere"),
-        ([*PAIR, "--cka", "--plot", "figure.bmp", "-o", "out"], 2, "must end in one of"),
+        ([*PAIR, "--cka", "--plot", "figure.bmp", "-o", "out"], 2, "end its name in one of"),
         ([*PAIR, "--probe-seconds", "0", "-o", "out"], 2, "holds nothing"),
         ([*PAIR, "--device", "nowhere", "-o", "out"], 65, "device 'nowhere' cannot be used"),
     ],
 )
-def test_what_cannot_be_meant_is_said_before_anything_is_done(
+def test_invalid_arguments_are_reported_before_anything_is_done(
     args: list[str], code: int, said: str, run: Run, tmp_path: Path, snapshot: Snapshot
 ) -> None:
     ran = run(*args)
@@ -227,5 +227,7 @@ def test_a_missing_package_is_an_error_and_a_hint_that_says_what_to_install(
     monkeypatch.setitem(sys.modules, package, None)
     ran = run(*PAIR, "--cka", "-o", "out")
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err == f'speechft-merge: error: {package} is not installed\nhint: pip install "speechft-merge[cka]"\n'
+    assert (
+        ran.err == f'speechft-merge: error: {package} is not installed\nhint: run pip install "speechft-merge[cka]"\n'
+    )
     assert not (tmp_path / "out").exists()

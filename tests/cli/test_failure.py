@@ -145,7 +145,7 @@ def test_an_error_has_its_traceback_on_request(pair: Pair, spawn: Run) -> None:
     assert ran.err.splitlines()[-1] == "speechft-merge: error: ./missing: no such file or directory"
 
 
-def test_what_nobody_foresaw_is_told_likewise_and_has_its_traceback(
+def test_an_unexpected_error_is_reported_likewise_and_has_its_traceback(
     pair: Pair, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
@@ -157,7 +157,7 @@ def test_what_nobody_foresaw_is_told_likewise_and_has_its_traceback(
     assert ran.err.startswith("Traceback (most recent call last)")
     error, hint = ran.err.splitlines()[-2:]
     assert error == "speechft-merge: error: ZeroDivisionError: of a new kind\\x1b"
-    assert hint.startswith("hint: this is a fault of speechft-merge")
+    assert hint.startswith("hint: please report this bug in speechft-merge")
     assert failure_of(run("inspect", pair.base, "--json"))["error"] == "ZeroDivisionError: of a new kind\\x1b"
 
 

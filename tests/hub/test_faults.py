@@ -131,7 +131,7 @@ def test_another_range_than_was_asked_for_is_refused(
     put.fault(CDN, skip=skip, times=100, wrong_range=how)
     ran = spawn(*MERGE, env=put.env())
     assert_clean(ran, tmp_path, 65)
-    assert "asked for bytes" in ran.err
+    assert "requested bytes" in ran.err
 
 
 def test_urls_that_expire_meanwhile_are_renewed(

@@ -101,7 +101,7 @@ def test_any_list_of_convolutions_is_read(layers: list[tuple[int, int, int]]) ->
 
 
 ODD: dict[str, tuple[dict[str, Any], str]] = {
-    "conformer": ({"layer_type": "conformer"}, "no class for layers of the kind conformer"),
+    "conformer": ({"layer_type": "conformer"}, "no class for layers of type conformer"),
     "unknown activation": ({"activation_fn": "mystery"}, "activation 'mystery'"),
     "more convolutions than tensors": ({"conv_feature_layers": "[(512,3,2)] * 9"}, "9 convolutions, its tensors 7"),
     "heads that do not divide": ({"encoder_attention_heads": 5}, "attention heads"),

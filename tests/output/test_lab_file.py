@@ -147,10 +147,10 @@ def test_the_card_says_what_kind_of_file_the_weights_are(tmp_path: Path) -> None
     theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "dev-best.ckpt")
     merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
     merge(ours, theirs, tmp_path / "tf", Recipe(format="safetensors"), options=UNSYNCED)
-    sentence = "`merged_model.pt` is a file like `hubert_base.pt`"
+    sentence = "`merged_model.pt` is `hubert_base.pt` with merged weights"
     card, other = ((tmp_path / folder / "README.md").read_text() for folder in ("out", "tf"))
     assert (sentence in card, "library_name: transformers" in card) == (True, False)
-    assert ("is a file like" in other, "library_name: transformers" in other) == (False, True)
+    assert ("with merged weights" in other, "library_name: transformers" in other) == (False, True)
 
 
 def test_a_merge_can_be_the_base_of_the_next(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_another_element_type_does_not_fit_in_a_labs_file(tmp_path: Path) -> Non
     theirs = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
     with pytest.raises(UsageError, match=r"element types.*--format safetensors"):
         merge(ours, theirs, tmp_path / "out", Recipe(dtype="float16"), options=UNSYNCED)
-    with pytest.raises(UsageError, match="max-shard-size goes with --format safetensors"):
+    with pytest.raises(UsageError, match="omit --max-shard-size or pass --format safetensors"):
         merge(ours, theirs, tmp_path / "out", options=MergeOptions(max_shard_size=10_000))
     merge(ours, theirs, tmp_path / "out", Recipe(dtype="float16", format="safetensors"), options=UNSYNCED)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float16"

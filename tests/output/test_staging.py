@@ -89,7 +89,7 @@ def test_a_merge_must_fit_the_disk(free: int, fits: bool, monkeypatch: pytest.Mo
     if fits:
         require_space(tmp_path / "out", 100)
     else:
-        with pytest.raises(WriteError, match=rf"needs 100 bytes, .* has {free} free; make room") as caught:
+        with pytest.raises(WriteError, match=rf"needs 100 bytes, .* has {free} free; free some space") as caught:
             require_space(tmp_path / "out", 100)
         assert caught.value.exit_code == 74
 
@@ -470,7 +470,7 @@ def test_an_error_after_some_shards_says_that_they_are_kept(tiny: Tiny, run: Run
     inputs = [tiny.write(tmp_path / "base", base), tiny.write(tmp_path / "fine", finetuned)]
     ran = run(*inputs, "-o", "out", "--max-shard-size", "20KB")
     assert ran.code == 65
-    assert "finished shards are kept; the same command goes on" in ran.err
+    assert "finished shards are kept; run the same command to go on" in ran.err
     assert not (tmp_path / "out").exists()
 
 

@@ -81,8 +81,8 @@ def test_a_rule_reads_as_selector_and_alpha(text: str, rule: AlphaRule) -> None:
         ("layers=0.1:0.2:0.3", "is not a number"),
         ("cnn=nan", "must be finite"),
         ("layers=0:inf", "must be finite"),
-        ("cnn=0.1:0.5", "has no depth"),
-        ("**.fc1.*=0.1:0.5", "has no depth"),
+        ("cnn=0.1:0.5", "a ramp goes over blocks, and .* has none"),
+        ("**.fc1.*=0.1:0.5", "a ramp goes over blocks, and .* has none"),
     ],
 )
 def test_what_is_no_rule_is_refused(text: str, words: str) -> None:

@@ -210,7 +210,7 @@ def change_nothing(folder: Path, tiny: Tiny) -> None:
         (change_nothing, SHARDED),
     ],
 )
-def test_the_output_of_another_merge_is_replaced_only_by_force(
+def test_the_output_of_another_merge_is_replaced_only_by_overwrite(
     change: Callable[[Path, Tiny], None], options: list[str], copied: list[str], tiny: Tiny, run: Run, tmp_path: Path,
     snapshot: Snapshot,
 ) -> None:  # fmt: skip

@@ -138,7 +138,7 @@ def test_the_page_needs_nothing_else_and_escapes_names() -> None:
 
 
 def test_a_figure_of_another_kind_is_refused_before_anything_is_done() -> None:
-    with pytest.raises(UsageError, match=r"must end in one of \.png, \.svg, \.pdf, \.html"):
+    with pytest.raises(UsageError, match=r"end its name in one of \.png, \.svg, \.pdf, \.html"):
         figure_kind(Path("figure.bmp"))
 
 

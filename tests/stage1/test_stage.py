@@ -133,7 +133,7 @@ def test_the_encoder_thaws_when_the_learning_rate_has_reached_its_peak(total: in
 
 @pytest.mark.parametrize("total", [0, -1, True, 10.0, None, float("inf")])
 def test_an_unknown_number_of_steps_is_an_error(total: Any) -> None:
-    with pytest.raises(UsageError, match="must know the number of all optimizer steps"):
+    with pytest.raises(UsageError, match="give the number of all optimizer steps"):
         Schedule(total)
 
 
@@ -350,7 +350,7 @@ def test_an_optimizer_without_the_encoder_is_an_error() -> None:
 
 @pytest.mark.parametrize("step", [-1, STEPS])
 def test_a_step_outside_of_the_schedule_is_an_error(step: int) -> None:
-    with pytest.raises(UsageError, match=f"step {step} is outside of the {STEPS} steps"):
+    with pytest.raises(UsageError, match=f"step {step} is outside the {STEPS} steps"):
         StableFineTuning(hubert(), Schedule(STEPS)).begin(step)
 
 
