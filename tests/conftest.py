@@ -230,6 +230,14 @@ def save_pair(tmp_path_factory: pytest.TempPathFactory) -> SavePair:
     return save
 
 
+@pytest.fixture(scope="session")
+def few_clips() -> tuple[Path, ...]:
+    """Of the built-in probe: enough for a figure, and quick."""
+    from speechft_merge.similarity.probe import BUILT_IN
+
+    return tuple(sorted(BUILT_IN.glob("*.flac"))[:5])
+
+
 def snapshot_of(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): _identity(path) for path in sorted(folder.rglob("*"))}
 
