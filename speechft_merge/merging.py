@@ -367,7 +367,7 @@ def compare(
         >>> from speechft_merge import ProbeRequest, compare
         >>> report = compare("examples/pair/base", "examples/pair/finetuned", request=ProbeRequest(seconds=10))
         >>> [layer.key.label for layer in report.layers]
-        ['input', '0', '1', '2', '3', '4', '5', 'final_norm']
+        ['input', '0', '1', '2', '3', '4', '5']
     """
     from speechft_merge.similarity.comparison import compare_models
     from speechft_merge.similarity.models import ComparedModels

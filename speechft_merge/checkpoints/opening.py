@@ -51,6 +51,12 @@ def open_checkpoint(reference: str, download: bool = False) -> Checkpoint:
     Raises:
         NotFoundError: nothing there, nothing that looks like weights, or several candidates.
         CheckpointError: the file is damaged, hostile, or of a kind that cannot be read.
+
+    Example:
+        >>> from speechft_merge import open_checkpoint
+        >>> with open_checkpoint("examples/pair/base") as checkpoint:
+        ...     checkpoint.container, len(checkpoint.tensors), checkpoint.naming.stacks
+        ('safetensors', 115, {'encoder': [0, 1, 2, 3, 4, 5]})
     """
     folder, file = _find_folder(reference, download)
     with ExitStack() as files:
