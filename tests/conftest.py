@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,14 @@ def pair(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]
     before = snapshot_of(folder)
     yield written
     assert snapshot_of(folder) == before
+
+
+@pytest.fixture
+def copied(pair: Pair, tmp_path: Path) -> list[str]:
+    """The usual pair where a test may change it."""
+    for folder in (pair.base, pair.finetuned):
+        shutil.copytree(folder, tmp_path / folder.name)
+    return ["base", "finetuned"]
 
 
 @pytest.fixture
