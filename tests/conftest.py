@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,14 @@ def pair(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]
 
 
 @pytest.fixture
+def copied(pair: Pair, tmp_path: Path) -> list[str]:
+    """The usual pair where a test may change it."""
+    for folder in (pair.base, pair.finetuned):
+        shutil.copytree(folder, tmp_path / folder.name)
+    return ["base", "finetuned"]
+
+
+@pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Run the command in `tmp_path`, inside of this process: a tenth of the time that a process of its own takes."""
 
@@ -228,6 +237,14 @@ def save_pair(tmp_path_factory: pytest.TempPathFactory) -> SavePair:
         return made[key]
 
     return save
+
+
+@pytest.fixture(scope="session")
+def few_clips() -> tuple[Path, ...]:
+    """Of the built-in probe: enough for a figure, and quick."""
+    from speechft_merge.similarity.probe import BUILT_IN
+
+    return tuple(sorted(BUILT_IN.glob("*.flac"))[:5])
 
 
 def snapshot_of(folder: Path) -> dict[str, str]:

@@ -55,8 +55,8 @@ def open_checkpoint(reference: str, download: bool = False) -> Checkpoint:
     Example:
         >>> from speechft_merge import open_checkpoint
         >>> with open_checkpoint("examples/pair/base") as checkpoint:
-        ...     checkpoint.container, checkpoint.parameters, checkpoint.naming.layout
-        ('safetensors', 3088768, 'transformers')
+        ...     checkpoint.container, len(checkpoint.tensors), checkpoint.naming.stacks
+        ('safetensors', 115, {'encoder': [0, 1, 2, 3, 4, 5]})
     """
     folder, file = _find_folder(reference, download)
     with ExitStack() as files:

@@ -10,7 +10,7 @@ from speechft_merge.output.checksums import matches
 from speechft_merge.output.place import require_space
 from speechft_merge.output.staging import FinishedFile, Staging, sweep
 from speechft_merge.record import card, manifest
-from speechft_merge.record.manifest import Manifest, read_manifest
+from speechft_merge.record.manifest import Manifest, read_manifest, read_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -157,6 +157,6 @@ def require_replaceable(output: Path, overwrite: bool) -> None:
 
 
 def _written(folder: Path) -> set[str]:
-    """Return the names of the files that a merge wrote into a folder, by its manifest."""
-    found = read_manifest(folder)
-    return found.files | {manifest.NAME, card.NAME, manifest.SIMILARITY, manifest.FIGURE} if found else set()
+    """Return the names of the files that a merge wrote into a folder, by its manifest, and a comparison after it."""
+    found = read_names(folder)
+    return found | {manifest.NAME, card.NAME, manifest.SIMILARITY, manifest.FIGURE} if found else found

@@ -213,4 +213,4 @@ def _read_journal(folder: Path) -> dict[str, FinishedFile]:
         entries = from_json(tuple[FinishedFile, ...], json.loads((folder / JOURNAL).read_text()))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {found.entry.file: found for found in entries if "/" not in found.entry.file}
+    return {found.entry.file: found for found in entries}

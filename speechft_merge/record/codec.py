@@ -24,7 +24,7 @@ def from_json(kind: type[Record], document: object) -> Record:
     """Make a record from a JSON document. Keys that it does not know are ignored, so that later versions can add some.
 
     Raises:
-        ValueError: a key is missing, or holds a value of another type.
+        ValueError: a key is missing, or holds a value of another type, or one that the record refuses.
     """
     made: Record = _read(kind, document, getattr(kind, "__name__", "the list"))
     return made
@@ -40,11 +40,18 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return tuple(_read(arguments[0], item, where) for item in value)
     if origin is dict and isinstance(value, dict):
         return {str(key): _read(arguments[1], item, where) for key, item in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind is float and type(value) is int:
+        return _as_float(value, where)
     if kind is Any or type(value) is kind:
         return value
     raise ValueError(f"{where} holds a {type(value).__name__}")
+
+
+def _as_float(value: int, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{where} holds a number that is too large") from error
 
 
 def _read_record(kind: Any, value: Any, where: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,14 @@ if TYPE_CHECKING:
 NAME = "speechft_merge.json"
 SIMILARITY = "similarity.json"
 FIGURE = "similarity.png"
-"""Files that a comparison adds to an output; the manifest does not cover them."""
-FORMAT = 1
-"""Version of the manifest, and of the arithmetic: raised when the same recipe would give other bytes."""
+"""What a comparison adds to an output; the manifest does not vouch for them."""
+FORMAT = 2
+"""Of the manifest, and of the arithmetic: raised when the same recipe would give other bytes, or when a manifest can no
+longer be read as one before. In 1, that of version 0.1, a layer's block and part were one string, and alphas were
+strings: its outputs are not recognised as finished, but can be replaced, and its recipes can be given again."""
+
+_PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)
+"""What every file that a merge writes is called, and nothing that leads out of the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,9 @@ class OutputEntry:
     size: int
     checksum: str
 
+    def __post_init__(self) -> None:
+        _require_plain(self.file)
+
 
 @dataclass(frozen=True, slots=True)
 class CompanionEntry:
@@ -67,6 +76,14 @@ class CompanionEntry:
 
     file: str
     sha256: str
+
+    def __post_init__(self) -> None:
+        _require_plain(self.file)
+
+
+def _require_plain(name: str) -> None:
+    if not _PLAIN.fullmatch(name):
+        raise ValueError(f"{name!r} is no file that a merge writes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +116,6 @@ class Manifest:
     outputs: tuple[OutputEntry, ...]
     companions: tuple[CompanionEntry, ...]
 
-    @property
-    def files(self) -> set[str]:
-        """Names of the files that it covers."""
-        return {entry.file for entry in self.outputs} | {entry.file for entry in self.companions}
-
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON document."""
         document: dict[str, Any] = to_json(self)
@@ -117,10 +129,26 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest | None:
     """Read the manifest of an output; None if there is no usable one."""
     try:
-        manifest = from_json(Manifest, json.loads((folder / NAME).read_text()))
+        return from_json(Manifest, _read_json(folder))
+    except ValueError:
+        return None
+
+
+def read_names(folder: Path) -> set[str]:
+    """Return the names of an output's files by its manifest, whatever version wrote it; empty without one."""
+    document = _read_json(folder)
+    listed = [document.get(key) for key in ("outputs", "companions")] if isinstance(document, dict) else []
+    entries = [entry for entries in listed if isinstance(entries, list) for entry in entries]
+    names = [entry.get("file") for entry in entries if isinstance(entry, dict)]
+    return {name for name in names if isinstance(name, str) and _PLAIN.fullmatch(name)}
+
+
+def _read_json(folder: Path) -> Any:
+    """Return the content of a manifest; None where there is none, or it is not JSON."""
+    try:
+        return json.loads((folder / NAME).read_text())
     except (OSError, ValueError, RecursionError):
         return None
-    return None if any("/" in name for name in manifest.files) else manifest
 
 
 def describe_input(checkpoint: Checkpoint) -> InputRecord:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import random
 import threading
 import time
@@ -18,10 +17,9 @@ from hypothesis import strategies as st
 from models import Memory, dtype_of, from_bytes, to_bytes
 
 from speechft_merge.checkpoints import TensorSpan
-from speechft_merge.errors import CheckpointError, MismatchError, UsageError, WriteError
+from speechft_merge.errors import CheckpointError, MismatchError, WriteError
 from speechft_merge.executor.drift import Drift
 from speechft_merge.executor.executor import execute
-from speechft_merge.executor.workers import BYTES_PER_WORKER, MAX_WORKERS, choose_workers
 from speechft_merge.layouts.structure import Location
 from speechft_merge.output.checksums import BLOCK, Checksum, checksum_of
 from speechft_merge.output.files import lay_out_safetensors
@@ -351,51 +349,6 @@ def test_progress_grows_in_the_callers_thread_and_ends_at_the_total(workers: int
     assert {of for _, of in seen} == {total}
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (total, total)
-
-
-# workers
-@pytest.mark.parametrize(
-    ("cores", "slurm", "nbytes", "count", "reason"),
-    [
-        (1, None, 1 << 40, 1, "cores available"),
-        (3, None, 1 << 40, 3, "cores available"),
-        (MAX_WORKERS, None, 1 << 40, MAX_WORKERS, "cores available"),
-        (64, None, 1 << 40, MAX_WORKERS, "more would not help"),
-        (64, None, 0, 1, "enough for so little data"),
-        (64, None, BYTES_PER_WORKER - 1, 1, "enough for so little data"),
-        (64, None, BYTES_PER_WORKER, 2, "enough for so little data"),
-        (2, None, BYTES_PER_WORKER, 2, "cores available"),
-        (64, "2", 1 << 40, 2, "SLURM_CPUS_PER_TASK"),
-        (64, "1", 1 << 40, 1, "SLURM_CPUS_PER_TASK"),
-        (64, "16", 1 << 40, MAX_WORKERS, "more would not help"),
-        (2, "16", 1 << 40, 2, "cores available"),
-        (64, "2", 0, 1, "enough for so little data"),
-        (3, "0", 1 << 40, 3, "cores available"),
-        (3, "many", 1 << 40, 3, "cores available"),
-        (3, "-1", 1 << 40, 3, "cores available"),
-        (3, "", 1 << 40, 3, "cores available"),
-    ],
-)
-def test_workers_follow_the_cores_of_the_job_and_the_data(
-    cores: int, slurm: str | None, nbytes: int, count: int, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    if slurm is not None:
-        monkeypatch.setenv("SLURM_CPUS_PER_TASK", slurm)
-    workers = choose_workers(nbytes)
-    assert (workers.count, workers.reason) == (count, reason)
-
-
-def test_as_many_workers_as_asked() -> None:
-    assert choose_workers(0, 7).count == 7
-
-
-@pytest.mark.parametrize("asked", [0, -1])
-def test_no_workers_at_all_are_refused(asked: int) -> None:
-    """They would leave a file of zeros, and no error."""
-    with pytest.raises(UsageError):
-        choose_workers(1, asked)
 
 
 def test_a_span_is_read_at_its_own_offset() -> None:

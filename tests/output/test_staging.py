@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import itertools
 import json
 import os
 import shutil
@@ -12,21 +11,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from safetensors.numpy import save, save_file
+from safetensors.numpy import save
 
 from speechft_merge import MergeOptions
-from speechft_merge.errors import OutputError, UsageError, WriteError
+from speechft_merge.errors import OutputError
 from speechft_merge.merging import merge
-from speechft_merge.output.checksums import BLOCK, Checksum, checksum_of
 from speechft_merge.output.files import OutputFile, OutputFiles
-from speechft_merge.output.output import Output
-from speechft_merge.output.place import require_place, require_space
 from speechft_merge.output.staging import JOURNAL, LOCK, FinishedFile, Staging, sweep
 from speechft_merge.output.writer import FileWriter
 from speechft_merge.record.codec import to_json
@@ -34,7 +29,6 @@ from speechft_merge.record.manifest import OutputEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from random import Random
 
     from conftest import Pair, Run, Snapshot, Tiny
 
@@ -66,64 +60,6 @@ def killed(staging: Staging) -> Path:
     """What a run leaves that is killed now: the kernel lets go of its lock. Its hidden folder."""
     staging._release()
     return staging.path
-
-
-# Space and place.
-
-
-class Usage(NamedTuple):
-    """As shutil.disk_usage has it."""
-
-    total: int
-    used: int
-    free: int
-
-
-def set_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, free))
-
-
-@pytest.mark.parametrize(("free", "fits"), [(99, False), (100, True), (101, True), (0, False)])
-def test_a_merge_must_fit_the_disk(free: int, fits: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    set_free(monkeypatch, free)
-    if fits:
-        require_space(tmp_path / "out", 100)
-    else:
-        with pytest.raises(WriteError, match=rf"needs 100 bytes, .* has {free} free; free some space") as caught:
-            require_space(tmp_path / "out", 100)
-        assert caught.value.exit_code == 74
-
-
-def test_space_is_looked_up_where_the_output_will_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[Path] = []
-
-    def note(path: Path) -> Usage:
-        asked.append(path)
-        return Usage(1, 0, 1000)
-
-    monkeypatch.setattr(shutil, "disk_usage", note)
-    monkeypatch.chdir(tmp_path)
-    require_space(Path("not/yet/there"), 100)
-    assert asked == [tmp_path]
-
-
-def test_a_file_system_that_does_not_tell_its_space_is_no_obstacle(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def unknown(_: Path) -> Usage:
-        raise OSError("statvfs is not implemented")
-
-    monkeypatch.setattr(shutil, "disk_usage", unknown)
-    require_space(tmp_path, 100)
-
-
-def test_an_output_may_stand_beside_the_inputs_and_in_the_folder_of_an_input_file(tmp_path: Path) -> None:
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base/model.safetensors").touch()
-    require_place(tmp_path / "base-merged", [str(tmp_path / "base")])
-    require_place(tmp_path / "base/merged", [str(tmp_path / "base/model.safetensors")])
-    with pytest.raises(UsageError, match="overlap"):
-        require_place(tmp_path / "base", [str(tmp_path / "base/model.safetensors")])
 
 
 # One staging folder.
@@ -252,72 +188,6 @@ def test_a_journal_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     outside = {"entry": to_json(entry) | {"file": f"../{FILE.name}"}, "drifts": {}}
     (killed(staging) / JOURNAL).write_text(json.dumps([outside]))
     assert Staging(tmp_path / "out", DIGEST).finished == {}
-
-
-# Checksums.
-
-
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 8, 5 * BLOCK + 3])
-def test_a_checksum_made_while_writing_is_that_of_the_file(size: int, tmp_path: Path) -> None:
-    data = np.random.default_rng(0).integers(0, 256, size, np.uint8)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(save({"odd": data[:5], "weight": data}))
-    content = path.read_bytes()
-    start = len(content) - size - len(data[:5])
-    made = Checksum()
-    made.add(0, memoryview(content[:start]))
-    order = [name for name in json.loads(content[8:start]) if name != "__metadata__"]
-    for name in reversed(order):
-        begin, end = (start + offset for offset in json.loads(content[8:start])[name]["data_offsets"])
-        for offset in range(begin, end, BLOCK):
-            made.add(offset, memoryview(content[offset : min(offset + BLOCK, end)]))
-    assert made.hexdigest() == checksum_of(path)
-
-
-@pytest.mark.parametrize("place", [0, 8, 30, 200, BLOCK // 2, BLOCK + 500, -9, -1])
-def test_a_checksum_tells_a_changed_byte_wherever_it_is(place: int, tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_file({"a": np.ones(BLOCK // 3, np.float32), "b": np.zeros(3, np.uint8)}, path)
-    before, content = checksum_of(path), bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-    assert checksum_of(path) != before
-
-
-def test_a_checksum_tells_swapped_blocks_and_zeroed_pages(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    values = np.random.default_rng(0).standard_normal(BLOCK).astype(np.float32)
-    swapped, zeroed = values.copy(), values.copy()
-    swapped[: BLOCK // 4], swapped[BLOCK // 4 : BLOCK // 2] = values[BLOCK // 4 : BLOCK // 2], values[: BLOCK // 4]
-    zeroed[1024:2048] = 0
-    found = set()
-    for version in (values, swapped, zeroed):
-        save_file({"weight": version}, path)
-        found.add(checksum_of(path))
-    assert len(found) == 3
-
-
-@given(st.binary(min_size=40, max_size=60), st.lists(st.integers(0, 60), max_size=6), st.randoms(), st.integers(0, 9))
-def test_a_checksum_is_the_same_in_whatever_pieces_and_order(
-    content: bytes, cuts: list[int], random: Random, spoilt: int
-) -> None:
-    """Also where pieces begin within a word, and where bytes are taken back and written anew."""
-    whole, pieces = Checksum(), Checksum()
-    whole.add(BLOCK - 20, memoryview(content))
-    edges = sorted({0, len(content), *(min(cut, len(content)) for cut in cuts)})
-    spans = list(itertools.pairwise(edges))
-    random.shuffle(spans)
-    for start, stop in spans:
-        pieces.add(BLOCK - 20 + start, memoryview(content[start:stop]))
-    pieces.add(BLOCK + spoilt, memoryview(b"old bytes"))
-    pieces.remove(BLOCK + spoilt, memoryview(b"old bytes"))
-    assert pieces.hexdigest() == whole.hexdigest()
-
-
-def test_any_file_has_a_checksum_and_none_that_is_not_there(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"text")
-    assert checksum_of(tmp_path / "file") is not None
-    assert checksum_of(tmp_path / "missing") is None
 
 
 # What earlier runs left.
@@ -450,7 +320,7 @@ def test_going_on_needs_room_for_the_rest_only(
 ) -> None:
     there = sum(path.stat().st_size for path in interrupted.glob("data/model-*"))
     needed = run(*pair.args, "-o", "out", *SHARDED, "--dry-run", "--json").json["needed_bytes"]
-    set_free(monkeypatch, needed - there + 10_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - there + 10_000))
     ran = run(*pair.args, "-o", "out", *SHARDED)
     assert ran.code == 0, ran.err
 
@@ -501,23 +371,6 @@ def rename_recorder(monkeypatch: pytest.MonkeyPatch, before: Callable[[Path, Pat
     monkeypatch.setattr(Path, "rename", recorded)
 
 
-def test_the_slower_of_two_runs_does_not_move_the_output_of_the_faster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    faster, slower = Output(tmp_path / "out", DIGEST), Output(tmp_path / "out", DIGEST)
-    with faster, slower:
-        for output in (faster, slower):
-            output.begin(ONE_FILE)
-            output.put({"config.json": b"{}"})
-        faster.commit()
-        moved: list[Path] = []
-        rename_recorder(monkeypatch, lambda source, _: moved.append(source))
-        with pytest.raises(OutputError):  # the merge then finds that it is done
-            slower.commit()
-        assert tmp_path / "out" not in moved
-    assert names_in(tmp_path) == {"out"}
-
-
 def test_a_run_that_gives_up_does_not_take_the_work_of_another_with_it(tmp_path: Path) -> None:
     one, other = Staging(tmp_path / "out", DIGEST), Staging(tmp_path / "out", DIGEST)
     writer = one.open(FILE)
@@ -545,21 +398,6 @@ def test_what_replaces_the_output_as_soon_as_it_is_complete_is_noticed(
         staging.commit()
     staging.abandon()
     assert names_in(tmp_path) == set()
-
-
-def test_a_directory_that_appears_during_the_merge_is_not_lost(
-    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def appear(done: int, total: int) -> None:
-        Path("out").mkdir(exist_ok=True)
-        Path("out/thesis.tex").write_text("years of work")
-
-    with pytest.raises(OutputError, match="out"):
-        merge(pair.args[0], pair.args[1], "out", progress=appear)
-    assert names_in(tmp_path) == {"out"}
-    assert Path("out/thesis.tex").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), SystemExit(128 + signal.SIGTERM)], ids=repr)

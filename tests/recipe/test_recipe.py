@@ -57,6 +57,19 @@ def test_a_recipe_can_be_read_from_a_manifest(recipe: Recipe, tmp_path: Path) ->
     assert read(tmp_path, json.dumps(manifest, indent=2)) == recipe
 
 
+def test_a_recipe_can_be_read_from_a_manifest_of_version_0_1(tmp_path: Path) -> None:
+    """Its rows of layers, and its name of the weights, are no longer ours."""
+    manifest = {
+        "format": 1, "speechft_merge": "0.1.0", "merge_id": "d243", "layers": [{"layer": "cnn", "alpha": "0.3"}],
+        "recipe": {
+            "alpha": 0.3, "layer_alpha": ["0=0.1"], "weights": [1.0, 3.0], "dtype": "float16", "format": "safetensors",
+            "keep_head": True, "extrapolate": False,
+        },
+    }  # fmt: skip
+    rules = (AlphaRule("0", 0.1, 0.1),)
+    assert read(tmp_path, json.dumps(manifest)) == Recipe(0.3, rules, (1.0, 3.0), "float16", "safetensors", True)
+
+
 @pytest.mark.parametrize(
     ("text", "recipe"),
     [

@@ -7,15 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechft_merge.similarity.probe import BUILT_IN
-
 WriteAudio = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def few_clips() -> tuple[Path, ...]:
-    """Of the built-in probe: enough for a figure, and quick."""
-    return tuple(sorted(BUILT_IN.glob("*.flac"))[:5])
 
 
 @pytest.fixture
