@@ -36,7 +36,7 @@ def compare(models: Models, recipe: AlphaOptions, features: FeatureOptions, work
     whole, request = recipe.read(), features.read()
     features.require_means(request)
     limit_threads(work.workers)
-    from speechft_merge.cli.report_view import ReportView
+    from speechft_merge.cli.report_view import ReportView, took
     from speechft_merge.merging import MergeOptions
     from speechft_merge.merging import compare as compare_models
 
@@ -44,4 +44,5 @@ def compare(models: Models, recipe: AlphaOptions, features: FeatureOptions, work
     with ProgressLine(shown, "clips") as progress:
         report = compare_models(models[0], models[1], merged, request, recipe=whole, options=options, progress=progress)
     features.write(report)
+    shown.detail(took(report))
     shown.show(ReportView(report))

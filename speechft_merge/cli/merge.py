@@ -87,6 +87,9 @@ def merge(
         url = None if target is None else opened.push(result, target, hub.commit_message, keep=keep)
     shown.show(MergeView(result, str(named), url, report, problem))
     if report is not None:
+        from speechft_merge.cli.report_view import took  # imports torch
+
+        shown.detail(took(report))
         features.write(report)
 
 

@@ -116,8 +116,9 @@ class PlanView(View):
         yield from layer_parts(summarise_layers(self.merge.plan))
         files = ", ".join(f"{file['file']} ({megabytes(file['size'])})" for file in told["files"])
         yield f"would write {files} and {', '.join(told['companions']) or 'no config'}"
-        read, needed, free = (megabytes(told[key]) for key in ("read_bytes", "needed_bytes", "free_bytes"))
-        yield f"reads {read}, needs {needed} of disk ({free} free), {workers_in_words(self.merge)}"
+        read, needed, free = (told[key] for key in ("read_bytes", "needed_bytes", "free_bytes"))
+        space = "free space unknown" if free is None else f"{megabytes(free)} free"
+        yield f"reads {megabytes(read)}, needs {megabytes(needed)} of disk ({space}), {workers_in_words(self.merge)}"
         yield from (f"{entry['reference']}: {_related(entry['cosine'])}" for entry in told["finetuned"])
         yield self.output
 

@@ -35,18 +35,22 @@ class ReportView(View):
         return self.report.to_json()
 
     def body(self, verbose: int) -> Iterator[Table | str]:
-        """Yield the table and how to read it, and with `-v` the other measures and what took how long."""
+        """Yield the table and how to read it, and with `-v` the other measures."""
         report = self.report
         titles, *rows = report.to_table()
         yield Table(titles, rows)
         if verbose:
             yield _other_measures(report)
-            yield ", ".join(f"{what} {seconds:.1f} s" for what, seconds in report.seconds.items())
         yield (
             f"CKA ({report.estimator}) of the input of the first block and of each block's output; {report.utterances} "
             f"utterances, {report.frames} frames; probe {report.probe['origin']}, sha256 {report.probe['sha256'][:12]}"
         )
         yield from report.in_words()
+
+
+def took(report: Report) -> str:
+    """Return what took how long; not for stdout, which is the same from run to run."""
+    return ", ".join(f"{what} {seconds:.1f} s" for what, seconds in report.seconds.items())
 
 
 def _other_measures(report: Report) -> Table:

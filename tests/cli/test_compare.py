@@ -58,6 +58,8 @@ def test_files_that_were_asked_for_are_written(run: Run, probe: list[str], tmp_p
     assert ran.code == 0
     assert "floor" in ran.lines[0]
     assert "procrustes" in ran.out
+    assert "statistics" in ran.err  # seconds: stdout is the same from run to run
+    assert "statistics" not in ran.out
     assert (tmp_path / "new/lines.svg").read_bytes().startswith(b"<?xml")
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
     assert len((tmp_path / "figures.csv").read_text().splitlines()) == 1 + 7 * 3

@@ -212,6 +212,17 @@ def test_a_dry_run_tells_what_the_merge_will_do(pair: Pair, run: Run, tmp_path: 
     assert {entry["file"] for entry in planned["files"]} | set(planned["companions"]) < there
 
 
+def test_a_dry_run_where_free_space_is_unknown_says_so(pair: Pair, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(shutil, "disk_usage", fail)
+    ran = run(*pair.args, "-o", "out", "--dry-run")
+    assert (ran.code, ran.err) == (0, "")
+    assert "of disk (free space unknown), " in ran.out
+    assert run(*pair.args, "-o", "out", "--dry-run", "--json").json["free_bytes"] is None
+
+
 def test_verbose_tells_more_on_stderr_only(pair: Pair, run: Run) -> None:
     plain, verbose, most = (run(*pair.args, "-o", f"out{i}", *v) for i, v in enumerate([[], ["-v"], ["-vv"]]))
     assert plain.lines[:-1] == verbose.lines[:-1] == most.lines[:-1]
