@@ -23,7 +23,7 @@ Models = Annotated[
 
 
 @with_groups
-def compare(models: Models, recipe: AlphaOptions, features: FeatureOptions, work: WorkOptions, shown: Sink) -> None:
+def compare(models: Models, recipe: AlphaOptions, features: FeatureOptions, work: WorkOptions, sink: Sink) -> None:
     """Compare the features of a base, a fine-tune and their merge, layer by layer (CKA); no model is written."""
     if not 2 <= len(models) <= 3:
         count = f"{len(models)} model{'s' * (len(models) != 1)}"
@@ -36,13 +36,13 @@ def compare(models: Models, recipe: AlphaOptions, features: FeatureOptions, work
     whole, request = recipe.read(), features.read()
     features.require_means(request)
     limit_threads(work.workers)
-    from speechft_merge.cli.report_view import ReportView, took
+    from speechft_merge.cli.show_report import seconds_in_words, show_report
     from speechft_merge.merging import MergeOptions
     from speechft_merge.merging import compare as compare_models
 
     options = MergeOptions(download=work.download)
-    with ProgressLine(shown, "clips") as progress:
+    with ProgressLine(sink, "clips") as progress:
         report = compare_models(models[0], models[1], merged, request, recipe=whole, options=options, progress=progress)
     features.write(report)
-    shown.detail(took(report))
-    shown.show(ReportView(report))
+    sink.detail(seconds_in_words(report))
+    sink.show(show_report(report))

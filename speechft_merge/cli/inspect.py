@@ -17,19 +17,19 @@ References = Annotated[
 
 
 @with_groups
-def inspect(models: References, shown: Sink) -> None:
+def inspect(models: References, sink: Sink) -> None:
     """Show what is in a checkpoint, or how two would be matched; no weights are read. -v lists every tensor."""
     from speechft_merge.checkpoints import open_checkpoint
 
     with ExitStack() as opened:
         base, *finetuned = [opened.enter_context(open_checkpoint(reference)) for reference in models]
         if not finetuned:
-            from speechft_merge.cli.checkpoint_view import CheckpointView
+            from speechft_merge.cli.show_checkpoint import show_checkpoint
 
-            shown.show(CheckpointView(base))
+            sink.show(show_checkpoint(base))
         else:
-            from speechft_merge.cli.match_view import MatchView
+            from speechft_merge.cli.show_match import show_match
             from speechft_merge.plan.plan import make_plan
             from speechft_merge.recipe import Recipe
 
-            shown.show(MatchView(make_plan(base, finetuned, Recipe()), models))
+            sink.show(show_match(make_plan(base, finetuned, Recipe()), models))

@@ -47,10 +47,11 @@ def merge(
     hub: HubOptions,
     cka: Cka = False,
     features: FeatureOptions,
-    shown: Sink,
+    sink: Sink,
 ) -> None:
     """Merge: base + alpha * (finetuned - base), written as a model directory (the default command)."""
-    from speechft_merge.cli.merge_view import MergeView, PlanView, details
+    from speechft_merge.cli.show_merge import show_merge
+    from speechft_merge.cli.show_plan import details, show_plan
     from speechft_merge.merging import MergeOptions, open_merge
     from speechft_merge.output.place import default_name, require_place
 
@@ -72,24 +73,24 @@ def merge(
     )
     with open_merge(base, finetuned, whole, settings) as opened:
         if output.dry_run:
-            shown.show(PlanView(opened, place, str(named)))
+            sink.show(show_plan(opened, place, str(named)))
             return
-        for line in details(opened, shown.verbose):
-            shown.detail(line)
-        with ProgressLine(shown) as progress:
+        for line in details(opened, sink.verbose):
+            sink.detail(line)
+        with ProgressLine(sink) as progress:
             result = opened.write(place, progress)
         report, problem = None, None
         if request is not None:
             limit_threads(work.workers)
-            with ProgressLine(shown, "clips") as progress:
+            with ProgressLine(sink, "clips") as progress:
                 report, problem = _attempt(lambda: opened.compare(request, result, progress))
         keep = output.output is not None
         url = None if target is None else opened.push(result, target, hub.commit_message, keep=keep)
-    shown.show(MergeView(result, str(named), url, report, problem))
+    sink.show(show_merge(result, str(named), url, report, problem))
     if report is not None:
-        from speechft_merge.cli.report_view import took  # imports torch
+        from speechft_merge.cli.show_report import seconds_in_words  # imports torch
 
-        shown.detail(took(report))
+        sink.detail(seconds_in_words(report))
         features.write(report)
 
 

@@ -22,11 +22,6 @@ Base = Annotated[
     ),
 ]
 Finetuned = Annotated[list[str], typer.Argument(metavar="FINETUNED...", help="One or more fine-tunes of it, likewise.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result; errors still go to stderr.")]
-Verbose = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Print more; -vv prints most.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables; errors likewise.")]
 
 
 @dataclass(frozen=True)

@@ -6,50 +6,34 @@ import json
 import os
 import signal
 import sys
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from speechft_merge.cli.options import Json, Quiet, Verbose
+import typer
+
 from speechft_merge.cli.text import clean, fit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from speechft_merge.cli.tables import Table
 
 LONGEST_WARNING = 2000
 """Characters; names out of foreign files may have megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Rows under titles; columns after the first are aligned right if they hold numbers."""
-
-    titles: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-class View(ABC):
+class Shown:
     """A result of the library as a command shows it."""
 
-    __slots__ = ()
-
-    @property
-    def headline(self) -> str | None:
-        """All that `-q` prints; None for nothing."""
-        return None
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        """What goes to stderr in every mode."""
-        return ()
-
-    @abstractmethod
-    def document(self) -> dict[str, Any]:
-        """Return what `--json` prints."""
-
-    @abstractmethod
-    def body(self, verbose: int) -> Iterator[Table | str]:
-        """Yield the tables and sentences for people, with more of them for each `-v`."""
+    document: Callable[[], dict[str, Any]]
+    """Return what `--json` prints."""
+    parts: Callable[[int], Iterable[Table | str]]
+    """Yield tables and sentences for people, with more of them for each `-v`."""
+    headline: str | None = None
+    """All that `-q` prints; None for nothing."""
+    warnings: Sequence[str] = ()
+    """What goes to stderr in every mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +41,27 @@ class Sink:
     """The one place that prints: results to stdout, everything else to stderr. Also the options that say how."""
 
     panel: ClassVar[str] = "Messages"
-    quiet: Quiet = False
-    verbose: Verbose = 0
-    json: Json = False
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print nothing but the result; errors still go to stderr.")
+    ] = False
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Print more; -vv prints most.")
+    ] = 0
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document instead of tables; errors likewise.")
+    ] = False
 
-    def show(self, view: View) -> None:
+    def show(self, result: Shown) -> None:
         """Print a result in the way that was asked for."""
-        for warning in view.warnings:
+        for warning in result.warnings:
             print(f"speechft-merge: warning: {fit(warning, LONGEST_WARNING)}", file=sys.stderr)
         if self.json:
-            _emit(json.dumps(view.document(), indent=2, ensure_ascii=True))
+            _emit(json.dumps(result.document(), indent=2, ensure_ascii=True))
         elif not self.quiet:
-            for part in view.body(self.verbose):
-                _emit(_draw(part) if isinstance(part, Table) else clean(part))
-        elif view.headline is not None:
-            _emit(clean(view.headline))
+            for part in result.parts(self.verbose):
+                _emit(clean(part) if isinstance(part, str) else part.draw())
+        elif result.headline is not None:
+            _emit(clean(result.headline))
 
     def detail(self, text: str) -> None:
         """Print a sentence that `-v` asks for, while the work goes on."""
@@ -86,22 +76,3 @@ def _emit(text: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
         raise SystemExit(128 + signal.SIGPIPE) from None
-
-
-def _draw(table: Table) -> str:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as Drawn
-    from rich.text import Text
-
-    width = None if sys.stdout.isatty() else 200  # a job's log has no width; 80 columns would fold every line
-    console = Console(highlight=False, markup=False, emoji=False, width=width, force_terminal=sys.stdout.isatty())
-    drawn = Drawn(box=box.SIMPLE, pad_edge=False, show_edge=False)
-    for i, title in enumerate(table.titles):
-        numeric = i > 0 and all(row[i][:1] in "0123456789-+." for row in table.rows)
-        drawn.add_column(title, justify="right" if numeric else "left", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*(Text(clean(cell)) for cell in row))
-    with console.capture() as captured:
-        console.print(drawn)
-    return captured.get().rstrip("\n")

@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from speechft_merge.cli.sink import Sink, Table, View
+from speechft_merge.cli.sink import Shown, Sink
+from speechft_merge.cli.tables import Table
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(View):
-    odd: str = "a\x1b[2J"
-
-    @property
-    def headline(self) -> str:
-        return f"headline {self.odd}"
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return (f"careful {self.odd}",)
-
-    def document(self) -> dict[str, Any]:
-        return {"odd": self.odd}
-
-    def body(self, verbose: int) -> Iterator[Table | str]:
-        yield Table(["name", "number"], [[self.odd, "1"], ["b", "12"]])
-        yield f"verbose {verbose}"
-
-
-class Bare(View):
-    def document(self) -> dict[str, Any]:
-        return {}
-
-    def body(self, verbose: int) -> Iterator[Table | str]:
-        yield from ()
+ODD = "a\x1b[2J"
+ANSWER = Shown(
+    lambda: {"odd": ODD},
+    lambda verbose: [Table(["name", "number"], [[ODD, "1"], ["b", "12"]]), f"verbose {verbose}"],
+    headline=f"headline {ODD}",
+    warnings=(f"careful {ODD}",),
+)
 
 
 def shown(sink: Sink, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    sink.show(Answer())
+    sink.show(ANSWER)
     out, err = capsys.readouterr()
     assert err == "speechft-merge: warning: careful a\\x1b[2J\n"
     assert "\x1b" not in out
@@ -61,7 +37,7 @@ def test_people_get_tables_and_sentences(verbose: int, capsys: pytest.CaptureFix
 
 def test_quiet_is_the_headline(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(Sink(quiet=True), capsys) == ["headline a\\x1b[2J"]
-    Sink(quiet=True).show(Bare())
+    Sink(quiet=True).show(Shown(dict, lambda _: ["for people"]))
     assert capsys.readouterr() == ("", "")
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checkpoints.model_config import read_model_config
 from speechft_merge.checkpoints.opening import other_weights
-from speechft_merge.cli.sink import Table, View
+from speechft_merge.cli.sink import Shown
+from speechft_merge.cli.tables import Table
 from speechft_merge.cli.text import megabytes
 
 if TYPE_CHECKING:
@@ -19,60 +20,58 @@ if TYPE_CHECKING:
     from speechft_merge.layouts.naming import Naming
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointView(View):
-    """The index of one checkpoint."""
+def show_checkpoint(checkpoint: Checkpoint) -> Shown:
+    """Return a table of facts, and with `-v` one of the tensors."""
+    return Shown(partial(_document, checkpoint), partial(_parts, checkpoint))
 
-    checkpoint: Checkpoint
 
-    def document(self) -> dict[str, Any]:
-        """Return what `--json` prints."""
-        checkpoint, model, naming = self.checkpoint, read_model_config(self.checkpoint), self.checkpoint.naming
-        names = naming.under()
-        return {
-            "reference": checkpoint.reference,
-            "container": checkpoint.container,
-            "lab": checkpoint.origin.lab if checkpoint.origin else None,
-            "layout": naming.layout,
-            "family": model.title,
-            "model_type": model.family,
-            "files": [{"file": source.name, "size": source.size} for source in checkpoint.sources],
-            "other_weights": other_weights(checkpoint),
-            "state_dict": checkpoint.state_path or None,
-            "parameters": checkpoint.parameters,
-            "dtypes": _count_dtypes(checkpoint),
-            "merge": {
-                "prefix": naming.prefix,
-                "stacks": {stack: len(blocks) for stack, blocks in naming.stacks.items()},
-                "tensors": sum(not name.is_head for name in names.values()),
-                "parameters": _parameters(naming),
-                "heads": [own for own, name in names.items() if name.is_head],
-            },
-            "tensors": {
-                name: {
-                    "dtype": span.dtype.torch_name,
-                    "shape": list(span.shape),
-                    "file": span.source.name,
-                    "offset": span.offset,
-                    "transformers": names[name].canonical,
-                }
-                for name, span in checkpoint.tensors.items()
-            },
-            "unreadable": checkpoint.unreadable,
-            "others": checkpoint.others,
-            "metadata": checkpoint.metadata,
-        }
+def _document(checkpoint: Checkpoint) -> dict[str, Any]:
+    model, naming = read_model_config(checkpoint), checkpoint.naming
+    names = naming.under()
+    return {
+        "reference": checkpoint.reference,
+        "container": checkpoint.container,
+        "lab": checkpoint.origin.lab if checkpoint.origin else None,
+        "layout": naming.layout,
+        "family": model.title,
+        "model_type": model.family,
+        "files": [{"file": source.name, "size": source.size} for source in checkpoint.sources],
+        "other_weights": other_weights(checkpoint),
+        "state_dict": checkpoint.state_path or None,
+        "parameters": checkpoint.parameters,
+        "dtypes": _count_dtypes(checkpoint),
+        "merge": {
+            "prefix": naming.prefix,
+            "stacks": {stack: len(blocks) for stack, blocks in naming.stacks.items()},
+            "tensors": sum(not name.is_head for name in names.values()),
+            "parameters": _parameters(naming),
+            "heads": [own for own, name in names.items() if name.is_head],
+        },
+        "tensors": {
+            name: {
+                "dtype": span.dtype.torch_name,
+                "shape": list(span.shape),
+                "file": span.source.name,
+                "offset": span.offset,
+                "transformers": names[name].canonical,
+            }
+            for name, span in checkpoint.tensors.items()
+        },
+        "unreadable": checkpoint.unreadable,
+        "others": checkpoint.others,
+        "metadata": checkpoint.metadata,
+    }
 
-    def body(self, verbose: int) -> Iterator[Table | str]:
-        """Yield a table of facts, and with `-v` one of the tensors."""
-        yield Table(["", self.checkpoint.reference], _facts(self.checkpoint))
-        if verbose:
-            names = self.checkpoint.naming.under()
-            rows = [
-                [name, span.dtype.torch_name, " x ".join(map(str, span.shape)) or "()", names[name].location.part]
-                for name, span in self.checkpoint.tensors.items()
-            ]
-            yield Table(["tensor", "type", "shape", "part"], rows)
+
+def _parts(checkpoint: Checkpoint, verbose: int) -> Iterator[Table | str]:
+    yield Table(["", checkpoint.reference], _facts(checkpoint))
+    if verbose:
+        names = checkpoint.naming.under()
+        rows = [
+            [name, span.dtype.torch_name, " x ".join(map(str, span.shape)) or "()", names[name].location.part]
+            for name, span in checkpoint.tensors.items()
+        ]
+        yield Table(["tensor", "type", "shape", "part"], rows)
 
 
 def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
