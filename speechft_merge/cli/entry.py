@@ -32,26 +32,25 @@ def run() -> NoReturn:
         from speechft_merge.cli.app import app
 
         code = app(prog_name=_program_name(), standalone_mode=False)
-    except SystemExit as stop:
-        for note in getattr(stop, "__notes__", ()):
-            print(f"speechft-merge: {note}", file=sys.stderr)
-        raise
-    except Exception as error:
+    except (Exception, Stopped) as error:
         _fail(error)
     sys.exit(code)
 
 
+class Stopped(SystemExit):
+    """The end by a signal, as an exception: SIGTERM itself would run no `finally`, and a half-written output stay."""
+
+
 def _stop(number: int, _: object) -> NoReturn:
-    """Exit by an exception: SIGTERM itself would run no `finally`, and a half-written output would stay."""
     for other in _SIGNALS:
         signal.signal(other, signal.SIG_IGN)
-    os.write(2, f"speechft-merge: stopped by {signal.Signals(number).name}\n".encode())  # print might be at work
-    raise SystemExit(128 + number)
+    raise Stopped(128 + number)
 
 
-def _fail(error: Exception) -> NoReturn:
+def _fail(error: Exception | Stopped) -> NoReturn:
     from speechft_merge.cli.failure import explain  # only now: most runs succeed
 
+    # looked for here: the command line may be what is wrong, and a signal may come before it was read
     failure, as_json = explain(error), "--json" in takewhile(lambda word: word != "--", sys.argv[1:])
     if DEBUG in os.environ or (failure.unexpected and not as_json):
         traceback.print_exception(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,9 @@ def explain(error: BaseException) -> Failure:
     notes = tuple(getattr(error, "__notes__", ()))
     if isinstance(error, SpeechFTMergeError):
         return Failure(error.message, error.found, ((error.hint,) if error.hint else ()) + notes, error.exit_code)
+    if isinstance(error, SystemExit):
+        code = int(error.code or 0)
+        return Failure(f"stopped by {signal.Signals(code - 128).name}", None, notes, code)
     if hasattr(error, "format_message"):  # Typer refused the words of the command line; its class is private
         return _explain_usage(error)
     if isinstance(error, OSError):  # stdout is full

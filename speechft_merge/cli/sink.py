@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from speechft_merge.cli.tables import Table
 
-LONGEST_WARNING = 2000
-"""Characters; names out of foreign files may have megabytes."""
-
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -54,7 +51,7 @@ class Sink:
     def show(self, result: Shown) -> None:
         """Print a result in the way that was asked for."""
         for warning in result.warnings:
-            print(f"speechft-merge: warning: {fit(warning, LONGEST_WARNING)}", file=sys.stderr)
+            print(f"speechft-merge: warning: {fit(warning)}", file=sys.stderr)
         if self.json:
             _emit(json.dumps(result.document(), indent=2, ensure_ascii=True))
         elif not self.quiet:
@@ -66,7 +63,7 @@ class Sink:
     def detail(self, text: str) -> None:
         """Print a sentence that `-v` asks for, while the work goes on."""
         if self.verbose:
-            print(clean(text), file=sys.stderr)
+            print(fit(text), file=sys.stderr)
 
 
 def _emit(text: str) -> None:

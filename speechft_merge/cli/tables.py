@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from speechft_merge.cli.text import clean
+from speechft_merge.cli.text import clean, fit
 from speechft_merge.record.layers import drift_cell
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def layer_parts(rows: Sequence[LayerRow]) -> Iterator[Table | str]:
     }
     told = {title: cells for title, cells in columns.items() if any(cell not in ("-", "0") for cell in cells)}
     yield Table(list(told), list(zip(*told.values(), strict=True)))
-    yield from (f"{row.key.label}: {reason}" for row in rows for reason in row.reasons)
+    yield from (fit(f"{row.key.label}: {reason}") for row in rows for reason in row.reasons)
 
 
 def in_words(counts: Mapping[str, int]) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+LINE = 2000
+"""Characters of a sentence, at most; names out of foreign files may have megabytes."""
+
 
 def clean(text: str) -> str:
     """Return text of foreign origin (tensor names, paths) without characters that a terminal would interpret."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def fit(text: str, limit: int) -> str:
+def fit(text: str, limit: int = LINE) -> str:
     """Return clean text of at most `limit` characters; a longer one loses its middle."""
     return _cut(clean(_cut(text, limit)), limit)  # cleaning megabytes would take seconds
 

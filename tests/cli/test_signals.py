@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
 import signal
 import sys
@@ -110,7 +111,7 @@ def test_a_signal_ends_the_merge_and_nothing_is_left(
     wait_for(lambda: is_writing(tmp_path), process)
     process.send_signal(number)
     out, err = process.communicate(timeout=100)
-    assert (process.returncode, out, err) == (code, "", f"speechft-merge: stopped by {number.name}\n")
+    assert (process.returncode, out, err) == (code, "", f"speechft-merge: error: stopped by {number.name}\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -157,13 +158,15 @@ def test_finished_shards_are_kept_and_the_result_is_that_of_an_undisturbed_run(
     snapshot: Snapshot,
     undisturbed: Undisturbed,
 ) -> None:
-    process = start_slow(0.04, *SHARDED)
+    process = start_slow(0.04, *SHARDED, "--json")
     wait_for(lambda: has_journal_of(tmp_path, 3), process)
     process.send_signal(number)
     _, err = process.communicate(timeout=100)
     if number == signal.SIGTERM:
         assert process.returncode == 143
-        assert "finished shards are kept" in err
+        told = json.loads(err)
+        assert (told["error"], told["exit_code"]) == ("stopped by SIGTERM", 143)
+        assert told["hint"].startswith("finished shards are kept")
     assert not (tmp_path / "out").exists()
     kept = finished_shards(tmp_path)
     assert len(kept) >= 3

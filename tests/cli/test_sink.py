@@ -50,3 +50,5 @@ def test_details_are_for_the_verbose_and_go_to_stderr(capsys: pytest.CaptureFixt
     Sink().detail("nothing")
     Sink(verbose=1, json=True).detail("cosine\x1b")
     assert capsys.readouterr() == ("", "cosine\\x1b\n")
+    Sink(verbose=1).detail("n" * 1_000_000)
+    assert len(capsys.readouterr().err) < 2100
