@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checkpoints.model_config import read_model_config
@@ -44,7 +43,7 @@ def _document(checkpoint: Checkpoint) -> dict[str, Any]:
             "prefix": naming.prefix,
             "stacks": {stack: len(blocks) for stack, blocks in naming.stacks.items()},
             "tensors": sum(not name.is_head for name in names.values()),
-            "parameters": _parameters(naming),
+            "parameters": naming.parameters(),
             "heads": [own for own, name in names.items() if name.is_head],
         },
         "tensors": {
@@ -106,12 +105,8 @@ def _used(naming: Naming) -> str:
     names = naming.under().values()
     heads = dict.fromkeys(".".join(name.canonical.split(".")[:-1]) or name.canonical for name in names if name.is_head)
     told = ", ".join(list(heads)[:6]) + (", ..." if len(heads) > 6 else "")
-    used = f"{_parameters(naming):,} parameters in {sum(not name.is_head for name in names)} tensors"
+    used = f"{naming.parameters():,} parameters in {sum(not name.is_head for name in names)} tensors"
     return used + (f"; not the heads {told}" if heads else "")
-
-
-def _parameters(naming: Naming) -> int:
-    return sum(prod(naming.shapes[own]) for own, name in naming.under().items() if not name.is_head)
 
 
 def _blocks(stack: str, blocks: list[int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Protocol
 
 from speechft_merge.layouts import fairseq, torchaudio
@@ -86,6 +87,10 @@ class Naming:
         if prefix not in self._under:
             self._under[prefix] = self._name_under(prefix)
         return self._under[prefix]
+
+    def parameters(self, prefix: str | None = None) -> int:
+        """Return the number of parameters outside of heads if the encoder has this prefix (default: `self.prefix`)."""
+        return sum(prod(self.shapes[own]) for own, name in self.under(prefix).items() if not name.is_head)
 
     def _name_under(self, prefix: str) -> dict[str, TensorName]:
         inside = {own: name[len(prefix) :] for own, name in self.full.items() if name.startswith(prefix)}

@@ -187,7 +187,7 @@ def _require_match(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment
 
 
 def _coverage(base: Checkpoint, alignment: Alignment) -> float:
-    total = sum(base.tensors[own].elements for own, name in alignment.base_names.items() if not name.is_head)
+    total = base.naming.parameters(alignment.base_prefix)
     return sum(base.tensors[own].elements for own in alignment.pairs) / max(total, 1)
 
 
