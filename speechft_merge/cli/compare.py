@@ -23,17 +23,17 @@ Models = Annotated[
 
 
 @with_groups
-def compare(models: Models, recipe: AlphaOptions, features: FeatureOptions, work: WorkOptions, sink: Sink) -> None:
+def compare(models: Models, mixing: AlphaOptions, features: FeatureOptions, work: WorkOptions, sink: Sink) -> None:
     """Compare the features of a base, a fine-tune and their merge, layer by layer (CKA); no model is written."""
     if not 2 <= len(models) <= 3:
         count = f"{len(models)} model{'s' * (len(models) != 1)}"
         raise UsageError(f"compare takes a base, a fine-tune and perhaps their merge; got {count}")
     merged = models[2] if len(models) == 3 else None
-    if merged is not None and recipe.given:
+    if merged is not None and mixing.given:
         raise UsageError(
             "--alpha, --layer-alpha and --recipe are for a merge in memory", hint="omit them, or omit the merged model"
         )
-    whole, request = recipe.read(), features.read()
+    recipe, request = mixing.read(), features.read()
     features.require_means(request)
     limit_threads(work.workers)
     from speechft_merge.cli.show_report import seconds_in_words, show_report
@@ -42,7 +42,9 @@ def compare(models: Models, recipe: AlphaOptions, features: FeatureOptions, work
 
     options = MergeOptions(download=work.download)
     with ProgressLine(sink, "clips") as progress:
-        report = compare_models(models[0], models[1], merged, request, recipe=whole, options=options, progress=progress)
+        report = compare_models(
+            models[0], models[1], merged, request, recipe=recipe, options=options, progress=progress
+        )
     features.write(report)
     sink.detail(seconds_in_words(report))
     sink.show(show_report(report))

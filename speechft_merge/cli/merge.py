@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,9 +14,9 @@ from speechft_merge.cli.sink import Sink
 from speechft_merge.errors import SpeechFTMergeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from speechft_merge.merging import Merge, MergeResult
     from speechft_merge.similarity.report import Report
+    from speechft_merge.similarity.request import ProbeRequest
 
 PushTo = Annotated[
     str | None,
@@ -40,7 +39,7 @@ def merge(
     base: Base,
     finetuned: Finetuned,
     *,
-    recipe: RecipeOptions,
+    mixing: RecipeOptions,
     output: OutputOptions,
     work: WorkOptions,
     push_to_hub: PushTo = None,
@@ -52,52 +51,44 @@ def merge(
     """Merge: base + alpha * (finetuned - base), written as a model directory (the default command)."""
     from speechft_merge.cli.show_merge import show_merge
     from speechft_merge.cli.show_plan import details, show_plan
-    from speechft_merge.merging import MergeOptions, open_merge
+    from speechft_merge.merging import open_merge
     from speechft_merge.output.place import default_name, require_place
 
-    whole = recipe.read()
+    recipe, options = mixing.read(), output.read(work)
     request = features.read() if cka or features.given else None
     if request is not None:
         features.require_means(request, "matplotlib")
-    named = output.output or default_name(finetuned[0], whole)
-    place = require_place(named, (base, *finetuned))
+    named = str(output.output or default_name(finetuned[0], recipe))
+    path = require_place(named, (base, *finetuned))
     target = None if push_to_hub is None or output.dry_run else hub.prepare(push_to_hub)
-    settings = MergeOptions(
-        overwrite=output.overwrite,
-        allow_unrelated=output.allow_unrelated,
-        download=work.download,
-        workers=work.workers,
-        fsync=output.fsync,
-        max_shard_size=output.shard_limit,
-        command=tuple(sys.argv[1:]),
-    )
-    with open_merge(base, finetuned, whole, settings) as opened:
+    with open_merge(base, finetuned, recipe, options) as opened:
         if output.dry_run:
-            sink.show(show_plan(opened, place, str(named)))
+            sink.show(show_plan(opened, path, named))
             return
         for line in details(opened, sink.verbose):
             sink.detail(line)
         with ProgressLine(sink) as progress:
-            result = opened.write(place, progress)
-        report, problem = None, None
+            result = opened.write(path, progress)
+        report, problem, url = None, None, None
         if request is not None:
             limit_threads(work.workers)
-            with ProgressLine(sink, "clips") as progress:
-                report, problem = _attempt(lambda: opened.compare(request, result, progress))
-        keep = output.output is not None
-        url = None if target is None else opened.push(result, target, hub.commit_message, keep=keep)
-    sink.show(show_merge(result, str(named), url, report, problem))
+            report, problem = _compare(opened, request, result, sink)
+        if target is not None:
+            url = opened.push(result, target, hub.commit_message, keep=output.output is not None)
+    sink.show(show_merge(result, named, url, report, problem))
     if report is not None:
-        from speechft_merge.cli.show_report import seconds_in_words  # imports torch
-
-        sink.detail(seconds_in_words(report))
         features.write(report)
 
 
-def _attempt(compare: Callable[[], Report]) -> tuple[Report | None, str | None]:
+def _compare(opened: Merge, request: ProbeRequest, result: MergeResult, sink: Sink) -> tuple[Report | None, str | None]:
     """Return the comparison, or why there is none: no failure here may hide that the merge is written."""
     try:
-        return compare(), None
+        with ProgressLine(sink, "clips") as progress:
+            report = opened.compare(request, result, progress)
     except Exception as error:
         why = str(error) if isinstance(error, SpeechFTMergeError) else f"{type(error).__name__}: {error}"
         return None, f"merged, but the features were not compared: {why}"
+    from speechft_merge.cli.show_report import seconds_in_words  # imports torch
+
+    sink.detail(seconds_in_words(report))
+    return report, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -11,6 +12,7 @@ import typer
 from speechft_merge.sizes import parse_size
 
 if TYPE_CHECKING:
+    from speechft_merge.merging import MergeOptions
     from speechft_merge.push import PushTarget
     from speechft_merge.recipe import Recipe
 
@@ -48,7 +50,7 @@ class AlphaOptions:
 
     @property
     def given(self) -> bool:
-        """Whether any of them was passed."""
+        """Whether any option of the group was passed."""
         return self.alpha is not None or bool(self.layer_alpha or self.recipe)
 
     def read(self) -> Recipe:
@@ -58,7 +60,7 @@ class AlphaOptions:
 
         given = {key: tuple(value) if isinstance(value, list) else value for key, value in vars(self).items()}
         del given["recipe"]
-        given["layer_alpha"] = tuple(parse_rule(text) for text in self.layer_alpha or ())
+        given["layer_alpha"] = tuple(map(parse_rule, self.layer_alpha or ()))
         return override(read_recipe(self.recipe) if self.recipe else Recipe(), **given)
 
 
@@ -128,10 +130,19 @@ class OutputOptions:
     ] = True
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False
 
-    @property
-    def shard_limit(self) -> int | None:
-        """Bytes of a weights file at most; None for a single file."""
-        return None if self.max_shard_size is None else parse_size(self.max_shard_size)
+    def read(self, work: WorkOptions) -> MergeOptions:
+        """Return how the merge is done."""
+        from speechft_merge.merging import MergeOptions  # not for --help
+
+        return MergeOptions(
+            overwrite=self.overwrite,
+            allow_unrelated=self.allow_unrelated,
+            download=work.download,
+            workers=work.workers,
+            fsync=self.fsync,
+            max_shard_size=None if self.max_shard_size is None else parse_size(self.max_shard_size),
+            command=tuple(sys.argv[1:]),
+        )
 
 
 @dataclass(frozen=True)
