@@ -61,9 +61,10 @@ app = typer.Typer(
     epilog="speechft-merge BASE FINETUNED is short for speechft-merge merge BASE FINETUNED; "
     "'speechft-merge merge --help' has the options.",
 )
-app.command(cls=GroupedHelp)(merge)
-app.command(cls=GroupedHelp)(inspect)
-app.command(cls=GroupedHelp)(compare)
+# short help: Typer would cut the first line after 45 characters
+app.command(cls=GroupedHelp, short_help="Write base + alpha * (finetuned - base) as a model (the default).")(merge)
+app.command(cls=GroupedHelp, short_help="Show what is in a checkpoint, or how two would be matched.")(inspect)
+app.command(cls=GroupedHelp, short_help="Compare the features of base, fine-tune and merge (CKA).")(compare)
 app.command(cls=GroupedHelp)(push)
 
 
