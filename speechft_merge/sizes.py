@@ -1,4 +1,4 @@
-"""Sizes as people write them: `500MB`, `2GiB`."""
+"""Reads sizes as people write them: `500MB`, `2GiB`."""
 
 from __future__ import annotations
 

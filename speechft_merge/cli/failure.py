@@ -65,7 +65,7 @@ def explain(error: BaseException) -> Failure:
 
 
 def _explain_usage(error: Any) -> Failure:
-    """Return Typer's error in the style of all others: lower case, no full stop, the advice apart."""
+    """Return what Typer found wrong in the style of all errors: lower case, no full stop, the advice apart."""
     option, near = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     message = str(error.message if near else error.format_message()).rstrip(".")
     context = getattr(error, "ctx", None)

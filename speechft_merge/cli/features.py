@@ -52,11 +52,11 @@ class FeatureOptions:
 
     @property
     def given(self) -> bool:
-        """Whether any of them was passed."""
+        """Whether any option of the group was passed."""
         return self != type(self)()
 
     def read(self) -> ProbeRequest:
-        """Return what they ask for; a probe of `-` is read from stdin."""
+        """Return the request; a probe of `-` is read from stdin."""
         from speechft_merge.similarity.request import MEMORY, SECONDS, ProbeRequest  # not for --help
 
         paths: tuple[Path, ...] | None = None

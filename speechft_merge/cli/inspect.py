@@ -1,4 +1,4 @@
-"""Defines `speechft-merge inspect REF` and `inspect BASE FINETUNED`."""
+"""Defines `speechft-merge inspect MODEL` and `inspect BASE FINETUNED`."""
 
 from __future__ import annotations
 
