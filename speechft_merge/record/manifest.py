@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.plan.plan import Action
-from speechft_merge.record.codec import from_json, to_json
-from speechft_merge.record.fingerprint import fingerprint
+from speechft_merge.record.codec import from_json
+from speechft_merge.record.identity import FORMAT, fingerprint
 from speechft_merge.record.layers import LayerRow, summarise_layers
 from speechft_merge.sources import HubOrigin
 from speechft_merge.version import __version__
@@ -27,11 +27,6 @@ NAME = "speechft_merge.json"
 SIMILARITY = "similarity.json"
 FIGURE = "similarity.png"
 """What a comparison adds to an output; the manifest does not vouch for them."""
-FORMAT = 2
-"""Of the manifest, and of the arithmetic: raised when the same recipe would give other bytes, or when a manifest can no
-longer be read as one before. In 1, that of version 0.1, a layer's block and part were one string, and alphas were
-strings: its outputs are not recognised as finished, but can be replaced, and its recipes can be given again."""
-
 _PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)
 """What every file that a merge writes is called, and nothing that leads out of the folder."""
 
@@ -118,8 +113,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON document."""
-        document: dict[str, Any] = to_json(self)
-        return document
+        return asdict(self)
 
     def encode(self) -> bytes:
         """Return the file's content."""
