@@ -248,13 +248,13 @@ def test_a_ramp_may_go_over_the_decoder() -> None:
 # refusals
 @pytest.mark.parametrize("rule", ["12=0.1", "0-12=0.1", "11-12=0.1:0.5", "5-3=0.1", "encoder.12=0", "100-200=0"])
 def test_layers_that_the_model_lacks_are_refused(rule: str) -> None:
-    with pytest.raises(UsageError, match="the encoder has layers 0 to 11"):
+    with pytest.raises(UsageError, match="the encoder has blocks 0 to 11"):
         alphas(rule)
 
 
 @pytest.mark.parametrize("rule", ["decoder.4=0.1", "decoder.0-11=0.1"])
 def test_decoder_layers_that_the_model_lacks_are_refused(rule: str) -> None:
-    with pytest.raises(UsageError, match="the decoder has layers 0 to 3"):
+    with pytest.raises(UsageError, match="the decoder has blocks 0 to 3"):
         alphas(rule)
 
 
