@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 NAME = "speechft_merge.json"
 SIMILARITY = "similarity.json"
 FIGURE = "similarity.png"
-"""What a comparison adds to an output; the manifest does not vouch for them."""
+"""Files that a comparison adds to an output; the manifest does not cover them."""
 FORMAT = 2
-"""Of the manifest, and of the arithmetic: raised when the same recipe would give other bytes, or when a manifest can no
+"""Version of the manifest and the arithmetic: raised when the same recipe would give other bytes, or when a manifest can no
 longer be read as one before. In 1, that of version 0.1, a layer's block and part were one string, and alphas were
 strings: its outputs are not recognised as finished, but can be replaced, and its recipes can be given again."""
 
 _PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)
-"""What every file that a merge writes is called, and nothing that leads out of the folder."""
+"""Names of the files that a merge writes; none leads out of the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class CompanionEntry:
 
 def _require_plain(name: str) -> None:
     if not _PLAIN.fullmatch(name):
-        raise ValueError(f"{name!r} is no file that a merge writes")
+        raise ValueError(f"{name!r} is not a file that a merge writes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def read_names(folder: Path) -> set[str]:
-    """Return the names of an output's files by its manifest, whatever version wrote it; empty without one."""
+    """Return the names of an output's files by its manifest, of any version; empty without one."""
     document = _read_json(folder)
     listed = [document.get(key) for key in ("outputs", "companions")] if isinstance(document, dict) else []
     entries = [entry for entries in listed if isinstance(entries, list) for entry in entries]

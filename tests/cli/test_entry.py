@@ -342,7 +342,7 @@ BAD_OPTIONS: list[Any] = [
     (("--layer-alpha", "cnn=0:1"), ("a ramp goes over blocks", "has none")),
     (("--layer-alpha", "2=0.1"), ("blocks 0 to 1",)),
     (("--layer-alpha", "1-0=0.1"), ("blocks 0 to 1",)),
-    (("--layer-alpha", "decoder.0=0.1"), ("no layers",)),
+    (("--layer-alpha", "decoder.0=0.1"), ("no blocks",)),
     (("--layer-alpha", "no.such.name=0.1"), ("matches nothing", "cnn, ")),
     (("--weight", "1", "--weight", "2"), ("2 weights for 1", "one each")),
     (("--weight", "0"), ("positive", "0")),

@@ -266,7 +266,7 @@ def test_a_rule_that_matches_nothing_is_refused_with_what_there_is(rule: str) ->
 
 def test_an_encoder_has_no_decoder_layers() -> None:
     bare = [subject for subject in SUBJECTS if subject.location.stack != "decoder"]
-    with pytest.raises(UsageError, match="the decoder has no layers"):
+    with pytest.raises(UsageError, match="the decoder has no blocks"):
         alphas_of(bare, DEFAULT, (parse_rule("decoder.0=0.1"),))
     with pytest.raises(UsageError, match="matches nothing"):
         alphas_of(bare, DEFAULT, (parse_rule("decoder=0.1"),))
