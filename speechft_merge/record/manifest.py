@@ -28,8 +28,8 @@ SIMILARITY = "similarity.json"
 FIGURE = "similarity.png"
 """Files that a comparison adds to an output; the manifest does not cover them."""
 FORMAT = 2
-"""Version of the manifest and the arithmetic: raised when the same recipe would give other bytes, or when a manifest can no
-longer be read as one before. In 1, that of version 0.1, a layer's block and part were one string, and alphas were
+"""Version of manifest and arithmetic: raised when the same recipe would give other bytes, or when a manifest can no
+longer be read as before. In 1, that of version 0.1, a layer's block and part were one string, and alphas were
 strings: its outputs are not recognised as finished, but can be replaced, and its recipes can be given again."""
 
 _PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)

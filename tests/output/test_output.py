@@ -95,7 +95,7 @@ def test_a_file_that_may_be_kept_is_there_for_the_next_run(tmp_path: Path) -> No
 
     with pytest.raises(ValueError, match="broken") as caught, Output(tmp_path / "out", IDENTITY) as output:
         make_and_fail(output)
-    assert caught.value.__notes__ == ["finished shards are kept; the same command goes on from there"]
+    assert caught.value.__notes__ == ["finished shards are kept; run the same command to go on from there"]
     with Output(tmp_path / "out", IDENTITY) as output:
         output.begin(ONE_FILE)
         assert [output.write_file(FILE, refill, keep=True)] == made
