@@ -119,7 +119,7 @@ def _require_match(rule: AlphaRule, chosen: list[Subject], depths: list[int], su
         stack, low, high = layers[1] or "encoder", int(layers[2]), int(layers[3] or layers[2])
         there = _layers_of(subjects).get(stack, [])
         if (there or stack in STACKS) and (low > high or low not in depths or high not in depths):
-            known = f"layers {there[0]} to {there[-1]}" if there else "no layers that take part"
+            known = f"blocks {there[0]} to {there[-1]}" if there else "no blocks that take part"
             raise UsageError(f"rule {rule}: the {stack} has {known}")
     if not chosen:
         parts = sorted(

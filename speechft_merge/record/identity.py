@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from speechft_merge.recipe import Recipe
 
 FORMAT = 2
-"""Of the manifest, and of the arithmetic: raised when the same recipe would give other bytes, or when a manifest can no
-longer be read as one before. In 1, that of version 0.1, a layer's block and part were one string, and alphas were
+"""Version of manifest and arithmetic: raised when the same recipe would give other bytes, or when a manifest can no
+longer be read as before. In 1, that of version 0.1, a layer's block and part were one string, and alphas were
 strings: its outputs are not recognised as finished, but can be replaced, and its recipes can be given again."""
 
 

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 NAME = "speechft_merge.json"
 SIMILARITY = "similarity.json"
 FIGURE = "similarity.png"
-"""What a comparison adds to an output; the manifest does not vouch for them."""
+"""Files that a comparison adds to an output; the manifest does not cover them."""
+
 _PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)
-"""What every file that a merge writes is called, and nothing that leads out of the folder."""
+"""Names of the files that a merge writes; none leads out of the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class CompanionEntry:
 
 def _require_plain(name: str) -> None:
     if not _PLAIN.fullmatch(name):
-        raise ValueError(f"{name!r} is no file that a merge writes")
+        raise ValueError(f"{name!r} is not a file that a merge writes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def read_names(folder: Path) -> set[str]:
-    """Return the names of an output's files by its manifest, whatever version wrote it; empty without one."""
+    """Return the names of an output's files by its manifest, of any version; empty without one."""
     document = _read_json(folder)
     listed = [document.get(key) for key in ("outputs", "companions")] if isinstance(document, dict) else []
     entries = [entry for entries in listed if isinstance(entries, list) for entry in entries]

@@ -193,9 +193,9 @@ def test_nesting_where_a_field_is_expected_is_refused() -> None:
     "name", ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b", ".hidden", "a\nb", "\udcff", "ä"]
 )
 def test_a_name_that_no_merge_writes_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is no file that a merge writes"):
+    with pytest.raises(ValueError, match="is not a file that a merge writes"):
         from_json(OutputEntry, {"file": name, "size": 1, "checksum": "0"})
-    with pytest.raises(ValueError, match="is no file that a merge writes"):
+    with pytest.raises(ValueError, match="is not a file that a merge writes"):
         from_json(CompanionEntry, {"file": name, "sha256": "0"})
 
 
