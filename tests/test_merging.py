@@ -93,10 +93,14 @@ def test_several_outputs_are_written_from_one_opened_merge(
     assert snapshot(tmp_path / "first") == snapshot(tmp_path / "second")
 
 
-def test_written_again_a_merge_is_already_done(pair: Pair, tmp_path: Path) -> None:
-    with open_merge(*pair.args, RECIPE, UNSYNCED) as opened:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_written_again_a_merge_is_already_done(
+    overwrite: bool, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_merge(*pair.args, RECIPE, replace(UNSYNCED, overwrite=overwrite)) as opened:
         first = opened.write(tmp_path / "out")
         changed = (tmp_path / "out/model.safetensors").stat().st_mtime_ns
+        monkeypatch.setattr(merging, "execute", never)
         again = opened.write(tmp_path / "out")
     assert (first.already_done, again.already_done) == (False, True)
     assert again.manifest == first.manifest
@@ -174,6 +178,10 @@ def count_openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return opened
 
 
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("this was done already")
+
+
 @pytest.fixture
 def compared(
     save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -181,6 +189,7 @@ def compared(
     with open_merge(*save_pair("Hubert", "ForCTC"), RECIPE, UNSYNCED) as opened:
         result = opened.write(tmp_path / "out")
         openings = count_openings(monkeypatch)
+        monkeypatch.setattr("speechft_merge.similarity.models.execute", never)
         return opened, result, opened.compare(ProbeRequest(paths=few_clips), result), openings
 
 
@@ -199,7 +208,7 @@ def test_a_report_on_an_output_is_put_beside_it(compared: Compared, tmp_path: Pa
 def test_a_report_has_the_drifts_that_the_merge_measured(
     compared: Compared,
 ) -> None:
-    """Those of what stands before the blocks, which are rows of their own in the merge's table, in one."""
+    """Not measured again. What stands before the blocks has rows of its own in the merge's table, here it has one."""
     opened, result, report, _ = compared
     rows = {row.key: row.drift for row in result.manifest.layers}
     before, *blocks = report.layers

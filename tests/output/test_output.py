@@ -21,6 +21,7 @@ from speechft_merge.errors import OutputError, WriteError
 from speechft_merge.executor.drift import Drift
 from speechft_merge.output.files import OutputFile, OutputFiles
 from speechft_merge.output.output import Output
+from speechft_merge.output.staging import Staging
 from speechft_merge.plan.operations import Interpolate, Segment, Term
 
 if TYPE_CHECKING:
@@ -208,6 +209,28 @@ def test_once_the_output_is_found_finished_nothing_hidden_is_left_of_it(pair: Pa
         assert len(names_in(tmp_path)) == 2
         assert output.commit() == made
         assert names_in(tmp_path) == {"out"}
+
+
+def test_what_a_killed_run_left_of_a_finished_merge_is_swept_up(pair: Pair, tmp_path: Path) -> None:
+    made = merge(*pair.args, tmp_path / "out", options=UNSYNCED).manifest
+    leave_as_killed(tmp_path / "out", made.merge_id)
+    assert Output(tmp_path / "out", made.merge_id).finished() == made
+    assert names_in(tmp_path) == {"out"}
+
+
+def test_what_a_run_leaves_that_is_killed_meanwhile_is_swept_up_by_the_one_that_commits(tmp_path: Path) -> None:
+    with Output(tmp_path / "out", IDENTITY) as output:
+        output.begin(ONE_FILE)
+        output.write_weights(ONE_FILE, 1)
+        leave_as_killed(tmp_path / "out", IDENTITY)
+        output.commit()
+        assert names_in(tmp_path) == {"out"}
+
+
+def leave_as_killed(path: Path, identity: str) -> None:
+    staging = Staging(path, identity)
+    staging._release()  # the kernel lets go of its lock
+    assert staging.path.exists()
 
 
 # The output of an older version.

@@ -99,6 +99,15 @@ def test_an_abandoned_folder_goes_unless_it_holds_finished_files(tmp_path: Path)
     assert names_in(tmp_path) == {again.path.name}
 
 
+def test_of_an_abandoned_folder_only_finished_files_are_kept(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "out", DIGEST)
+    staging.record(write_whole(staging))
+    staging.data.put("config.json", b"{}")
+    (staging.data.path / ".half.tmp").write_bytes(b"half")
+    assert staging.abandon()
+    assert names_in(staging.data.path) == {FILE.name}
+
+
 def test_folders_made_for_an_output_that_never_comes_go_with_it(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     output = tmp_path / "there" / "new" / "newer" / "out"
@@ -150,6 +159,7 @@ def test_a_finished_file_counts_only_with_its_size_and_checksum(tmp_path: Path) 
         assert Staging(tmp_path / "out", DIGEST).earlier(FILE) is None
     path.write_bytes(WHOLE)
     assert Staging(tmp_path / "out", DIGEST).earlier(FILE) == staging.finished[FILE.name]
+    assert staging.earlier(OutputFile(FILE.name, HEADER, (), FILE.size + 4)) is None
     path.unlink()
     assert staging.earlier(FILE) is None
 
@@ -202,6 +212,35 @@ def test_the_folder_of_a_killed_run_goes_and_that_of_a_living_one_stays(tmp_path
     assert names_in(tmp_path) == {living.path.name, foreign.name}
     living.commit()
     assert names_in(tmp_path) == {"out", foreign.name}
+
+
+def test_what_was_taken_over_from_a_killed_run_outlives_the_next_one_that_is_killed(tmp_path: Path) -> None:
+    first = Staging(tmp_path / "out", DIGEST)
+    first.record(write_whole(first))
+    killed(first)
+    second = Staging(tmp_path / "out", DIGEST)
+    assert not first.path.exists()
+    killed(second)
+    assert Staging(tmp_path / "out", DIGEST).earlier(FILE) is not None
+
+
+def test_a_new_folder_that_another_process_sweeps_up_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def lose(fd: int, flags: int) -> None:
+        (folder,) = tmp_path.iterdir()
+        shutil.rmtree(folder)
+        monkeypatch.setattr(fcntl, "flock", lock)
+        lock(fd, flags)
+
+    monkeypatch.setattr(fcntl, "flock", lose)
+    staging = Staging(tmp_path / "out", DIGEST)
+    write_whole(staging)
+    staging.commit()
+    assert names_in(tmp_path) == {"out"}
+    assert names_in(tmp_path / "out") == {FILE.name}
 
 
 def test_a_process_that_lives_holds_its_lock(tmp_path: Path) -> None:
@@ -385,8 +424,9 @@ def test_a_run_that_gives_up_does_not_take_the_work_of_another_with_it(tmp_path:
     assert (tmp_path / "out" / FILE.name).read_bytes() == WHOLE
 
 
-def test_what_replaces_the_output_as_soon_as_it_is_complete_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lost", [".", FILE.name])
+def test_what_takes_the_output_or_a_file_of_it_as_soon_as_it_is_complete_is_noticed(
+    lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staging = Staging(tmp_path / "out", DIGEST)
     write_whole(staging)
@@ -394,14 +434,14 @@ def test_what_replaces_the_output_as_soon_as_it_is_complete_is_noticed(
 
     def lose(self: Path, target: Path) -> Path:
         moved = rename(self, target)
-        shutil.rmtree(target)
+        shutil.rmtree(target) if lost == "." else (target / lost).unlink()
         return moved
 
     monkeypatch.setattr(Path, "rename", lose)
     with pytest.raises(OutputError, match="another process changed"):
         staging.commit()
     staging.abandon()
-    assert names_in(tmp_path) == set()
+    assert names_in(tmp_path) == ({"out"} if lost != "." else set())
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), SystemExit(128 + signal.SIGTERM)], ids=repr)
