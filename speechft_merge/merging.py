@@ -25,7 +25,7 @@ from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
 from speechft_merge.record.identity import identify
 from speechft_merge.record.manifest import Manifest, OutputEntry, Written, describe_input, make_manifest
-from speechft_merge.sources.reference import HubReference, parse_reference
+from speechft_merge.sources.reference import HubReference, list_references, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from speechft_merge.push import PushTarget
     from speechft_merge.similarity.report import Report
     from speechft_merge.similarity.request import ProbeRequest
+    from speechft_merge.sources.reference import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +273,10 @@ class Merge:
 
 
 def open_merge(
-    base: str, finetuned: str | Sequence[str], recipe: Recipe | None = None, options: MergeOptions | None = None
+    base: Reference,
+    finetuned: Reference | Sequence[Reference],
+    recipe: Recipe | None = None,
+    options: MergeOptions | None = None,
 ) -> Merge:
     """Open the models, decide on every tensor, and check that the models belong together; nothing is written.
 
@@ -302,8 +306,8 @@ def open_merge(
     return merge
 
 
-def _open(base: str, finetuned: str | Sequence[str], recipe: Recipe, options: MergeOptions) -> Merge:
-    references = [base, finetuned] if isinstance(finetuned, str) else [base, *finetuned]
+def _open(base: Reference, finetuned: Reference | Sequence[Reference], recipe: Recipe, options: MergeOptions) -> Merge:
+    references = list_references(base, finetuned)
     if len(references) < 2:
         raise UsageError("a fine-tuned model is missing", hint="give the base first, then one or more fine-tunes of it")
     with ExitStack() as stack:
@@ -313,7 +317,7 @@ def _open(base: str, finetuned: str | Sequence[str], recipe: Recipe, options: Me
 
 
 def merge(
-    base: str, finetuned: str | Sequence[str], output: str | Path, recipe: Recipe | None = None, *,
+    base: Reference, finetuned: Reference | Sequence[Reference], output: str | Path, recipe: Recipe | None = None, *,
     alpha: float | None = None, options: MergeOptions | None = None, progress: Progress | None = None,
 ) -> MergeResult:  # fmt: skip
     """Merge models into a model directory; see `open_merge` and `Merge.write` for arguments and errors.
@@ -338,14 +342,15 @@ def merge(
         if recipe is not None:
             raise UsageError("both alpha and a recipe are given", hint="give one of them")
         recipe = Recipe(alpha=alpha)
-    require_place(output, (base, *([finetuned] if isinstance(finetuned, str) else finetuned)))
+    require_place(output, list_references(base, finetuned))
     with open_merge(base, finetuned, recipe, options) as opened:
         return opened.write(output, progress)
 
 
 def compare(
-    base: str, finetuned: str | Sequence[str], merged: str | None = None, request: ProbeRequest | None = None, *,
-    recipe: Recipe | None = None, options: MergeOptions | None = None, progress: Progress | None = None,
+    base: Reference, finetuned: Reference | Sequence[Reference], merged: Reference | None = None,
+    request: ProbeRequest | None = None, *, recipe: Recipe | None = None, options: MergeOptions | None = None,
+    progress: Progress | None = None,
 ) -> Report:  # fmt: skip
     """Compare the features of a base, a fine-tune and their merge on a probe, layer by layer. Nothing is written.
 

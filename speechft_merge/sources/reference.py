@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 
 from speechft_merge.errors import NotFoundError
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of weights files; what is in them, only their bytes tell."""
+
+Reference = str | PathLike[str]
+"""What the library's functions take for a model."""
 
 _REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 _SPECIAL = r"refs/(?:pr/\d+|convert/[\w.-]+|heads/[\w.-]+)"
@@ -29,6 +34,12 @@ class HubReference:
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
         return f"{self.repo}{revision}" + (f":{self.path}" if self.path else "")
+
+
+def list_references(base: Reference, finetuned: Reference | Sequence[Reference]) -> list[str]:
+    """Return the references of a base and of one fine-tune or several as text."""
+    several = (finetuned,) if isinstance(finetuned, (str, PathLike)) else finetuned
+    return [fspath(reference) for reference in (base, *several)]
 
 
 def parse_reference(text: str) -> Path | HubReference:
