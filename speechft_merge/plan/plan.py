@@ -316,7 +316,7 @@ def _untie(owner: Checkpoint, tensors: list[PlannedTensor]) -> list[PlannedTenso
     storages = [(span.place, span.dtype, span.shape) for span in spans]
     leads: dict[object, PlannedTensor] = {}
     for storage, tensor in zip(storages, tensors, strict=True):
-        if storage not in leads or leads[storage].location.part == "head":
+        if storage not in leads or leads[storage].location.is_head:
             leads[storage] = tensor
     tied = []
     for storage, tensor in zip(storages, tensors, strict=True):

@@ -69,7 +69,7 @@ def alphas_of(subjects: list[Subject], default: float, rules: tuple[AlphaRule, .
     Raises:
         UsageError: a rule matches nothing, or names layers that the model lacks.
     """
-    alphas = {subject.name: default for subject in subjects if subject.location.part != "head"}
+    alphas = {subject.name: default for subject in subjects if not subject.location.is_head}
     for rule in rules:
         chosen = [subject for subject in subjects if _selects(rule.selector, subject)]
         depths = [subject.location.block for subject in chosen if subject.location.block is not None]
