@@ -14,7 +14,7 @@ from speechft_merge.layouts.alignment import Alignment, align
 from speechft_merge.layouts.structure import Location
 from speechft_merge.layouts.torchaudio import PACKED
 from speechft_merge.plan.operations import Copy, Interpolate, Segment, Term
-from speechft_merge.recipe.rules import Subject, alphas_of
+from speechft_merge.recipe.rules import alphas_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -248,13 +248,12 @@ class _Decision:
 
     def _alphas(self) -> dict[str, float]:
         """Return the alpha of each base tensor that can be interpolated; of heads only where a rule names them."""
-        subjects = []
+        names = {}
         for name, span in self.base.tensors.items():
             partners = self._partners(name)
             if partners and span.dtype.interpolated and any(other.dtype.interpolated for other, _ in partners):
-                known = self._known(name)
-                subjects.append(Subject(name, name if known.is_head else known.canonical, known.location))
-        return alphas_of(subjects, self.recipe.alpha, self.recipe.layer_alpha)
+                names[name] = self._known(name)
+        return alphas_of(names, self.recipe.alpha, self.recipe.layer_alpha)
 
     def _known(self, name: str) -> TensorName:
         """Return what a tensor of the base is: not a head, if any fine-tune has it in the encoder."""
