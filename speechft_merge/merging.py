@@ -13,10 +13,8 @@ from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.errors import MismatchError, SpeechFTMergeError, UsageError
 from speechft_merge.executor.executor import execute
 from speechft_merge.executor.workers import Workers, choose_workers
-from speechft_merge.output.companions import companions_of, parse_config
 from speechft_merge.output.files import INDEX
-from speechft_merge.output.formats import Written as Form
-from speechft_merge.output.formats import write_form
+from speechft_merge.output.formats import OutputForm, decide_form
 from speechft_merge.output.output import Output
 from speechft_merge.output.place import require_place
 from speechft_merge.plan.plan import LEAST_COVERAGE, Plan, make_plan
@@ -109,9 +107,8 @@ class Merge:
         return tuple(measure_relation(self._planned, which) for which in range(len(self.finetuned)))
 
     @cached_property
-    def _form(self) -> Form:
-        owner = self.finetuned[0] if self._planned.recipe.keep_head else self.base
-        return write_form(self._planned, owner, self.options.max_shard_size)
+    def _form(self) -> OutputForm:
+        return decide_form(self._planned, self.base, self.finetuned[0], self.options.max_shard_size)
 
     @property
     def plan(self) -> Plan:
@@ -123,10 +120,10 @@ class Merge:
         """The weight files of the output, to the byte."""
         return self._form.files
 
-    @cached_property
+    @property
     def companions(self) -> dict[str, bytes]:
         """Name -> content of the small files beside the weights."""
-        return companions_of(self.plan, self.base, list(self.finetuned), self._form.companions)
+        return self._form.companions
 
     @property
     def workers(self) -> Workers:
@@ -210,7 +207,7 @@ class Merge:
         return execute(segments, self.workers.count, progress)
 
     def _card(self, drifts: Mapping[str, Drift]) -> bytes:
-        config, weights = parse_config(self.companions), self.files.files[0].name
+        config, weights = self._form.config, self.files.files[0].name
         return card.make_card(self.plan, self.base, self.finetuned, dict(drifts), config, self.options.command, weights)
 
     def _warnings_after(self, drifts: Mapping[str, Drift]) -> tuple[str, ...]:

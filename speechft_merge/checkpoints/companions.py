@@ -13,6 +13,25 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 FEATURE_EXTRACTOR = "preprocessor_config.json"
+COMPANIONS = (
+    CONFIG,
+    FEATURE_EXTRACTOR,
+    "processor_config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "normalizer.json",
+    "alphabet.json",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spm_char.model",
+)
+"""Every small file that belongs to a model."""
 
 MAX_SIZE = 64 << 20
 """Most bytes of one; Whisper's tokenizer.json has 2.5 MB."""
