@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import CheckpointError
@@ -59,7 +58,7 @@ def read_companions(checkpoint: Checkpoint, wanted: tuple[str, ...]) -> dict[str
     found = {}
     for name in wanted:
         if name in there:
-            with closing(checkpoint.folder.open(name)) as source:
+            with checkpoint.folder.open(name) as source:
                 if source.size > MAX_SIZE:
                     raise CheckpointError(f"{source.name} has {source.size} bytes, at most {MAX_SIZE} are allowed")
                 found[name] = source.read(0, source.size)

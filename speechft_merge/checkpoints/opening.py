@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from os import fspath
 from typing import TYPE_CHECKING
 
@@ -130,7 +130,7 @@ def _open_in(folder: Folder, file: str, reference: str, files: ExitStack) -> Che
     """Index a file, or all shards of an index; `files` is to close what is opened."""
     if not _INDEX.search(file):
         return _open_file(folder, file, reference, files)
-    with closing(folder.open(file)) as index:
+    with folder.open(file) as index:
         weight_map = read_weight_map(index)
     shards = [_open_file(folder, f, reference, files) for f in require_shards(index.name, weight_map, folder.names())]
     return join_shards(file, index.name, weight_map, shards)
@@ -138,7 +138,7 @@ def _open_in(folder: Folder, file: str, reference: str, files: ExitStack) -> Che
 
 def _open_file(folder: Folder, file: str, reference: str, files: ExitStack) -> Checkpoint:
     """Index one file; its first bytes say what it is, not its name."""
-    source = files.enter_context(closing(folder.open(file)))
+    source = files.enter_context(folder.open(file))
     start = source.read(0, min(source.size, 512))
     if start.startswith(torch_zip.MAGIC):
         return _from_pickle(read_torch_zip(source), reference, file, folder)
