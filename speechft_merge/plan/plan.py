@@ -312,7 +312,7 @@ def _untie(owner: Checkpoint, tensors: list[PlannedTensor]) -> list[PlannedTenso
         tensors: what was decided on each by itself.
     """
     spans = [owner.tensors[tensor.name] for tensor in tensors]
-    storages = [(span.place, span.dtype, span.shape) for span in spans]
+    storages = [(span.storage_key, span.dtype, span.shape) for span in spans]
     leads: dict[object, PlannedTensor] = {}
     for storage, tensor in zip(storages, tensors, strict=True):
         if storage not in leads or leads[storage].location.is_head:
