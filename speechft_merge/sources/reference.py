@@ -18,6 +18,7 @@ Reference = str | PathLike[str]
 
 _REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 _SPECIAL = r"refs/(?:pr/\d+|convert/[\w.-]+|heads/[\w.-]+)"
+# a revision may hold slashes (refs/pr/2); in a URL as huggingface_hub writes it, they are %2F
 _SHORT = re.compile(rf"({_REPO})(?:@([^:]+))?(?::(.+))?")
 _URL = re.compile(rf"({_REPO})(?:@({_SPECIAL}|[^/:]+))?(?:[/:](.*))?")
 
@@ -54,7 +55,7 @@ def parse_reference(text: str) -> Path | HubReference:
             return path
         if text.startswith(("/", "./", "../", "~")):
             raise NotFoundError(f"{text[:200]}: no such file or directory")
-    found = _parse_url(text.removeprefix("hf://")) if text.startswith("hf://") else _parse_short(text)
+    found = _checked((_URL if text.startswith("hf://") else _SHORT).fullmatch(text.removeprefix("hf://")))
     if found is None:
         raise NotFoundError(
             f"{text[:200]}: no such file or directory, and not a Hub reference",
@@ -70,16 +71,6 @@ def local_path(text: str) -> Path | None:
         return path if path.exists() else None
     except (OSError, RuntimeError, ValueError):  # a name too long, a user unknown, a NUL in it
         return None
-
-
-def _parse_short(text: str) -> HubReference | None:
-    """Parse `org/name@revision:path`; a revision may hold slashes (`refs/pr/2`)."""
-    return _checked(_SHORT.fullmatch(text))
-
-
-def _parse_url(text: str) -> HubReference | None:
-    """Parse `org/name@revision/path`, as huggingface_hub writes it after hf://; a revision's slashes are %2F."""
-    return _checked(_URL.fullmatch(text))
 
 
 def _checked(found: re.Match[str] | None) -> HubReference | None:
