@@ -112,7 +112,8 @@ def _parse_entry(source: ByteSource, name: str, entry: Any) -> tuple[str, int, i
         raise CheckpointError(f"{where} has no dtype, shape and data_offsets")
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DType.__members__:
         raise CheckpointError(
-            f"{where} has the unknown dtype {quote(entry['dtype'])}", hint=f"known: {', '.join(DType.__members__)}"
+            f"{where} has the unknown dtype {quote(entry['dtype'])}",
+            hint=f"use one of {', '.join(DType.__members__)}",
         )
     dtype = DType[entry["dtype"]]
     shape, offsets = entry["shape"], entry["data_offsets"]

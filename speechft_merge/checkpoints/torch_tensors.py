@@ -141,7 +141,7 @@ def _rebuild_v2(
 
 
 def _rebuild_v3(storage: object, offset: object, shape: object, strides: object, *rest: object) -> object:
-    """Rebuild a tensor from what stands in its place in a pickle: (..., requires_grad, hooks, dtype[, metadata])."""
+    """Rebuild a tensor from its arguments in a pickle: (..., requires_grad, hooks, dtype[, metadata])."""
     _, _, dtype, metadata = rest if len(rest) == 4 else (*rest, None)
     if isinstance(metadata, dict) and any(metadata.values()):
         return OddTensor("a lazy view (conj or neg)")

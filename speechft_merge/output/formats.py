@@ -40,11 +40,6 @@ class OutputForm:
     companions: dict[str, bytes]
     """Name -> content of the small files beside the weights."""
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The output's config.json; empty if it has none."""
-        return parse_companion(self.companions[CONFIG], "the output", CONFIG) if CONFIG in self.companions else {}
-
 
 def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_size: int | None) -> OutputForm:
     """Decide the form that a plan's recipe asks for: a copy of a lab's file with other numbers, or safetensors.
@@ -170,6 +165,11 @@ def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> P
             reason = "transformers has no place for it"
             dropped.append(replace(tensor, action=Action.LEFT_OUT, reason=reason, operation=None))
     return replace(plan, tensors=tuple(kept), left_out=(*dropped, *plan.left_out))
+
+
+def parse_config(companions: dict[str, bytes]) -> dict[str, Any]:
+    """Return the output's config as an object; empty if it has none."""
+    return parse_companion(companions[CONFIG], "the output", CONFIG) if CONFIG in companions else {}
 
 
 def _with_dtype(content: bytes, plan: Plan, reference: str) -> bytes:

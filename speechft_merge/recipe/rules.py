@@ -116,7 +116,7 @@ def _require_match(rule: AlphaRule, matches: bool, names: Mapping[str, TensorNam
         stack, low, high = blocks[1] or "encoder", int(blocks[2]), int(blocks[3] or blocks[2])
         there = stacks.get(stack, [])
         if (there or stack in STACKS) and not (low <= high and low in there and high in there):
-            known = f"layers {there[0]} to {there[-1]}" if there else "no layers that take part"
+            known = f"blocks {there[0]} to {there[-1]}" if there else "no blocks that take part"
             raise UsageError(f"rule {rule}: the {stack} has {known}")
     if not matches:
         parts = {word for name in names.values() for word in (name.location.part, name.location.stack) if word}

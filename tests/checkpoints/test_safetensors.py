@@ -232,7 +232,9 @@ def test_nesting_near_the_limit_of_the_interpreter_is_refused_too(levels: int, o
 
 
 def test_messages_name_the_file_and_the_tensor(open_bytes: Open) -> None:
-    with pytest.raises(CheckpointError, match=r"weights: tensor 'conv\.0' has the unknown dtype 'F4'; known: F64, F32"):
+    with pytest.raises(
+        CheckpointError, match=r"weights: tensor 'conv\.0' has the unknown dtype 'F4'; use one of F64, F32"
+    ):
         open_bytes(lying(**{"conv.0": entry(0, 4, dtype="F4")}))
 
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,6 @@ from speechft_merge.merging import merge
 from speechft_merge.output.files import OutputFile, OutputFiles
 from speechft_merge.output.staging import JOURNAL, LOCK, FinishedFile, Staging, sweep
 from speechft_merge.output.writer import FileWriter
-from speechft_merge.record.codec import to_json
 from speechft_merge.record.manifest import OutputEntry
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def write_data(writer: FileWriter) -> OutputEntry:
 
 def write_whole(staging: Staging) -> FinishedFile:
     """A file as the executor writes it; its entry in the journal."""
-    return FinishedFile(write_data(staging.open(FILE)), {})
+    return FinishedFile(write_data(FileWriter(staging.data, FILE)), {})
 
 
 def killed(staging: Staging) -> Path:
@@ -78,7 +78,7 @@ def test_the_folder_becomes_the_output_without_its_journal(tmp_path: Path) -> No
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "out", DIGEST)
-    writer = staging.open(FILE)
+    writer = FileWriter(staging.data, FILE)
     assert FILE.name not in staging.data.names()
     writer.abandon()
     assert staging.data.names() == []
@@ -88,7 +88,7 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_an_abandoned_folder_goes_unless_it_holds_finished_files(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "out", DIGEST)
-    staging.open(FILE).abandon()
+    FileWriter(staging.data, FILE).abandon()
     assert not staging.abandon()
     assert list(tmp_path.iterdir()) == []
     staging = Staging(tmp_path / "out", DIGEST)
@@ -134,7 +134,7 @@ def test_a_file_is_removed_though_a_signal_came_before_anyone_knew_of_it(
 
     monkeypatch.setattr(os, "open", make_and_stop)
     with pytest.raises(SystemExit):
-        staging.open(FILE)
+        FileWriter(staging.data, FILE)
     monkeypatch.undo()
     assert any(staging.data.path.glob(f".{FILE.name}.*"))
     assert not staging.abandon()
@@ -185,7 +185,7 @@ def test_a_journal_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "out", DIGEST)
     entry = write_whole(staging).entry
     (staging.data.path / FILE.name).rename(tmp_path / FILE.name)
-    outside = {"entry": to_json(entry) | {"file": f"../{FILE.name}"}, "drifts": {}}
+    outside = {"entry": asdict(entry) | {"file": f"../{FILE.name}"}, "drifts": {}}
     (killed(staging) / JOURNAL).write_text(json.dumps([outside]))
     assert Staging(tmp_path / "out", DIGEST).finished == {}
 
@@ -233,17 +233,21 @@ def test_where_a_file_system_has_no_locks_leftovers_stay_and_their_finished_file
     assert (tmp_path / "out" / FILE.name).read_bytes() == WHOLE
 
 
-def test_where_there_are_no_hard_links_the_work_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_are_no_hard_links_a_run_goes_on_from_one_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unsupported(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     staging = Staging(tmp_path / "out", DIGEST)
     staging.record(write_whole(staging))
-    killed(staging)
     monkeypatch.setattr(os, "link", unsupported)
+    beside = Staging(tmp_path / "out", DIGEST)
+    assert beside.earlier(FILE) is None  # of a process that lives, only a link could be had
+    beside.abandon()
+    killed(staging)
     again = Staging(tmp_path / "out", DIGEST)
-    assert again.earlier(FILE) is None
-    write_whole(again)
+    assert again.earlier(FILE) == staging.finished[FILE.name]
     again.commit()
     assert names_in(tmp_path) == {"out"}
 
@@ -263,7 +267,7 @@ def test_nothing_unfinished_of_a_killed_run_reaches_the_output(pair: Pair, run: 
     merge_id = json.loads((tmp_path / "out/speechft_merge.json").read_text())["merge_id"]
     shutil.rmtree(tmp_path / "out")
     left = Staging(tmp_path / "out", merge_id)
-    left.open(FILE)
+    FileWriter(left.data, FILE)
     (left.data.path / ".model.safetensors.00ff00ff.tmp").write_bytes(b"half")
     killed(left)
     assert run(*pair.args, "-o", "out").code == 0
@@ -373,8 +377,8 @@ def rename_recorder(monkeypatch: pytest.MonkeyPatch, before: Callable[[Path, Pat
 
 def test_a_run_that_gives_up_does_not_take_the_work_of_another_with_it(tmp_path: Path) -> None:
     one, other = Staging(tmp_path / "out", DIGEST), Staging(tmp_path / "out", DIGEST)
-    writer = one.open(FILE)
-    other.open(FILE).abandon()
+    writer = FileWriter(one.data, FILE)
+    FileWriter(other.data, FILE).abandon()
     other.abandon()
     write_data(writer)
     one.commit()

@@ -249,13 +249,13 @@ def test_a_ramp_may_go_over_the_decoder() -> None:
 # refusals
 @pytest.mark.parametrize("rule", ["12=0.1", "0-12=0.1", "11-12=0.1:0.5", "5-3=0.1", "encoder.12=0", "100-200=0"])
 def test_layers_that_the_model_lacks_are_refused(rule: str) -> None:
-    with pytest.raises(UsageError, match="the encoder has layers 0 to 11"):
+    with pytest.raises(UsageError, match="the encoder has blocks 0 to 11"):
         alphas(rule)
 
 
 @pytest.mark.parametrize("rule", ["decoder.4=0.1", "decoder.0-11=0.1"])
 def test_decoder_layers_that_the_model_lacks_are_refused(rule: str) -> None:
-    with pytest.raises(UsageError, match="the decoder has layers 0 to 3"):
+    with pytest.raises(UsageError, match="the decoder has blocks 0 to 3"):
         alphas(rule)
 
 
@@ -267,7 +267,7 @@ def test_a_rule_that_matches_nothing_is_refused_with_what_there_is(rule: str) ->
 
 def test_an_encoder_has_no_decoder_layers() -> None:
     bare = {own: name for own, name in SUBJECTS.items() if name.location.stack != "decoder"}
-    with pytest.raises(UsageError, match="the decoder has no layers"):
+    with pytest.raises(UsageError, match="the decoder has no blocks"):
         alphas_of(bare, DEFAULT, (parse_rule("decoder.0=0.1"),))
     with pytest.raises(UsageError, match="matches nothing"):
         alphas_of(bare, DEFAULT, (parse_rule("decoder=0.1"),))

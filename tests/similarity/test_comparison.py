@@ -348,7 +348,7 @@ def test_the_document_has_the_fields_that_were_promised(save_pair: SavePair, few
 def test_three_utterances_are_refused_with_the_number_that_is_needed(
     save_pair: SavePair, few_clips: tuple[Path, ...]
 ) -> None:
-    with pytest.raises(CheckpointError, match="3 usable utterances; at least 4 are needed, better 20"):
+    with pytest.raises(CheckpointError, match="3 usable utterances, at least 4 are needed; give 20"):
         compare(*save_pair("Hubert"), request=ProbeRequest(paths=few_clips[:3]))
 
 
