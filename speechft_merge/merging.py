@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.errors import SpeechFTMergeError, UsageError
 from speechft_merge.executor.workers import Workers, choose_workers
-from speechft_merge.output.companions import companions_of, parse_config
 from speechft_merge.output.files import INDEX
-from speechft_merge.output.formats import write_form
+from speechft_merge.output.formats import decide_form, parse_config
 from speechft_merge.output.output import Output
 from speechft_merge.output.place import require_place
 from speechft_merge.plan.plan import Plan, make_plan
@@ -22,7 +21,7 @@ from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
 from speechft_merge.record.identity import identify
 from speechft_merge.record.manifest import Manifest, Written, describe_input, make_manifest
-from speechft_merge.sources.reference import HubReference, parse_reference
+from speechft_merge.sources.reference import HubReference, list_references, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from speechft_merge.push import PushTarget
     from speechft_merge.similarity.report import Report
     from speechft_merge.similarity.request import ProbeRequest
+    from speechft_merge.sources.reference import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,10 @@ class Merge:
 
 
 def open_merge(
-    base: str, finetuned: str | Sequence[str], recipe: Recipe | None = None, options: MergeOptions | None = None
+    base: Reference,
+    finetuned: Reference | Sequence[Reference],
+    recipe: Recipe | None = None,
+    options: MergeOptions | None = None,
 ) -> Merge:
     """Open the models, decide on every tensor, and check that the models belong together; nothing is written.
 
@@ -232,13 +235,13 @@ def open_merge(
         plan = make_plan(models[0], models[1:], recipe or Recipe())
         relations = tuple(measure_relation(plan, which) for which in range(len(models) - 1))
         warnings = require_related(models, plan, relations, options.allow_unrelated)
-        form = write_form(plan, models[1] if plan.recipe.keep_head else models[0], options.max_shard_size)
+        form = decide_form(plan, models[0], models[1], options.max_shard_size)
         return Merge(
             base=models[0],
             finetuned=tuple(models[1:]),
             plan=form.plan,
             files=form.files,
-            companions=companions_of(form.plan, models[0], models[1:], form.companions),
+            companions=form.companions,
             relations=relations,
             workers=choose_workers(form.files.size, options.workers, plan.converts),
             warnings=warnings,
@@ -248,16 +251,16 @@ def open_merge(
 
 
 def _open_models(
-    stack: ExitStack, base: str, finetuned: str | Sequence[str], options: MergeOptions
+    stack: ExitStack, base: Reference, finetuned: Reference | Sequence[Reference], options: MergeOptions
 ) -> list[Checkpoint]:
-    references = [base, finetuned] if isinstance(finetuned, str) else [base, *finetuned]
+    references = list_references(base, finetuned)
     if len(references) < 2:
         raise UsageError("a fine-tuned model is missing", hint="give the base first, then one or more fine-tunes of it")
     return [stack.enter_context(open_checkpoint(reference, options.download)) for reference in references]
 
 
 def merge(
-    base: str, finetuned: str | Sequence[str], output: str | Path, recipe: Recipe | None = None, *,
+    base: Reference, finetuned: Reference | Sequence[Reference], output: str | Path, recipe: Recipe | None = None, *,
     alpha: float | None = None, options: MergeOptions | None = None, progress: Progress | None = None,
 ) -> MergeResult:  # fmt: skip
     """Merge models into a model directory; see `open_merge` and `Merge.write` for arguments and errors.
@@ -282,14 +285,15 @@ def merge(
         if recipe is not None:
             raise UsageError("both alpha and a recipe are given", hint="give one of them")
         recipe = Recipe(alpha=alpha)
-    require_place(output, (base, *([finetuned] if isinstance(finetuned, str) else finetuned)))
+    require_place(output, list_references(base, finetuned))
     with open_merge(base, finetuned, recipe, options) as opened:
         return opened.write(output, progress)
 
 
 def compare(
-    base: str, finetuned: str | Sequence[str], merged: str | None = None, request: ProbeRequest | None = None, *,
-    recipe: Recipe | None = None, options: MergeOptions | None = None, progress: Progress | None = None,
+    base: Reference, finetuned: Reference | Sequence[Reference], merged: Reference | None = None,
+    request: ProbeRequest | None = None, *, recipe: Recipe | None = None, options: MergeOptions | None = None,
+    progress: Progress | None = None,
 ) -> Report:  # fmt: skip
     """Compare the features of a base, a fine-tune and their merge on a probe, layer by layer. Nothing is written.
 

@@ -117,6 +117,13 @@ def test_a_single_fine_tune_is_given_as_it_is_or_in_a_list(pair: Pair, tmp_path:
     assert [result.already_done for result in results] == [False, True, True]
 
 
+def test_models_are_given_as_text_or_as_paths(pair: Pair, tmp_path: Path) -> None:
+    base, finetuned = map(Path, pair.args)
+    models: list[Any] = [finetuned, [finetuned], pair.args[1]]
+    results = [merge(base, given, tmp_path / "out", options=UNSYNCED) for given in models]
+    assert [result.already_done for result in results] == [False, True, True]
+
+
 def test_without_a_fine_tune_there_is_nothing_to_merge(pair: Pair) -> None:
     with pytest.raises(UsageError, match="a fine-tuned model is missing"):
         open_merge(pair.args[0], [])

@@ -224,7 +224,7 @@ def whisper(tied: bool) -> Tensors:
 
 def bytes_of(tensor: PlannedTensor) -> tuple[Any, ...]:
     """What its bytes depend on; equal for equal operations on the same bytes."""
-    places = [span.place for span in tensor.inputs]
+    places = [span.storage_key for span in tensor.inputs]
     if isinstance(tensor.operation, Interpolate):
         return places, weights(tensor), tensor.operation.alpha, tensor.dtype
     return places, tensor.dtype
