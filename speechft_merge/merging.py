@@ -135,7 +135,7 @@ class Merge:
             return MergeResult(path, earlier, {}, True, self.warnings)
 
     def _write_files(self, output: Output, progress: Progress | None) -> Written:
-        """Write weights, companions and card; return what the manifest has to tell of them."""
+        """Write weights, companions and card; return what the manifest records of them."""
         weights = output.write_weights(self.files, self.workers.count, progress)
         drifts = {name: drift for found in weights for name, drift in found.drifts.items()}
         companions = self.companions | ({} if self.files.index is None else {INDEX: self.files.index})

@@ -201,7 +201,7 @@ def sweep(output: Path, identity: str) -> None:
 
 
 def restore(output: Path, identity: str) -> None:
-    """Put back an output that a process was replacing as it was killed."""
+    """Put back an output that a process was replacing when it was killed."""
     for folder in _folders(output, identity):
         if (folder / REPLACED).is_dir() and not output.exists():
             with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
@@ -213,7 +213,7 @@ def restore(output: Path, identity: str) -> None:
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[bool]:
-    """Hold the folder of a process that is gone, and remove it in the end; yield whether that is so."""
+    """Lock the folder of a process that is gone, and remove it at the end; yield whether it was locked."""
     try:
         lock = _lock(folder)
     except OSError:
@@ -228,7 +228,7 @@ def _held(folder: Path) -> Iterator[bool]:
 
 
 def _put_back(folder: Path, output: Path) -> None:
-    """Put an output back that was about to be replaced, if nothing stands in its place."""
+    """Put back an output that was about to be replaced, if nothing is at its path."""
     if (folder / REPLACED).is_dir() and not output.exists():
         with contextlib.suppress(OSError):
             (folder / REPLACED).rename(output)
