@@ -5,40 +5,35 @@ from __future__ import annotations
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints import open_checkpoint
-from speechft_merge.errors import MismatchError, SpeechFTMergeError, UsageError
-from speechft_merge.executor.executor import execute
+from speechft_merge.errors import SpeechFTMergeError, UsageError
 from speechft_merge.executor.workers import Workers, choose_workers
-from speechft_merge.output.companions import companions_of, parse_config
 from speechft_merge.output.files import INDEX
-from speechft_merge.output.formats import Written as Form
-from speechft_merge.output.formats import write_form
+from speechft_merge.output.formats import decide_form, parse_config
 from speechft_merge.output.output import Output
 from speechft_merge.output.place import require_place
-from speechft_merge.plan.plan import LEAST_COVERAGE, Plan, make_plan
-from speechft_merge.plan.relation import Relation, measure_relation
+from speechft_merge.plan.plan import Plan, make_plan
+from speechft_merge.plan.relation import Relation, measure_relation, require_related
 from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
 from speechft_merge.record.identity import identify
-from speechft_merge.record.manifest import Manifest, OutputEntry, Written, describe_input, make_manifest
-from speechft_merge.sources.reference import HubReference, parse_reference
+from speechft_merge.record.manifest import Manifest, Written, describe_input, make_manifest
+from speechft_merge.sources.reference import HubReference, list_references, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
     from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.executor.drift import Drift
     from speechft_merge.executor.executor import Progress
-    from speechft_merge.output.files import OutputFile, OutputFiles
-    from speechft_merge.output.writer import FileWriter
+    from speechft_merge.output.files import OutputFiles
     from speechft_merge.push import PushTarget
     from speechft_merge.similarity.report import Report
     from speechft_merge.similarity.request import ProbeRequest
+    from speechft_merge.sources.reference import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +55,10 @@ class MergeOptions:
     command: tuple[str, ...] = ()
     """The command line, for the manifest and the model card."""
 
+    def __post_init__(self) -> None:
+        if self.max_shard_size is not None and self.max_shard_size < 1:
+            raise UsageError(f"a weights file of at most {self.max_shard_size} bytes holds nothing")
+
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
@@ -73,24 +72,31 @@ class MergeResult:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
 class Merge:
-    """Open models and the plan for every tensor in them; see `open_merge`. A context manager."""
+    """Open models and everything that was decided about them; see `open_merge`. A context manager."""
 
-    def __init__(
-        self, models: Sequence[Checkpoint], plan: Plan, options: MergeOptions, resources: ExitStack | None = None
-    ) -> None:
-        self.base = models[0]
-        self.finetuned = tuple(models[1:])
-        self.options = options
-        self._planned = plan
-        self._resources = resources or ExitStack()
+    base: Checkpoint
+    finetuned: tuple[Checkpoint, ...]
+    plan: Plan
+    """What becomes of each tensor, under the names of the output."""
+    files: OutputFiles
+    """The weight files of the output, to the byte."""
+    companions: dict[str, bytes]
+    """Name -> content of the small files beside the weights."""
+    relations: tuple[Relation, ...]
+    """How close each fine-tune is to the base, measured on a sample of the weights."""
+    workers: Workers
+    """The number of threads, and the reason for it."""
+    warnings: tuple[str, ...]
+    """Evidence against merging these models."""
+    options: MergeOptions
+    _resources: ExitStack
 
     def __enter__(self) -> Merge:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -101,64 +107,6 @@ class Merge:
     def models(self) -> tuple[Checkpoint, ...]:
         """Base and fine-tunes."""
         return self.base, *self.finetuned
-
-    @cached_property
-    def relations(self) -> tuple[Relation, ...]:
-        """How close each fine-tune is to the base, measured on a sample of the weights."""
-        return tuple(measure_relation(self._planned, which) for which in range(len(self.finetuned)))
-
-    @cached_property
-    def _form(self) -> Form:
-        owner = self.finetuned[0] if self._planned.recipe.keep_head else self.base
-        return write_form(self._planned, owner, self.options.max_shard_size)
-
-    @property
-    def plan(self) -> Plan:
-        """What becomes of each tensor, under the names of the output."""
-        return self._form.plan
-
-    @property
-    def files(self) -> OutputFiles:
-        """The weight files of the output, to the byte."""
-        return self._form.files
-
-    @cached_property
-    def companions(self) -> dict[str, bytes]:
-        """Name -> content of the small files beside the weights."""
-        return companions_of(self.plan, self.base, list(self.finetuned), self._form.companions)
-
-    @property
-    def workers(self) -> Workers:
-        """The number of threads, and the reason for it."""
-        return choose_workers(self.files.size, self.options.workers, self.plan.converts)
-
-    @cached_property
-    def warnings(self) -> tuple[str, ...]:
-        """Evidence against merging these models.
-
-        Raises:
-            MismatchError: there is some, and `allow_unrelated` is not set.
-        """
-        found = [problem for which in range(len(self.finetuned)) for problem in self._problems(which)]
-        if found and not self.options.allow_unrelated:
-            raise MismatchError(
-                "; ".join(found),
-                hint="check that the base is the one that was fine-tuned; pass --allow-unrelated to merge anyway",
-            )
-        return tuple(f"{problem}; merged anyway (--allow-unrelated)" for problem in found)
-
-    def _problems(self, which: int) -> list[str]:
-        base, finetuned = self.base.reference, self.finetuned[which].reference
-        coverage, relation = self._planned.coverages[which], self.relations[which]
-        problems = []
-        if coverage < LEAST_COVERAGE:
-            problems.append(f"{finetuned} has only {coverage:.0%} of the parameters of {base}")
-        if relation.unrelated:
-            problems.append(
-                f"{finetuned} is not a fine-tune of {base}: the cosine between their weights is {relation.median:.3f} "
-                f"(median of {len(relation.cosines)} sampled tensors; a fine-tune has 0.7 or more)"
-            )
-        return problems
 
     def write(self, output: str | Path, progress: Progress | None = None) -> MergeResult:
         """Write the merged model's directory, whole or not at all.
@@ -173,44 +121,28 @@ class Merge:
         """
         path = require_place(output, [model.reference for model in self.models])
         inputs = [describe_input(model) for model in self.models]
-        identity = identify(self.plan.recipe, inputs, self.files.digest, self.companions)
+        prints = [entry.fingerprint for entry in inputs]
+        identity = identify(self.plan.recipe, prints, self.files.digest, self.companions)
         with Output(path, identity, overwrite=self.options.overwrite, fsync=self.options.fsync) as place:
-            earlier = place.finished()
+            earlier = place.begin(self.files)
             if earlier is None:
-                try:
-                    place.begin(self.files)
-                    written = self._write_weights(place, progress)
-                    made = make_manifest(self.plan, identity, inputs, written, self.options.command)
-                    place.put({**written.companions, card.NAME: self._card(written.drifts)})
-                    place.put({manifest.NAME: made.encode()})
-                    place.commit()
+                written = self._write_files(place, progress)
+                made = make_manifest(self.plan, identity, inputs, written, self.options.command)
+                place.put({manifest.NAME: made.encode()})
+                earlier = place.commit()
+                if earlier is None:
                     return MergeResult(path, made, written.drifts, False, self._warnings_after(written.drifts))
-                except Exception:  # an equal merge may have been faster
-                    earlier = place.finished()
-                    if earlier is None:
-                        raise
             return MergeResult(path, earlier, {}, True, self.warnings)
 
-    def _write_weights(self, output: Output, progress: Progress | None) -> Written:
-        entries: list[OutputEntry] = []
-        drifts: dict[str, Drift] = {}
-        done = 0
-        for planned in self.files.files:
-            told = _shifted(progress, done, self.files.size)
-            made = output.write_file(planned, partial(self._fill, planned, told), self.files.index is not None)
-            entries.append(made.entry)
-            drifts |= made.drifts
-            done += planned.size
-        index = {} if self.files.index is None else {INDEX: self.files.index}
-        return Written(tuple(entries), self.companions | index, drifts)
-
-    def _fill(self, planned: OutputFile, progress: Progress | None, writer: FileWriter) -> dict[str, Drift]:
-        segments = [(segment, writer) for segment in planned.segments]
-        return execute(segments, self.workers.count, progress)
-
-    def _card(self, drifts: Mapping[str, Drift]) -> bytes:
-        config, weights = parse_config(self.companions), self.files.files[0].name
-        return card.make_card(self.plan, self.base, self.finetuned, dict(drifts), config, self.options.command, weights)
+    def _write_files(self, output: Output, progress: Progress | None) -> Written:
+        """Write weights, companions and card; return what the manifest records of them."""
+        weights = output.write_weights(self.files, self.workers.count, progress)
+        drifts = {name: drift for found in weights for name, drift in found.drifts.items()}
+        companions = self.companions | ({} if self.files.index is None else {INDEX: self.files.index})
+        config, first = parse_config(self.companions), self.files.files[0].name
+        made = card.make_card(self.plan, self.base, self.finetuned, drifts, config, self.options.command, first)
+        output.put({**companions, card.NAME: made})
+        return Written(tuple(found.entry for found in weights), companions, drifts)
 
     def _warnings_after(self, drifts: Mapping[str, Drift]) -> tuple[str, ...]:
         if not drifts or any(drift.changed for drift in drifts.values()):
@@ -238,9 +170,10 @@ class Merge:
         from speechft_merge.similarity.models import ComparedModels
 
         if result is None:
-            return compare_models(ComparedModels(self.base, self.finetuned, self._planned), request, progress)
+            return compare_models(ComparedModels(self.base, self.finetuned, self.plan), request, progress)
         with open_checkpoint(str(result.output)) as merged:
-            models = ComparedModels(self.base, self.finetuned, self.plan, merged, result.drifts)
+            measured = None if result.already_done else result.drifts
+            models = ComparedModels(self.base, self.finetuned, self.plan, merged, measured)
             report = compare_models(models, request, progress)
         names = {"base": _pinned(self.base), "finetuned": _pinned(self.finetuned[0])}
         return attach(result.output, replace(report, models=report.models | names))
@@ -272,7 +205,10 @@ class Merge:
 
 
 def open_merge(
-    base: str, finetuned: str | Sequence[str], recipe: Recipe | None = None, options: MergeOptions | None = None
+    base: Reference,
+    finetuned: Reference | Sequence[Reference],
+    recipe: Recipe | None = None,
+    options: MergeOptions | None = None,
 ) -> Merge:
     """Open the models, decide on every tensor, and check that the models belong together; nothing is written.
 
@@ -293,27 +229,38 @@ def open_merge(
         ...     merge.plan.counts["interpolated"]
         115
     """
-    merge = _open(base, finetuned, recipe or Recipe(), options or MergeOptions())
-    try:
-        _ = merge.warnings, merge.files, merge.companions, merge.workers
-    except BaseException:
-        merge.close()
-        raise
-    return merge
+    options = options or MergeOptions()
+    with ExitStack() as stack:
+        models = _open_models(stack, base, finetuned, options)
+        plan = make_plan(models[0], models[1:], recipe or Recipe())
+        relations = tuple(measure_relation(plan, which) for which in range(len(models) - 1))
+        warnings = require_related(models, plan, relations, options.allow_unrelated)
+        form = decide_form(plan, models[0], models[1], options.max_shard_size)
+        return Merge(
+            base=models[0],
+            finetuned=tuple(models[1:]),
+            plan=form.plan,
+            files=form.files,
+            companions=form.companions,
+            relations=relations,
+            workers=choose_workers(form.files.size, options.workers, plan.converts),
+            warnings=warnings,
+            options=options,
+            _resources=stack.pop_all(),
+        )
 
 
-def _open(base: str, finetuned: str | Sequence[str], recipe: Recipe, options: MergeOptions) -> Merge:
-    references = [base, finetuned] if isinstance(finetuned, str) else [base, *finetuned]
+def _open_models(
+    stack: ExitStack, base: Reference, finetuned: Reference | Sequence[Reference], options: MergeOptions
+) -> list[Checkpoint]:
+    references = list_references(base, finetuned)
     if len(references) < 2:
         raise UsageError("a fine-tuned model is missing", hint="give the base first, then one or more fine-tunes of it")
-    with ExitStack() as stack:
-        models = [stack.enter_context(open_checkpoint(reference, options.download)) for reference in references]
-        plan = make_plan(models[0], models[1:], recipe)
-        return Merge(models, plan, options, stack.pop_all())
+    return [stack.enter_context(open_checkpoint(reference, options.download)) for reference in references]
 
 
 def merge(
-    base: str, finetuned: str | Sequence[str], output: str | Path, recipe: Recipe | None = None, *,
+    base: Reference, finetuned: Reference | Sequence[Reference], output: str | Path, recipe: Recipe | None = None, *,
     alpha: float | None = None, options: MergeOptions | None = None, progress: Progress | None = None,
 ) -> MergeResult:  # fmt: skip
     """Merge models into a model directory; see `open_merge` and `Merge.write` for arguments and errors.
@@ -338,14 +285,15 @@ def merge(
         if recipe is not None:
             raise UsageError("both alpha and a recipe are given", hint="give one of them")
         recipe = Recipe(alpha=alpha)
-    require_place(output, (base, *([finetuned] if isinstance(finetuned, str) else finetuned)))
+    require_place(output, list_references(base, finetuned))
     with open_merge(base, finetuned, recipe, options) as opened:
         return opened.write(output, progress)
 
 
 def compare(
-    base: str, finetuned: str | Sequence[str], merged: str | None = None, request: ProbeRequest | None = None, *,
-    recipe: Recipe | None = None, options: MergeOptions | None = None, progress: Progress | None = None,
+    base: Reference, finetuned: Reference | Sequence[Reference], merged: Reference | None = None,
+    request: ProbeRequest | None = None, *, recipe: Recipe | None = None, options: MergeOptions | None = None,
+    progress: Progress | None = None,
 ) -> Report:  # fmt: skip
     """Compare the features of a base, a fine-tune and their merge on a probe, layer by layer. Nothing is written.
 
@@ -372,11 +320,12 @@ def compare(
     from speechft_merge.similarity.comparison import compare_models
     from speechft_merge.similarity.models import ComparedModels
 
+    options = options or MergeOptions()
     with ExitStack() as stack:
-        opened = stack.enter_context(_open(base, finetuned, recipe or Recipe(), options or MergeOptions()))
-        made = None if merged is None else stack.enter_context(open_checkpoint(merged, opened.options.download))
-        models = ComparedModels(opened.base, opened.finetuned, opened._planned, made)
-        return compare_models(models, request, progress)
+        models = _open_models(stack, base, finetuned, options)
+        plan = make_plan(models[0], models[1:], recipe or Recipe())
+        made = None if merged is None else stack.enter_context(open_checkpoint(merged, options.download))
+        return compare_models(ComparedModels(models[0], models[1:], plan, made), request, progress)
 
 
 def _pinned(checkpoint: Checkpoint) -> str:
@@ -385,8 +334,3 @@ def _pinned(checkpoint: Checkpoint) -> str:
     if checkpoint.hub is None or not isinstance(found, HubReference):
         return checkpoint.reference
     return str(replace(found, revision=checkpoint.hub.commit))
-
-
-def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:
-    """Turn the progress of one file into that of all files."""
-    return (lambda now, _: progress(done + now, total)) if progress is not None else None

@@ -93,10 +93,14 @@ def test_several_outputs_are_written_from_one_opened_merge(
     assert snapshot(tmp_path / "first") == snapshot(tmp_path / "second")
 
 
-def test_written_again_a_merge_is_already_done(pair: Pair, tmp_path: Path) -> None:
-    with open_merge(*pair.args, RECIPE, UNSYNCED) as opened:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_written_again_a_merge_is_already_done(
+    overwrite: bool, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_merge(*pair.args, RECIPE, replace(UNSYNCED, overwrite=overwrite)) as opened:
         first = opened.write(tmp_path / "out")
         changed = (tmp_path / "out/model.safetensors").stat().st_mtime_ns
+        monkeypatch.setattr(merging, "execute", never)
         again = opened.write(tmp_path / "out")
     assert (first.already_done, again.already_done) == (False, True)
     assert again.manifest == first.manifest
@@ -110,6 +114,13 @@ def test_a_single_fine_tune_is_given_as_it_is_or_in_a_list(pair: Pair, tmp_path:
         with open_merge(base, given) as opened:
             assert [model.reference for model in opened.models] == pair.args
     results = [merge(base, given, tmp_path / "out", options=UNSYNCED) for given in several]
+    assert [result.already_done for result in results] == [False, True, True]
+
+
+def test_models_are_given_as_text_or_as_paths(pair: Pair, tmp_path: Path) -> None:
+    base, finetuned = map(Path, pair.args)
+    models: list[Any] = [finetuned, [finetuned], pair.args[1]]
+    results = [merge(base, given, tmp_path / "out", options=UNSYNCED) for given in models]
     assert [result.already_done for result in results] == [False, True, True]
 
 
@@ -174,6 +185,10 @@ def count_openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return opened
 
 
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("this was done already")
+
+
 @pytest.fixture
 def compared(
     save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -181,6 +196,7 @@ def compared(
     with open_merge(*save_pair("Hubert", "ForCTC"), RECIPE, UNSYNCED) as opened:
         result = opened.write(tmp_path / "out")
         openings = count_openings(monkeypatch)
+        monkeypatch.setattr("speechft_merge.similarity.models.execute", never)
         return opened, result, opened.compare(ProbeRequest(paths=few_clips), result), openings
 
 
@@ -199,7 +215,7 @@ def test_a_report_on_an_output_is_put_beside_it(compared: Compared, tmp_path: Pa
 def test_a_report_has_the_drifts_that_the_merge_measured(
     compared: Compared,
 ) -> None:
-    """Those of what stands before the blocks, which are rows of their own in the merge's table, in one."""
+    """Not measured again. What stands before the blocks has rows of its own in the merge's table, here it has one."""
     opened, result, report, _ = compared
     rows = {row.key: row.drift for row in result.manifest.layers}
     before, *blocks = report.layers

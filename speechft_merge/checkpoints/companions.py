@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import CheckpointError
@@ -13,6 +12,25 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 FEATURE_EXTRACTOR = "preprocessor_config.json"
+COMPANIONS = (
+    CONFIG,
+    FEATURE_EXTRACTOR,
+    "processor_config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "normalizer.json",
+    "alphabet.json",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spm_char.model",
+)
+"""Every small file that belongs to a model."""
 
 MAX_SIZE = 64 << 20
 """Most bytes of one; Whisper's tokenizer.json has 2.5 MB."""
@@ -40,7 +58,7 @@ def read_companions(checkpoint: Checkpoint, wanted: tuple[str, ...]) -> dict[str
     found = {}
     for name in wanted:
         if name in there:
-            with closing(checkpoint.folder.open(name)) as source:
+            with checkpoint.folder.open(name) as source:
                 if source.size > MAX_SIZE:
                     raise CheckpointError(f"{source.name} has {source.size} bytes, at most {MAX_SIZE} are allowed")
                 found[name] = source.read(0, source.size)

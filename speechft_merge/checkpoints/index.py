@@ -37,7 +37,7 @@ class TensorSpan:
         return self.elements * self.dtype.itemsize
 
     @property
-    def place(self) -> tuple[int, int, int]:
+    def storage_key(self) -> tuple[int, int, int]:
         """Equal for tied tensors (one storage under two names) and for nothing else that is not empty."""
         return id(self.source), self.offset, self.nbytes
 
@@ -79,7 +79,7 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         """Elements of all tensors, tied ones counted once."""
-        return sum({span.place: span.elements for span in self.tensors.values()}.values())
+        return sum({span.storage_key: span.elements for span in self.tensors.values()}.values())
 
     @property
     def hub(self) -> HubOrigin | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
+from os import fspath
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints import torch_legacy, torch_zip
@@ -21,6 +22,7 @@ from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, pars
 
 if TYPE_CHECKING:
     from speechft_merge.sources import Folder
+    from speechft_merge.sources.reference import Reference
 
 USUAL_NAMES = (
     "model.safetensors",
@@ -39,7 +41,7 @@ _INDEX = re.compile(
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 
 
-def open_checkpoint(reference: str, download: bool = False) -> Checkpoint:
+def open_checkpoint(reference: Reference, download: bool = False) -> Checkpoint:
     """Index the model that `reference` names: a directory, a weights file or an index of shards, on disk or on the Hub.
 
     All files are closed if this fails; otherwise close the checkpoint, or use it as a context manager.
@@ -58,6 +60,7 @@ def open_checkpoint(reference: str, download: bool = False) -> Checkpoint:
         ...     checkpoint.container, len(checkpoint.tensors), checkpoint.naming.stacks
         ('safetensors', 115, {'encoder': [0, 1, 2, 3, 4, 5]})
     """
+    reference = fspath(reference)
     folder, file = _find_folder(reference, download)
     with ExitStack() as files:
         checkpoint = _open_in(folder, file or choose_weights(folder), reference, files)
@@ -127,7 +130,7 @@ def _open_in(folder: Folder, file: str, reference: str, files: ExitStack) -> Che
     """Index a file, or all shards of an index; `files` is to close what is opened."""
     if not _INDEX.search(file):
         return _open_file(folder, file, reference, files)
-    with closing(folder.open(file)) as index:
+    with folder.open(file) as index:
         weight_map = read_weight_map(index)
     shards = [_open_file(folder, f, reference, files) for f in require_shards(index.name, weight_map, folder.names())]
     return join_shards(file, index.name, weight_map, shards)
@@ -135,7 +138,7 @@ def _open_in(folder: Folder, file: str, reference: str, files: ExitStack) -> Che
 
 def _open_file(folder: Folder, file: str, reference: str, files: ExitStack) -> Checkpoint:
     """Index one file; its first bytes say what it is, not its name."""
-    source = files.enter_context(closing(folder.open(file)))
+    source = files.enter_context(folder.open(file))
     start = source.read(0, min(source.size, 512))
     if start.startswith(torch_zip.MAGIC):
         return _from_pickle(read_torch_zip(source), reference, file, folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
@@ -100,7 +100,8 @@ def _is_string_table(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
 
 
-def _is_size(value: object) -> bool:
+def is_size(value: object) -> TypeGuard[int]:
+    """Return whether it is a whole number that a file can count to."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
@@ -111,13 +112,14 @@ def _parse_entry(source: ByteSource, name: str, entry: Any) -> tuple[str, int, i
         raise CheckpointError(f"{where} has no dtype, shape and data_offsets")
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DType.__members__:
         raise CheckpointError(
-            f"{where} has the unknown dtype {quote(entry['dtype'])}", hint=f"known: {', '.join(DType.__members__)}"
+            f"{where} has the unknown dtype {quote(entry['dtype'])}",
+            hint=f"use one of {', '.join(DType.__members__)}",
         )
     dtype = DType[entry["dtype"]]
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_size, shape)):
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(is_size, shape)):
         raise CheckpointError(f"{where} has the shape {quote(shape)}, expected a list of sizes")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):
         raise CheckpointError(f"{where} has the data_offsets {quote(offsets)}, expected [begin, end]")
     begin, end = offsets
     if end - begin != math.prod(shape) * dtype.itemsize:

@@ -31,7 +31,7 @@ class StateDict:
     @property
     def parameters(self) -> int:
         """Elements of all its tensors."""
-        return sum(_elements(view) for view in self.tensors.values())
+        return sum(math.prod(view.shape) for view in self.tensors.values())
 
 
 def find_state_dict(root: Any, name: str, known: tuple[str, ...] | None = None) -> StateDict:
@@ -62,10 +62,6 @@ def find_state_dict(root: Any, name: str, known: tuple[str, ...] | None = None) 
         raise CheckpointError(f"{name} holds no state dict: {_explain(root)}")
     best = max(found, key=lambda one: (one.path == known, one.parameters, -_rank(one.path), -len(one.path)))
     return StateDict(best.path, best.tensors, best.odd, _describe_others(root, best.path))
-
-
-def _elements(view: TensorView) -> int:
-    return math.prod(view.shape)
 
 
 def _rank(path: tuple[str, ...]) -> int:

@@ -7,22 +7,20 @@ import threading
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import CheckpointError, quote
+from speechft_merge.sources import ByteSource
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.dtypes import DType
-    from speechft_merge.sources import ByteSource
 
 LIMIT = 64 << 20
 """Most bytes that such a tensor may span or take: unlike all others it is gathered in memory."""
 
 
-class StridedTensor:
+class StridedTensor(ByteSource):
     """A `ByteSource` of one tensor's elements in row-major order.
 
     The elements are gathered at the first read and freed after the last of them is read.
     """
-
-    identity = None
 
     def __init__(
         self, source: ByteSource, name: str, offset: int, extent: int, dtype: DType, shape: tuple[int, ...],
@@ -54,12 +52,6 @@ class StridedTensor:
             self._unread -= len(buffer)
             if self._unread <= 0:
                 self._gathered = None
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return `length` of the gathered bytes, from `offset` on."""
-        buffer = bytearray(length)
-        self.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
 
     def close(self) -> None:
         """Free the gathered elements; the file's owner closes it."""

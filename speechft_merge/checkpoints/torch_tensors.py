@@ -13,7 +13,7 @@ from typing import Any
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
 from speechft_merge.checkpoints.pickle_data import Symbol, name_of
-from speechft_merge.checkpoints.safetensors import MAX_RANK
+from speechft_merge.checkpoints.safetensors import MAX_RANK, is_size
 from speechft_merge.checkpoints.strided import StridedTensor
 from speechft_merge.errors import CheckpointError, quote
 from speechft_merge.sources import ByteSource
@@ -122,7 +122,7 @@ def _view(
     if not isinstance(storage, Storage):
         raise CheckpointError("a tensor's storage is missing in the pickle")
     sizes, steps = _sizes(shape), _sizes(strides)
-    if not _is_count(offset) or len(sizes) != len(steps):
+    if not is_size(offset) or len(sizes) != len(steps):
         raise CheckpointError(
             f"a tensor of shape {quote(sizes)} and strides {quote(steps)}: not a valid view of a storage"
         )
@@ -141,7 +141,7 @@ def _rebuild_v2(
 
 
 def _rebuild_v3(storage: object, offset: object, shape: object, strides: object, *rest: object) -> object:
-    """Rebuild a tensor from what stands in its place in a pickle: (..., requires_grad, hooks, dtype[, metadata])."""
+    """Rebuild a tensor from its arguments in a pickle: (..., requires_grad, hooks, dtype[, metadata])."""
     _, _, dtype, metadata = rest if len(rest) == 4 else (*rest, None)
     if isinstance(metadata, dict) and any(metadata.values()):
         return OddTensor("a lazy view (conj or neg)")
@@ -223,11 +223,7 @@ def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
-
-
 def _sizes(value: object) -> tuple[int, ...]:
-    if not isinstance(value, (tuple, list)) or len(value) > MAX_RANK or not all(map(_is_count, value)):
+    if not isinstance(value, (tuple, list)) or len(value) > MAX_RANK or not all(map(is_size, value)):
         raise CheckpointError(f"a {name_of(value)} is not a shape or stride of a tensor")
     return tuple(value)

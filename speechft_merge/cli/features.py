@@ -32,7 +32,7 @@ class FeatureOptions:
     probe_seconds: Annotated[float | None, typer.Option(help="Seconds of audio, at most; default: 120.")] = None
     estimator: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="CKA over: utterance (unbiased; default), frame or biased."),
+        typer.Option(metavar="NAME", help="How to estimate CKA: utterance (unbiased; default), frame or biased."),
     ] = None
     device: Annotated[str | None, typer.Option(help="Where to run the models: cpu, cuda, cuda:1.")] = None
     null: Annotated[bool, typer.Option("--null", help="Also measure the floor: the base on mismatched utterances.")] = (
@@ -43,10 +43,10 @@ class FeatureOptions:
         typer.Option(metavar="SIZE", help="Memory for features, which error bars need; default: 1GiB."),
     ] = None
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw layer against CKA into a .png, .svg, .pdf or .html.")
+        Path | None, typer.Option(metavar="FILE", help="Draw CKA by layer: a .png, .svg, .pdf or .html file.")
     ] = None
     heatmap: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw every layer against every other, likewise.")
+        Path | None, typer.Option(metavar="FILE", help="Draw CKA of every layer with every other, likewise.")
     ] = None
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as CSV.")] = None
 

@@ -39,9 +39,9 @@ class AlphaOptions:
         list[str] | None,
         typer.Option(
             metavar="SELECTOR=ALPHA",
-            help="An alpha for some tensors; may be repeated, later ones win. SELECTOR: layers (3 or 0-5, "
+            help="An alpha for some tensors; may be repeated, later ones win. SELECTOR: blocks (3 or 0-5, "
             "decoder.0-3), a part (cnn, projection, pos_conv, layers, final_norm, other, head, encoder, decoder), or a "
-            "pattern on whole names (encoder.layers.*.attention.**). Over layers ALPHA may be a ramp, 0.1:0.5.",
+            "pattern on whole names (encoder.layers.*.attention.**). Over blocks ALPHA may be a ramp, 0.1:0.5.",
         ),
     ] = None
     recipe: Annotated[
@@ -101,9 +101,9 @@ class WorkOptions:
         bool,
         typer.Option("--download", help="Download models from the Hub to its cache first, instead of reading ranges."),
     ] = False
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads that work at once; default: as many as help.")] = (
-        None
-    )
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that work at once; default: by cores and size.")
+    ] = None
 
 
 @dataclass(frozen=True)

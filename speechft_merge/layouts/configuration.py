@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import CheckpointError
 from speechft_merge.layouts.heads import task_of
+from speechft_merge.layouts.structure import blocks_of, locate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,7 +74,7 @@ def _derive(model_type: str, shapes: Shapes, settings: Settings) -> dict[str, An
         "architectures": [CLASSES[model_type] + task_of(shapes)],
         "model_type": model_type,
         "hidden_size": hidden,
-        "num_hidden_layers": len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}),
+        "num_hidden_layers": len(blocks_of(locate(shapes).values()).get("encoder", ())),
         "num_attention_heads": _heads(hidden, shapes, settings),
         "intermediate_size": shapes["encoder.layers.0.feed_forward.intermediate_dense.weight"][0],
         "hidden_act": _activation(settings),

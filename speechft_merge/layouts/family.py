@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from speechft_merge.layouts.structure import blocks_of, locate
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -46,9 +47,9 @@ def family_of(shapes: Mapping[str, tuple[int, ...]], stated: str | None = None, 
         hint: what a lab's configuration calls it.
     """
     model_type = stated or _by_names(shapes.keys()) or _by_hint(hint)
-    layers = {int(found[1]) for name in shapes if (found := re.match(r"encoder\.layers\.(\d+)\.", name))}
+    blocks = blocks_of(locate(shapes).values()).get("encoder", ())
     norm = shapes.get("encoder.layer_norm.weight", shapes.get("encoder.layers.0.final_layer_norm.weight", ()))
-    return Family(model_type, _title(model_type, shapes.keys(), len(layers), norm[0] if norm else 0))
+    return Family(model_type, _title(model_type, shapes.keys(), len(blocks), norm[0] if norm else 0))
 
 
 def _title(model_type: str | None, names: Collection[str], layers: int, width: int) -> str:

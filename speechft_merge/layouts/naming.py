@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from speechft_merge.layouts import fairseq, torchaudio
 from speechft_merge.layouts.prefixes import encoder_prefix
-from speechft_merge.layouts.structure import HEAD, Location, locate
+from speechft_merge.layouts.structure import HEAD, Location, blocks_of, locate
 from speechft_merge.layouts.weight_norm import canonical
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class TensorName:
     @property
     def is_head(self) -> bool:
         """Whether it belongs to a head and not to the encoder (or decoder)."""
-        return self.location.part == "head"
+        return self.location.is_head
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,7 @@ class Naming:
     @cached_property
     def stacks(self) -> dict[str, list[int]]:
         """Stack -> the indexes of its blocks."""
-        found: dict[str, set[int]] = {}
-        for name in self.under().values():
-            if name.location.block is not None:
-                found.setdefault(name.location.stack, set()).add(name.location.block)
-        return {stack: sorted(blocks) for stack, blocks in found.items()}
+        return blocks_of(name.location for name in self.under().values())
 
     def under(self, prefix: str | None = None) -> Mapping[str, TensorName]:
         """Return own name -> what the tensor is if the encoder has this prefix (default: `self.prefix`)."""

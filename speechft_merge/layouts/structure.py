@@ -49,6 +49,11 @@ class Location:
     block: int | None = None
     """Index in its stack, from 0; None outside of the blocks."""
 
+    @property
+    def is_head(self) -> bool:
+        """Whether it belongs to a head and not to the encoder (or decoder)."""
+        return self.part == "head"
+
 
 HEAD = Location("head", "")
 
@@ -58,6 +63,15 @@ def locate(shapes: Shapes) -> dict[str, Location]:
     stacks = find_stacks(shapes)
     owners = {_owner(path): stack for path, stack in stacks.items()}
     return {name: _locate(name, stacks, owners) for name in shapes}
+
+
+def blocks_of(locations: Iterable[Location]) -> dict[str, list[int]]:
+    """Return stack -> the indexes of its blocks, in order."""
+    found: dict[str, set[int]] = {}
+    for location in locations:
+        if location.block is not None:
+            found.setdefault(location.stack, set()).add(location.block)
+    return {stack: sorted(blocks) for stack, blocks in found.items()}
 
 
 def is_decoder(stack: str) -> bool:

@@ -1,4 +1,4 @@
-"""Translates names between two layouts, in both directions, by how they begin."""
+"""Translates names from one layout to another by how they begin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Table:
     """Rows of two beginnings, in whole words; `*` stands for a number. The longest that fits a name is replaced.
 
     What fits no row has the same name in both layouts. No two rows may share a beginning on either side: then
-    `renamed` of the `reversed` table undoes `renamed`.
+    the table with its columns exchanged undoes this one.
     """
 
     rows: tuple[tuple[str, str], ...]
@@ -25,11 +25,6 @@ class Table:
 
     def __add__(self, other: Table) -> Table:
         return Table(self.rows + other.rows)
-
-    @property
-    def reversed(self) -> Table:
-        """The table for the other direction."""
-        return Table(tuple((theirs, ours) for ours, theirs in self.rows))
 
     def renamed(self, name: str) -> str:
         """Return the name in the other layout."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import SpeechFTMergeError
@@ -80,7 +79,7 @@ def checksum_of(path: Path) -> str | None:
     """Return the checksum of a file on disk; None if it cannot be read."""
     checksum = Checksum()
     try:
-        with closing(LocalFile(path)) as source:
+        with LocalFile(path) as source:
             for offset in range(0, source.size, _READ):
                 checksum.add(offset, memoryview(source.read(offset, min(_READ, source.size - offset))))
     except SpeechFTMergeError:

@@ -1,14 +1,21 @@
-"""Decides the form in which the output is written, from the base and the recipe. Pure, and done in advance."""
+"""Decides in advance what an output consists of: weights files, names in them, small files beside them."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checkpoints import labs
-from speechft_merge.checkpoints.companions import CONFIG, FEATURE_EXTRACTOR
+from speechft_merge.checkpoints.companions import (
+    COMPANIONS,
+    CONFIG,
+    FEATURE_EXTRACTOR,
+    parse_companion,
+    read_companions,
+)
+from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.model_config import ModelConfig, read_model_config
 from speechft_merge.errors import UsageError
 from speechft_merge.layouts.heads import heads_of, task_of
@@ -23,76 +30,80 @@ if TYPE_CHECKING:
     from speechft_merge.recipe.recipe import Recipe
 
 
-class Form(Enum):
-    """The ways to write a merged model."""
-
-    SAFETENSORS = "safetensors"
-    """Under the names that the model's file has."""
-    CONVERTED = "converted"
-    """safetensors under transformers' names, from a file of a lab, with a config.json derived from it."""
-    LAB_FILE = "lab file"
-    """A copy of the lab's file with other numbers, see `lab_file`."""
-
-
 @dataclass(frozen=True, slots=True)
-class Written:
-    """A plan in the form in which it is written."""
+class OutputForm:
+    """What an output consists of, before anything is written."""
 
     plan: Plan
+    """Under the names of the output."""
     files: OutputFiles
-    companions: dict[str, bytes] | None
-    """Small files beside the weights; None for those of the inputs."""
+    companions: dict[str, bytes]
+    """Name -> content of the small files beside the weights."""
 
 
-def write_form(plan: Plan, owner: Checkpoint, max_shard_size: int | None) -> Written:
-    """Bring a plan into the form that its recipe and the owner's file ask for.
+def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_size: int | None) -> OutputForm:
+    """Decide the form that a plan's recipe asks for: a copy of a lab's file with other numbers, or safetensors.
+
+    safetensors have the names of the model whose class is written; with `format: safetensors`, transformers' names.
 
     Args:
-        plan: what becomes of each tensor, under the owner's names.
-        owner: the model whose class and file the output follows.
+        plan: what becomes of each tensor, under the names of that model.
+        base: the pre-trained model.
+        finetuned: the first fine-tune.
         max_shard_size: bytes of a weights file; None for a single one.
 
     Raises:
-        UsageError: the owner's file cannot be written in the requested format: it is of another kind, or
+        UsageError: the model's file cannot be written in the requested format: it is of another kind, or
             transformers has no class for its model, or it does not tell enough.
-        CheckpointError: see `lab_file.lay_out_lab_file`.
+        CheckpointError: see `lab_file.lay_out_lab_file`; or its config is not JSON, or a companion is far too large.
     """
-    form = choose_form(owner, plan.recipe)
-    if form is Form.LAB_FILE:
+    owner, other = (finetuned, base) if plan.recipe.keep_head else (base, finetuned)
+    if keeps_lab_file(owner, plan.recipe):
         if max_shard_size is not None:
             raise UsageError(
                 "a lab's checkpoint is one file", hint="omit --max-shard-size or pass --format safetensors"
             )
-        return Written(plan, lay_out_lab_file(plan.tensors, owner), {})
-    if form is Form.CONVERTED:
+        return OutputForm(plan, lay_out_lab_file(plan.tensors, owner), {})
+    if _is_foreign(owner) and plan.recipe.format == "safetensors":
         first = plan.alignments[0]
         prefix = first.finetuned_prefix if plan.recipe.keep_head else first.base_prefix
         prefix = prefix if prefix in owner.naming.roots else owner.naming.prefix
         model = read_model_config(owner, prefix)
-        converted = convert(plan, model, owner, prefix)
-        return Written(converted, lay_out_safetensors(converted.tensors, max_shard_size), companions_in(model))
-    return Written(plan, lay_out_safetensors(plan.tensors, max_shard_size), None)
+        plan = convert(plan, model, owner, prefix)
+        derived = {CONFIG: model.config, FEATURE_EXTRACTOR: model.extractor}
+        companions = {name: _encode(content) for name, content in derived.items() if content is not None}
+    else:
+        companions = read_companions(owner, COMPANIONS)
+        if FEATURE_EXTRACTOR not in companions:  # its settings do not depend on the head: the other side's will do
+            companions |= read_companions(other, (FEATURE_EXTRACTOR,))
+    if CONFIG in companions:
+        companions[CONFIG] = _with_dtype(companions[CONFIG], plan, owner.reference)
+    return OutputForm(plan, lay_out_safetensors(plan.tensors, max_shard_size), companions)
 
 
-def choose_form(owner: Checkpoint, recipe: Recipe) -> Form:
-    """Choose the form for a file and a recipe.
+def keeps_lab_file(owner: Checkpoint, recipe: Recipe) -> bool:
+    """Return whether the output is a copy of the owner's file with other numbers, see `lab_file`.
 
     Raises:
-        UsageError: none fits.
+        UsageError: its file does not fit the format that the recipe asks for.
     """
-    lab = owner.origin.lab if owner.origin else None
-    foreign = lab is not None or owner.naming.layout != TRANSFORMERS
+    lab, foreign = owner.origin.lab if owner.origin else None, _is_foreign(owner)
     pickled = owner.container in ("torch zip", "torch legacy")
     match recipe.format:
         case "auto":
-            return Form.LAB_FILE if foreign and pickled else Form.SAFETENSORS
+            return foreign and pickled
         case "safetensors":
-            return Form.CONVERTED if foreign else Form.SAFETENSORS
+            return False
         case "s3prl" if pickled and (lab in (labs.S3PRL, labs.S3PRL_FINETUNE, labs.WAVLM) or _is_decoar2(owner)):
-            return Form.LAB_FILE
+            return True
         case "fairseq" if pickled and lab == labs.FAIRSEQ:
-            return Form.LAB_FILE
+            return True
     raise UsageError(f"{owner.reference} is {_called(owner, foreign)}", hint=_advice(recipe.format, lab, foreign))
+
+
+def _is_foreign(owner: Checkpoint) -> bool:
+    """Return whether transformers did not write its file."""
+    return owner.origin is not None or owner.naming.layout != TRANSFORMERS
 
 
 def _is_decoar2(owner: Checkpoint) -> bool:
@@ -156,10 +167,28 @@ def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> P
     return replace(plan, tensors=tuple(kept), left_out=(*dropped, *plan.left_out))
 
 
-def companions_in(model: ModelConfig) -> dict[str, bytes]:
-    """Return config.json and preprocessor_config.json of a lab's model."""
-    files = {CONFIG: model.config, FEATURE_EXTRACTOR: model.extractor}
-    return {name: _encode(content) for name, content in files.items() if content is not None}
+def parse_config(companions: dict[str, bytes]) -> dict[str, Any]:
+    """Return the output's config as an object; empty if it has none."""
+    return parse_companion(companions[CONFIG], "the output", CONFIG) if CONFIG in companions else {}
+
+
+def _with_dtype(content: bytes, plan: Plan, reference: str) -> bytes:
+    """Return the config with the output's element type, under the key that it uses (`dtype` from transformers 5 on)."""
+    config = parse_companion(content, reference, CONFIG)
+    key = "dtype" if "dtype" in config else "torch_dtype"
+    actual = _main_dtype(plan)
+    if config.get(key, "float32" if actual is DType.F32 else None) == actual.torch_name:
+        return content
+    return _encode(config | {key: actual.torch_name})
+
+
+def _main_dtype(plan: Plan) -> DType:
+    """Return the float type that most bytes of the output have."""
+    sizes: Counter[DType] = Counter()
+    for tensor in plan.tensors:
+        if tensor.dtype.interpolated:
+            sizes[tensor.dtype] += tensor.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def _encode(content: dict[str, Any]) -> bytes:

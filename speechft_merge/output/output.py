@@ -5,23 +5,24 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import OutputError
+from speechft_merge.errors import OutputError, WriteError
+from speechft_merge.executor.executor import execute
 from speechft_merge.output.checksums import matches
 from speechft_merge.output.place import require_space
-from speechft_merge.output.staging import FinishedFile, Staging, sweep
+from speechft_merge.output.staging import FinishedFile, Staging, restore, sweep
+from speechft_merge.output.writer import FileWriter
 from speechft_merge.record import card, manifest
 from speechft_merge.record.manifest import Manifest, read_manifest, read_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
-    from types import TracebackType
 
-    from speechft_merge.executor.drift import Drift
+    from speechft_merge.executor.executor import Progress
     from speechft_merge.output.files import OutputFile, OutputFiles
-    from speechft_merge.output.writer import FileWriter
 
-    Fill = Callable[[FileWriter], dict[str, Drift]]
+_TRIES = 3
+"""Commits that other processes may come before, with an output in the same place."""
 
 
 class Output:
@@ -44,9 +45,7 @@ class Output:
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         staging, self._staging = self._staging, None
         if staging is not None and staging.abandon() and error is not None:
             error.add_note("finished shards are kept; run the same command to go on from there")
@@ -56,6 +55,7 @@ class Output:
 
         The card is not checked: the user may edit it.
         """
+        restore(self.path, self.identity)
         found = read_manifest(self.path)
         if found is None or found.merge_id != self.identity or not _is_whole(self.path, found):
             return None
@@ -65,56 +65,87 @@ class Output:
         sweep(self.path, self.identity)
         return found
 
-    def begin(self, files: OutputFiles) -> None:
-        """Create the hidden folder in which the output grows.
+    def begin(self, files: OutputFiles) -> Manifest | None:
+        """Create the hidden folder in which the output grows; return the manifest instead if all is done already.
 
         Raises:
             OutputError: what already exists may not be replaced.
             WriteError: the file system has less room than the output needs.
         """
-        require_replaceable(self.path, self._overwrite)
-        self._staging = Staging(self.path, self.identity, self._fsync)
-        finished = self._staging.finished
-        require_space(self.path, sum(file.size for file in files.files if file.name not in finished))
+        earlier = self.finished()
+        if earlier is None:
+            try:
+                require_replaceable(self.path, self._overwrite)
+            except OutputError:
+                earlier = self.finished()  # an equal merge may have finished just now
+                if earlier is None:
+                    raise
+        if earlier is None:
+            self._staging = Staging(self.path, self.identity, self._fsync)
+            finished = self._staging.finished
+            require_space(self.path, sum(file.size for file in files.files if file.name not in finished))
+        return earlier
 
     @property
-    def staging(self) -> Staging:
-        """The hidden folder, once the output has begun."""
+    def _begun(self) -> Staging:
         assert self._staging is not None
         return self._staging
 
-    def write_file(self, planned: OutputFile, fill: Fill, keep: bool) -> FinishedFile:
-        """Write one weights file, unless an earlier run of this merge finished it.
+    def write_weights(self, files: OutputFiles, workers: int, progress: Progress | None = None) -> list[FinishedFile]:
+        """Write every weights file that an interrupted run of this merge did not finish; see `executor.execute`.
 
         Args:
-            planned: the file.
-            fill: writes its tensors; returns what was measured.
-            keep: whether a later run may go on from the file if this one is interrupted.
+            files: what was begun. Of several, each is kept for a later run as soon as it is finished.
+            workers: threads.
+            progress: called from time to time with the bytes done and the total.
         """
-        finished = self.staging.earlier(planned)
-        if finished is None:
-            with self.staging.open(planned) as writer:
-                drifts = fill(writer)
-                finished = FinishedFile(writer.finish(), drifts)
-            if keep:
-                self.staging.record(finished)
-        return finished
+        written: list[FinishedFile] = []
+        for planned in files.files:
+            finished = self._begun.earlier(planned)
+            if finished is None:
+                done = sum(found.entry.size for found in written)
+                finished = self._write_file(planned, workers, progress and _shifted(progress, done, files.size))
+                if len(files.files) > 1:
+                    self._begun.record(finished)
+            written.append(finished)
+        return written
+
+    def _write_file(self, planned: OutputFile, workers: int, progress: Progress | None) -> FinishedFile:
+        with FileWriter(self._begun.data, planned) as writer:
+            drifts = execute([(segment, writer) for segment in planned.segments], workers, progress)
+            return FinishedFile(writer.finish(), drifts)
 
     def put(self, files: Mapping[str, bytes]) -> None:
         """Write small files whole."""
         for name, content in files.items():
-            self.staging.data.put(name, content)
+            self._begun.data.put(name, content)
 
-    def commit(self) -> None:
-        """Make the output appear.
+    def commit(self) -> Manifest | None:
+        """Make the output appear; return the manifest of an equal merge if one was faster.
 
         Raises:
-            OutputError: what exists by now may not be replaced, or another process was faster.
+            OutputError: what exists by now may not be replaced, or another process changed the output.
+            WriteError: the disk failed.
         """
-        require_replaceable(self.path, self._overwrite)
-        self.staging.commit()
+        for tries in range(_TRIES):
+            earlier = self.finished()
+            if earlier is not None:
+                return earlier
+            try:
+                require_replaceable(self.path, self._overwrite)
+                self._begun.commit()
+                break
+            except OutputError as error:
+                if isinstance(error, WriteError) or self._begun.committed or tries == _TRIES - 1:
+                    raise
         self._staging = None
         sweep(self.path, self.identity)
+        return None
+
+
+def _shifted(progress: Progress, done: int, total: int) -> Progress:
+    """Turn the progress of one file into that of all files."""
+    return lambda now, _: progress(done + now, total)
 
 
 def _is_whole(folder: Path, found: Manifest) -> bool:

@@ -12,8 +12,6 @@ from speechft_merge.output.folder import explained
 from speechft_merge.record.manifest import OutputEntry
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from speechft_merge.output.files import OutputFile
     from speechft_merge.output.folder import Folder
 
@@ -40,9 +38,7 @@ class FileWriter:
     def __enter__(self) -> FileWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.abandon()
 
     def _reserve(self) -> None:

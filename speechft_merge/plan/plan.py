@@ -14,7 +14,7 @@ from speechft_merge.layouts.alignment import Alignment, align
 from speechft_merge.layouts.structure import Location
 from speechft_merge.layouts.torchaudio import PACKED
 from speechft_merge.plan.operations import Copy, Interpolate, Segment, Term
-from speechft_merge.recipe.rules import Subject, alphas_of
+from speechft_merge.recipe.rules import alphas_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -248,13 +248,12 @@ class _Decision:
 
     def _alphas(self) -> dict[str, float]:
         """Return the alpha of each base tensor that can be interpolated; of heads only where a rule names them."""
-        subjects = []
+        names = {}
         for name, span in self.base.tensors.items():
             partners = self._partners(name)
             if partners and span.dtype.interpolated and any(other.dtype.interpolated for other, _ in partners):
-                known = self._known(name)
-                subjects.append(Subject(name, name if known.is_head else known.canonical, known.location))
-        return alphas_of(subjects, self.recipe.alpha, self.recipe.layer_alpha)
+                names[name] = self._known(name)
+        return alphas_of(names, self.recipe.alpha, self.recipe.layer_alpha)
 
     def _known(self, name: str) -> TensorName:
         """Return what a tensor of the base is: not a head, if any fine-tune has it in the encoder."""
@@ -313,10 +312,10 @@ def _untie(owner: Checkpoint, tensors: list[PlannedTensor]) -> list[PlannedTenso
         tensors: what was decided on each by itself.
     """
     spans = [owner.tensors[tensor.name] for tensor in tensors]
-    storages = [(span.place, span.dtype, span.shape) for span in spans]
+    storages = [(span.storage_key, span.dtype, span.shape) for span in spans]
     leads: dict[object, PlannedTensor] = {}
     for storage, tensor in zip(storages, tensors, strict=True):
-        if storage not in leads or leads[storage].location.part == "head":
+        if storage not in leads or leads[storage].location.is_head:
             leads[storage] = tensor
     tied = []
     for storage, tensor in zip(storages, tensors, strict=True):

@@ -1,4 +1,4 @@
-"""Measures whether two models of equal shapes are related, on a sample of their weights."""
+"""Measures whether two models of equal shapes are related, on a sample of their weights; refuses unrelated ones."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.errors import MismatchError
+from speechft_merge.plan.plan import LEAST_COVERAGE
+
 if TYPE_CHECKING:
-    from speechft_merge.checkpoints.index import TensorSpan
+    from collections.abc import Sequence
+
+    from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
     from speechft_merge.plan.plan import Plan
 
 LEAST_COSINE = 0.1
@@ -50,6 +55,38 @@ def measure_relation(plan: Plan, model: int) -> Relation:
     step = max(1, len(candidates) // most)
     cosines = {pair.name: _cosine(*map(_sample, pair[1:])) for pair in candidates[step // 2 :: step][:most]}
     return Relation({name: cosine for name, cosine in cosines.items() if cosine is not None})
+
+
+def require_related(
+    models: Sequence[Checkpoint], plan: Plan, relations: Sequence[Relation], allow_unrelated: bool
+) -> tuple[str, ...]:
+    """Refuse models that do not belong together; return the evidence as warnings where that is allowed.
+
+    Args:
+        models: base and fine-tunes.
+        plan: of their merge.
+        relations: of each fine-tune to the base.
+        allow_unrelated: whether to merge anyway.
+
+    Raises:
+        MismatchError: a fine-tune is unrelated to the base, or covers too little of it.
+    """
+    base, *others = (model.reference for model in models)
+    found = []
+    for finetuned, coverage, relation in zip(others, plan.coverages, relations, strict=True):
+        if coverage < LEAST_COVERAGE:
+            found.append(f"{finetuned} has only {coverage:.0%} of the parameters of {base}")
+        if relation.unrelated:
+            found.append(
+                f"{finetuned} is not a fine-tune of {base}: the cosine between their weights is {relation.median:.3f} "
+                f"(median of {len(relation.cosines)} sampled tensors; a fine-tune has 0.7 or more)"
+            )
+    if found and not allow_unrelated:
+        raise MismatchError(
+            "; ".join(found),
+            hint="check that the base is the one that was fine-tuned; pass --allow-unrelated to merge anyway",
+        )
+    return tuple(f"{problem}; merged anyway (--allow-unrelated)" for problem in found)
 
 
 def _is_matrix(span: TensorSpan) -> bool:

@@ -35,13 +35,11 @@ def parse_number(text: str, what: str, example: str) -> float:
 
 
 def check_alpha(alpha: float, extrapolate: bool) -> None:
-    """Check that an alpha is finite and, unless `extrapolate` is set, from 0 to 1.
+    """Check that an alpha is from 0 to 1, unless `extrapolate` is set.
 
     Raises:
         UsageError: it is not.
     """
-    if not math.isfinite(alpha):
-        raise UsageError(f"an alpha must be finite, got {alpha}")
     if not 0 <= alpha <= 1 and not extrapolate:
         raise UsageError(
             f"alpha {alpha:g} lies outside 0 (the base) to 1 (the fine-tune)", hint="pass --extrapolate to allow it"

@@ -11,7 +11,7 @@ from speechft_merge.recipe.alpha import DEFAULT_ALPHA, check_alpha, parse_alpha,
 from speechft_merge.recipe.rules import AlphaRule, parse_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
@@ -19,7 +19,7 @@ FORMATS = ("auto", "safetensors", "s3prl", "fairseq")
 
 
 def _key(default: Any, parse: Callable[[Any], Any]) -> Any:
-    """Declare a key of a recipe: its default, and how a value of a recipe file becomes one of the field."""
+    """Declare a key of a recipe: its default, and how any given value becomes one of the field."""
     return field(default=default, metadata={"parse": parse})
 
 
@@ -30,11 +30,12 @@ def _parse_rules(value: Any) -> tuple[AlphaRule, ...]:
 
 
 def _parse_weights(value: Any) -> tuple[float, ...]:
-    return tuple(parse_number(str(weight), "the weight of a fine-tune", "2") for weight in _listed(value))
+    what = "the weight of a fine-tune"
+    return tuple(w if isinstance(w, float) else parse_number(str(w), what, "2") for w in _listed(value))
 
 
-def _listed(value: Any) -> list[Any]:
-    if not isinstance(value, list):
+def _listed(value: Any) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
         raise UsageError("layer_alpha and weight must be lists")
     return value
 
@@ -66,6 +67,8 @@ class Recipe:
     """Allow alphas outside of [0, 1]."""
 
     def __post_init__(self) -> None:
+        for key in fields(self):
+            object.__setattr__(self, key.name, key.metadata["parse"](getattr(self, key.name)))
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype {quote(self.dtype)} is unknown", hint=f"use one of {', '.join(DTYPES)}")
         if self.format not in FORMATS:
@@ -99,17 +102,17 @@ class Recipe:
         Raises:
             UsageError: it is not a table, or has an unknown key or an invalid value.
         """
-        keys = {key.name: key.metadata["parse"] for key in fields(cls)}
+        keys = [key.name for key in fields(cls)]
         if isinstance(content, dict) and "weights" in content:  # as manifests of version 0.1 have it
             content = {"weight": content["weights"], **{key: content[key] for key in content if key != "weights"}}
-        if not isinstance(content, dict) or not content.keys() <= keys.keys():
+        if not isinstance(content, dict) or not content.keys() <= set(keys):
             odd = (
-                ", ".join(str(key)[:QUOTED] for key in content.keys() - keys)
+                ", ".join(str(key)[:QUOTED] for key in content.keys() - set(keys))
                 if isinstance(content, dict)
                 else type(content).__name__
             )
             raise UsageError(f"a recipe holds {odd}", hint=f"give a table with some of {', '.join(keys)}")
-        return cls(**{key: keys[key](value) for key, value in content.items()})
+        return cls(**content)
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import UsageError, quote
-from speechft_merge.layouts.structure import PARTS, STACKS
+from speechft_merge.errors import QUOTED, UsageError, quote
+from speechft_merge.layouts.structure import PARTS, STACKS, blocks_of
 from speechft_merge.recipe.alpha import parse_alpha
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from speechft_merge.layouts.structure import Location
+    from speechft_merge.layouts.naming import TensorName
 
 _RANGE = re.compile(r"(?:([A-Za-z_][\w.]*)\.)?(\d+)(?:-(\d+))?")
 
@@ -30,15 +31,6 @@ class AlphaRule:
     def __str__(self) -> str:
         ramp = "" if self.start == self.stop else f":{self.stop!r}"
         return f"{self.selector}={self.start!r}{ramp}"
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What a rule sees of a tensor."""
-
-    name: str
-    relative: str
-    location: Location
 
 
 def parse_rule(text: str) -> AlphaRule:
@@ -63,42 +55,46 @@ def parse_rule(text: str) -> AlphaRule:
     return AlphaRule(selector, start, stop)
 
 
-def alphas_of(subjects: list[Subject], default: float, rules: tuple[AlphaRule, ...]) -> dict[str, float]:
+def alphas_of(names: Mapping[str, TensorName], default: float, rules: tuple[AlphaRule, ...]) -> dict[str, float]:
     """Return the alpha of every tensor, later rules winning. Heads have none unless a rule names them.
 
     Raises:
         UsageError: a rule matches nothing, or names layers that the model lacks.
     """
-    alphas = {subject.name: default for subject in subjects if subject.location.part != "head"}
+    alphas = {own: default for own, name in names.items() if not name.is_head}
     for rule in rules:
-        chosen = [subject for subject in subjects if _selects(rule.selector, subject)]
-        depths = [subject.location.block for subject in chosen if subject.location.block is not None]
-        _require_match(rule, chosen, depths, subjects)
-        low, high = (min(depths), max(depths)) if depths else (0, 0)
-        for subject in chosen:
-            alphas[subject.name] = _ramp(rule, subject.location.block, low, high)
+        chosen = {own: name.location.block for own, name in names.items() if _selects(rule.selector, own, name)}
+        _require_match(rule, bool(chosen), names)
+        blocks = [block for block in chosen.values() if block is not None]
+        low, high = (min(blocks), max(blocks)) if blocks else (0, 0)
+        alphas |= {own: _ramp(rule, block, low, high) for own, block in chosen.items()}
     return alphas
 
 
-def _ramp(rule: AlphaRule, layer: int | None, low: int, high: int) -> float:
+def _ramp(rule: AlphaRule, block: int | None, low: int, high: int) -> float:
     """Interpolate linearly over depth; what is outside the blocks takes the start of the ramp."""
-    if layer is None or low == high or layer == low:
+    if block is None or low == high or block == low:
         return rule.start
-    if layer == high:
+    if block == high:
         return rule.stop
-    return rule.start + (rule.stop - rule.start) * (layer - low) / (high - low)
+    return rule.start + (rule.stop - rule.start) * (block - low) / (high - low)
 
 
-def _selects(selector: str, subject: Subject) -> bool:
-    location = subject.location
-    layers = _RANGE.fullmatch(selector)
-    if layers and location.block is not None and location.stack == (layers[1] or "encoder"):
-        return int(layers[2]) <= location.block <= int(layers[3] or layers[2])
+def _selects(selector: str, own: str, name: TensorName) -> bool:
+    location = name.location
+    blocks = _RANGE.fullmatch(selector)
+    if blocks and location.block is not None and location.stack == (blocks[1] or "encoder"):
+        return int(blocks[2]) <= location.block <= int(blocks[3] or blocks[2])
     if selector in (*STACKS, location.stack):
         return location.stack == selector
     if selector in PARTS:
         return location.part == selector
-    return any(_matches(selector.split("."), name.split(".")) for name in (subject.name, subject.relative))
+    return any(_matches(selector.split("."), spelled.split(".")) for spelled in (own, _relative(own, name)))
+
+
+def _relative(own: str, name: TensorName) -> str:
+    """Return the name within the encoder; of a head, its own."""
+    return own if name.is_head else name.canonical
 
 
 def _matches(pattern: list[str], words: list[str]) -> bool:
@@ -113,28 +109,20 @@ def _matches(pattern: list[str], words: list[str]) -> bool:
     return bool(words) and fnmatchcase(words[0], pattern[0]) and _matches(pattern[1:], words[1:])
 
 
-def _require_match(rule: AlphaRule, chosen: list[Subject], depths: list[int], subjects: list[Subject]) -> None:
-    layers = _RANGE.fullmatch(rule.selector)
-    if layers:
-        stack, low, high = layers[1] or "encoder", int(layers[2]), int(layers[3] or layers[2])
-        there = _layers_of(subjects).get(stack, [])
-        if (there or stack in STACKS) and (low > high or low not in depths or high not in depths):
-            known = f"layers {there[0]} to {there[-1]}" if there else "no layers that take part"
+def _require_match(rule: AlphaRule, matches: bool, names: Mapping[str, TensorName]) -> None:
+    stacks = blocks_of(name.location for name in names.values())
+    blocks = _RANGE.fullmatch(rule.selector)
+    if blocks:
+        stack, low, high = blocks[1] or "encoder", int(blocks[2]), int(blocks[3] or blocks[2])
+        there = stacks.get(stack, [])
+        if (there or stack in STACKS) and not (low <= high and low in there and high in there):
+            known = f"blocks {there[0]} to {there[-1]}" if there else "no blocks that take part"
             raise UsageError(f"rule {rule}: the {stack} has {known}")
-    if not chosen:
-        parts = sorted(
-            {subject.location.part for subject in subjects} | {s.location.stack for s in subjects if s.location.stack}
-        )
-        name = subjects[0].relative if subjects else "encoder.layers.0.**"
+    if not matches:
+        parts = {word for name in names.values() for word in (name.location.part, name.location.stack) if word}
+        example = next(itertools.starmap(_relative, names.items()), "encoder.layers.0.**")
         raise UsageError(
-            f"rule {rule} matches nothing that takes part; parts of this model: {', '.join(parts)}",
-            hint=f"name one of these, or write a pattern that matches whole names, such as {name}",
+            f"rule {rule} matches nothing that takes part; parts of this model: "
+            + ", ".join(part[:QUOTED] for part in sorted(parts)[:16]),
+            hint=f"name one of these, or write a pattern that matches whole names, such as {example[:QUOTED]}",
         )
-
-
-def _layers_of(subjects: list[Subject]) -> Mapping[str, list[int]]:
-    found: dict[str, set[int]] = {}
-    for subject in subjects:
-        if subject.location.block is not None:
-            found.setdefault(subject.location.stack, set()).add(subject.location.block)
-    return {stack: sorted(indexes) for stack, indexes in found.items()}

@@ -9,17 +9,6 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 Record = TypeVar("Record")
 
 
-def to_json(value: Any) -> Any:
-    """Turn a record into what `json` can write: dataclasses as tables of their fields, tuples as lists."""
-    if is_dataclass(value):
-        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [to_json(item) for item in value]
-    return value
-
-
 def from_json(kind: type[Record], document: object) -> Record:
     """Make a record from a JSON document. Keys that it does not know are ignored, so that later versions can add some.
 

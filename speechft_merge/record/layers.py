@@ -33,7 +33,7 @@ class LayerKey:
     @classmethod
     def of(cls, location: Location) -> LayerKey:
         """Return the row that the tensors of a location count to."""
-        return cls(location.part, location.stack or ("" if location.part == "head" else ENCODER), location.block)
+        return cls(location.part, location.stack or ("" if location.is_head else ENCODER), location.block)
 
     @property
     def label(self) -> str:

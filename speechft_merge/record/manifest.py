@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.plan.plan import Action
-from speechft_merge.record.codec import from_json, to_json
-from speechft_merge.record.fingerprint import fingerprint
+from speechft_merge.record.codec import from_json
+from speechft_merge.record.identity import FORMAT, fingerprint
 from speechft_merge.record.layers import LayerRow, summarise_layers
 from speechft_merge.sources import HubOrigin
 from speechft_merge.version import __version__
@@ -26,14 +26,10 @@ if TYPE_CHECKING:
 NAME = "speechft_merge.json"
 SIMILARITY = "similarity.json"
 FIGURE = "similarity.png"
-"""What a comparison adds to an output; the manifest does not vouch for them."""
-FORMAT = 2
-"""Of the manifest, and of the arithmetic: raised when the same recipe would give other bytes, or when a manifest can no
-longer be read as one before. In 1, that of version 0.1, a layer's block and part were one string, and alphas were
-strings: its outputs are not recognised as finished, but can be replaced, and its recipes can be given again."""
+"""Files that a comparison adds to an output; the manifest does not cover them."""
 
 _PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)
-"""What every file that a merge writes is called, and nothing that leads out of the folder."""
+"""Names of the files that a merge writes; none leads out of the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +79,7 @@ class CompanionEntry:
 
 def _require_plain(name: str) -> None:
     if not _PLAIN.fullmatch(name):
-        raise ValueError(f"{name!r} is no file that a merge writes")
+        raise ValueError(f"{name!r} is not a file that a merge writes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +114,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON document."""
-        document: dict[str, Any] = to_json(self)
-        return document
+        return asdict(self)
 
     def encode(self) -> bytes:
         """Return the file's content."""
@@ -135,7 +130,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def read_names(folder: Path) -> set[str]:
-    """Return the names of an output's files by its manifest, whatever version wrote it; empty without one."""
+    """Return the names of an output's files by its manifest, of any version; empty without one."""
     document = _read_json(folder)
     listed = [document.get(key) for key in ("outputs", "companions")] if isinstance(document, dict) else []
     entries = [entry for entries in listed if isinstance(entries, list) for entry in entries]

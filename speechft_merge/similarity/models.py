@@ -111,9 +111,9 @@ def merge_in_memory(
         MismatchError, CheckpointError: see `executor.execute`.
     """
     recipe, names = models.plan.recipe, _names_by_place(sources)
-    tensors = [tensor for tensor in models.plan.tensors if tensor.inputs[0].place in names]
+    tensors = [tensor for tensor in models.plan.tensors if tensor.inputs[0].storage_key in names]
     loaded, drifts = load_weights(tensors)
-    weights = {name: loaded[tensor.name] for tensor in tensors for name in names[tensor.inputs[0].place]}
+    weights = {name: loaded[tensor.name] for tensor in tensors for name in names[tensor.inputs[0].storage_key]}
     alphas = "alphas by layer" if recipe.layer_alpha else f"alpha {recipe.alpha:g}"
     source = replace(sources[1 if recipe.keep_head else 0], reference=f"merged in memory, {alphas}")
     return source, weights, _by_encoder_names(drifts, models.plan, sources[0])
@@ -133,7 +133,7 @@ def measure_drifts(models: ComparedModels, base: EncoderSource, known: Mapping[s
     todo = [
         replace(tensor, name=name)
         for tensor in mixed
-        for name in names.get(tensor.inputs[0].place, ())
+        for name in names.get(tensor.inputs[0].storage_key, ())
         if name not in known
     ]
     return {**known, **execute([(tensor.at(0), _Nowhere()) for tensor in todo], workers=1)}
@@ -151,7 +151,7 @@ def _names_by_place(sources: Iterable[EncoderSource]) -> dict[tuple[int, int, in
     found: dict[tuple[int, int, int], list[str]] = {}
     for source in sources:
         for tensor in source.tensors:
-            found.setdefault(tensor.inputs[0].place, []).append(tensor.name)
+            found.setdefault(tensor.inputs[0].storage_key, []).append(tensor.name)
     return found
 
 
@@ -159,7 +159,7 @@ def _by_encoder_names(drifts: Mapping[str, Drift], plan: Plan, base: EncoderSour
     """Rename drifts from the plan's names; the first input of an interpolated tensor is the base's."""
     names = _names_by_place([base])
     measured = [tensor for tensor in plan.tensors if tensor.name in drifts]
-    return {name: drifts[tensor.name] for tensor in measured for name in names.get(tensor.inputs[0].place, ())}
+    return {name: drifts[tensor.name] for tensor in measured for name in names.get(tensor.inputs[0].storage_key, ())}
 
 
 def drift_by_layer(

@@ -39,7 +39,7 @@ class ProbeRequest:
     null: bool = False
     """Also measure the floor."""
     grid: bool = False
-    """Also compare every layer with every other."""
+    """Also compare every layer with every other (--heatmap)."""
     memory: int = MEMORY
 
     def __post_init__(self) -> None:

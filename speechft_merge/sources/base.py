@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from speechft_merge.errors import CheckpointError
 
@@ -12,25 +13,19 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class ByteSource(Protocol):
-    """A file of known size, read by ranges. Safe to use from several threads at once."""
+class ByteSource(ABC):
+    """A file of known size, read by ranges. Safe to use from several threads at once; closes itself on exit."""
 
-    @property
-    def name(self) -> str:
-        """Its name in messages."""
+    name: str
+    """Its name in messages."""
+    size: int
+    """Bytes in the file."""
+    identity: str | None = None
+    """Checksum known without reading the file (the Hub's etag), or None."""
+    seeks_cheaply: bool
+    """Whether many small reads cost next to nothing; over a network each is a request."""
 
-    @property
-    def size(self) -> int:
-        """Bytes in the file."""
-
-    @property
-    def identity(self) -> str | None:
-        """Checksum known without reading the file (the Hub's etag), or None."""
-
-    @property
-    def seeks_cheaply(self) -> bool:
-        """Whether many small reads cost next to nothing; over a network each is a request."""
-
+    @abstractmethod
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes that start at `offset`.
 
@@ -39,10 +34,27 @@ class ByteSource(Protocol):
         """
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes that start at `offset`."""
+        """Return `length` bytes that start at `offset`.
 
-    def close(self) -> None:
+        Raises:
+            CheckpointError: they lie outside the file; checked before memory is allocated.
+        """
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise CheckpointError(
+                f"{self.name}: bytes {offset} to {offset + length} lie outside the file ({self.size} bytes)"
+            )
+        buffer = bytearray(length)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def close(self) -> None:  # noqa: B027
         """Release what the source holds; closing twice is allowed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +84,6 @@ class Folder(Protocol):
 
     def open(self, name: str) -> ByteSource:
         """Open one of its files."""
-
-
-def read_range(source: ByteSource, offset: int, length: int) -> bytes:
-    """Return `length` bytes of `source` that start at `offset`.
-
-    Raises:
-        CheckpointError: they lie outside the file; checked before memory is allocated.
-    """
-    if offset < 0 or length < 0 or offset + length > source.size:
-        raise CheckpointError(
-            f"{source.name}: bytes {offset} to {offset + length} lie outside the file ({source.size} bytes)"
-        )
-    buffer = bytearray(length)
-    source.read_into(offset, memoryview(buffer))
-    return bytes(buffer)
 
 
 MAX_READ = 64 << 20

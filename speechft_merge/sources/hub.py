@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import CheckpointError, NotFoundError
-from speechft_merge.sources.base import HubOrigin, read_range
+from speechft_merge.sources.base import ByteSource, HubOrigin
 from speechft_merge.sources.download import Download
 from speechft_merge.sources.hub_errors import hub_errors
 from speechft_merge.sources.local import LocalFile, LocalFolder
@@ -16,7 +16,7 @@ from speechft_merge.sources.retries import RETRIED, pause, retry_after
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-    from speechft_merge.sources.base import ByteSource, Folder
+    from speechft_merge.sources.base import Folder
     from speechft_merge.sources.reference import HubReference
 
 HEAD = 96 << 10
@@ -146,36 +146,20 @@ class HubFolder:
 
 def _open_cached(snapshot: Path, reference: HubReference) -> tuple[Folder, str | None]:
     """Return the same from the cache alone: HF_HUB_OFFLINE is set."""
-    place = snapshot / (reference.path or "")
+    path = snapshot / (reference.path or "")
     hub = HubOrigin(reference.repo, reference.revision or "main", snapshot.name, None)
-    if place.is_dir():
-        return _CachedFolder(place, hub), None
-    if not place.exists():
+    name = f"{hub.repo}@{hub.commit[:8]} (HF_HUB_OFFLINE is set; the cache)"
+    if path.is_dir():
+        return LocalFolder(path, name, hub), None
+    if not path.exists():
         raise NotFoundError(
             f"HF_HUB_OFFLINE is set and {reference} is not in the cache",
             hint="download it where there is a network (--download), or unset HF_HUB_OFFLINE",
         )
-    return _CachedFolder(place.parent, hub), place.name
+    return LocalFolder(path.parent, name, hub), path.name
 
 
-class _CachedFolder(LocalFolder):
-    """The cached files of a repository."""
-
-    def __init__(self, path: Path, hub: HubOrigin) -> None:
-        super().__init__(path)
-        self.hub: HubOrigin = hub
-
-    def open(self, name: str) -> LocalFile:
-        """Open one of its files; the blob's name in the cache is the Hub's checksum."""
-        return LocalFile(self.path / name, None, (self.path / name).resolve().name)
-
-    @property
-    def name(self) -> str:
-        """Repository, commit, and that these come from the cache."""
-        return f"{self.hub.repo}@{self.hub.commit[:8]} (HF_HUB_OFFLINE is set; the cache)"
-
-
-class HubFile:
+class HubFile(ByteSource):
     """A file at one commit, read by ranges."""
 
     seeks_cheaply = False
@@ -199,10 +183,6 @@ class HubFile:
         else:
             start, data = page
             buffer[:] = data[offset - start : stop - start]
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes that start at `offset`; the length is checked before memory is allocated."""
-        return read_range(self, offset, length)
 
     def fetch(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with one request; for a reader that plans its requests itself."""

@@ -27,11 +27,11 @@ def hub_errors(repo: str) -> Iterator[None]:
     except SpeechFTMergeError:
         raise
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise explain(error, repo) from error
+        raise _translate(error, repo) from error
     except httpx.HTTPError as error:
-        raise unreachable(error) from error
+        raise _unreachable(error) from error
     except (errors.HFValidationError, ConnectionError) as error:
-        raise explain(error, repo) from error
+        raise _translate(error, repo) from error
     except RuntimeError as error:  # what the client raises when an upload breaks off
         cause = error.__cause__ or error
         raise TemporaryError(
@@ -43,13 +43,13 @@ def hub_errors(repo: str) -> Iterator[None]:
         ) from error
 
 
-def explain(error: Exception, repo: str) -> SpeechFTMergeError:
+def _translate(error: Exception, repo: str) -> SpeechFTMergeError:
     """Return our error for one of the client's, tested in the order of its class hierarchy."""
     from huggingface_hub import constants, errors
 
     cause = error.__cause__
     if isinstance(error, errors.LocalEntryNotFoundError) and cause is not None:
-        return explain(cause, repo) if isinstance(cause, errors.OfflineModeIsEnabled) else unreachable(cause)
+        return _translate(cause, repo) if isinstance(cause, errors.OfflineModeIsEnabled) else _unreachable(cause)
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
         return NotFoundError(
             f"HF_HUB_OFFLINE is set and {repo} is not in the cache {constants.HF_HUB_CACHE}",
@@ -66,7 +66,7 @@ def explain(error: Exception, repo: str) -> SpeechFTMergeError:
         )
     if isinstance(error, errors.EntryNotFoundError):
         return NotFoundError(f"{repo}: no such file in the repository ({_first_line(error)})")
-    status = status_of(error)
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401 and "Invalid" in str(error) and not isinstance(error, errors.RepositoryNotFoundError):
         return HubError(
             "the Hub rejected your token: expired or mistyped", hint="run 'hf auth login' again, or correct HF_TOKEN"
@@ -95,7 +95,7 @@ def explain(error: Exception, repo: str) -> SpeechFTMergeError:
     return HubError(f"{repo}: {_first_line(error)}")
 
 
-def unreachable(error: BaseException) -> TemporaryError:
+def _unreachable(error: BaseException) -> TemporaryError:
     """Return the error for a Hub that does not answer."""
     from huggingface_hub import constants
 
@@ -103,11 +103,6 @@ def unreachable(error: BaseException) -> TemporaryError:
         f"cannot reach {constants.ENDPOINT}: {type(error).__name__}: {_first_line(error)}",
         hint="check the network, HF_ENDPOINT and proxies, and try again",
     )
-
-
-def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status behind an error."""
-    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _first_line(error: BaseException) -> str:

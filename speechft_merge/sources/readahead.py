@@ -40,7 +40,7 @@ def read_ahead(wanted: Sequence[tuple[ByteSource, int, int]]) -> Iterator[dict[i
     seen: set[tuple[int, int]] = set()
     for place, (source, offset, length) in enumerate(wanted):
         key = id(source)
-        if isinstance(source, HubFile) and length and (key, offset) not in seen:  # of tied tensors, the first
+        if isinstance(source, HubFile) and length and (key, offset) not in seen:  # the first of tied tensors
             remote[key] = source
             seen.add((key, offset))
             ranges[key].append((offset, length))

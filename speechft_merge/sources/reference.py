@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 
 from speechft_merge.errors import NotFoundError
@@ -11,8 +13,12 @@ from speechft_merge.errors import NotFoundError
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of weights files; what is in them, only their bytes tell."""
 
+Reference = str | PathLike[str]
+"""What the library's functions take for a model."""
+
 _REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 _SPECIAL = r"refs/(?:pr/\d+|convert/[\w.-]+|heads/[\w.-]+)"
+# a revision may hold slashes (refs/pr/2); in a URL as huggingface_hub writes it, they are %2F
 _SHORT = re.compile(rf"({_REPO})(?:@([^:]+))?(?::(.+))?")
 _URL = re.compile(rf"({_REPO})(?:@({_SPECIAL}|[^/:]+))?(?:[/:](.*))?")
 
@@ -31,6 +37,12 @@ class HubReference:
         return f"{self.repo}{revision}" + (f":{self.path}" if self.path else "")
 
 
+def list_references(base: Reference, finetuned: Reference | Sequence[Reference]) -> list[str]:
+    """Return the references of a base and of one fine-tune or several as text."""
+    several = (finetuned,) if isinstance(finetuned, (str, PathLike)) else finetuned
+    return [fspath(reference) for reference in (base, *several)]
+
+
 def parse_reference(text: str) -> Path | HubReference:
     """Return a path if it exists or is written like one, else a reference to a repository.
 
@@ -43,7 +55,7 @@ def parse_reference(text: str) -> Path | HubReference:
             return path
         if text.startswith(("/", "./", "../", "~")):
             raise NotFoundError(f"{text[:200]}: no such file or directory")
-    found = _parse_url(text.removeprefix("hf://")) if text.startswith("hf://") else _parse_short(text)
+    found = _checked((_URL if text.startswith("hf://") else _SHORT).fullmatch(text.removeprefix("hf://")))
     if found is None:
         raise NotFoundError(
             f"{text[:200]}: no such file or directory, and not a Hub reference",
@@ -59,16 +71,6 @@ def local_path(text: str) -> Path | None:
         return path if path.exists() else None
     except (OSError, RuntimeError, ValueError):  # a name too long, a user unknown, a NUL in it
         return None
-
-
-def _parse_short(text: str) -> HubReference | None:
-    """Parse `org/name@revision:path`; a revision may hold slashes (`refs/pr/2`)."""
-    return _checked(_SHORT.fullmatch(text))
-
-
-def _parse_url(text: str) -> HubReference | None:
-    """Parse `org/name@revision/path`, as huggingface_hub writes it after hf://; a revision's slashes are %2F."""
-    return _checked(_URL.fullmatch(text))
 
 
 def _checked(found: re.Match[str] | None) -> HubReference | None:

@@ -182,20 +182,23 @@ def find_encoder(naming: Naming, title: str = "the model") -> str:
 
 
 def _likeness(naming: Naming) -> dict[str, int]:
-    """Return each prefix with blocks directly under it -> parameters there whose names are those of an encoder."""
+    """Return each prefix with blocks directly under it -> parameters there whose names are those of an encoder.
+
+    Blocks that lie deeper have their place in another module.
+    """
     under: dict[str, dict[str, tuple[int, ...]]] = {}
     for own, name in naming.full.items():
         words = name.split(".")
         for prefix in ("".join(f"{word}." for word in words[:depth]) for depth in range(len(words))):
             under.setdefault(prefix, {})[name[len(prefix) :]] = naming.shapes[own]
-    return {prefix: _parameters(shapes) for prefix, shapes in under.items() if any(map(is_block, shapes))}
-
-
-def _parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Count the parameters that have a place in an encoder; blocks that lie deeper have theirs in another module."""
-    return sum(
-        is_block(name) or location.part not in ("layers", "other", "head") for name, location in locate(shapes).items()
-    )
+    return {
+        prefix: sum(
+            is_block(name) or location.part not in ("layers", "other", "head")
+            for name, location in locate(shapes).items()
+        )
+        for prefix, shapes in under.items()
+        if any(map(is_block, shapes))
+    }
 
 
 def _require_encoder(model: torch.nn.Module, encoder: str, naming: Naming) -> None:

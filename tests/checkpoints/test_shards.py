@@ -94,7 +94,7 @@ def test_tensors_that_cannot_be_read_are_told_of_all_shards(tmp_path: Path) -> N
 def test_each_tensor_is_read_from_its_own_shard(tmp_path: Path) -> None:
     spans = open_checkpoint(indexed(tmp_path, MAP, SHARDS)).tensors
     assert spans["a"].source is not spans["b"].source
-    assert spans["a"].place != spans["b"].place
+    assert spans["a"].storage_key != spans["b"].storage_key
     assert len(content(spans["b"])) == 32
 
 

@@ -292,6 +292,17 @@ def test_large_finite_numbers_are_no_error_and_measured_rightly(size: float, dty
     assert Drift.relative(drifts.values()) == pytest.approx(float((b - a).norm() / a.norm()), rel=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0.25, 0.75])
+def test_a_small_drift_of_large_numbers_is_measured_rightly(alpha: float) -> None:
+    """The base's squares overflow in float32, those of the difference do not."""
+    base = torch.full((5000,), 1e25)
+    finetuned = base.clone()
+    finetuned[17] *= 1 + 2**-20
+    assert run([plan_of("t", base, finetuned, alpha=alpha)])[1]["t"] == Drift(
+        pytest.approx(5000 * float(base[0]) ** 2), pytest.approx(float(finetuned[17] - base[17]) ** 2), True
+    )
+
+
 @pytest.mark.parametrize("copied", [True, False])
 def test_a_result_that_does_not_fit_the_type_is_refused_with_the_largest_number(copied: bool) -> None:
     base = torch.ones(5000)

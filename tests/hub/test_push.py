@@ -254,7 +254,7 @@ def test_the_same_push_again_succeeds(pair: Pair, hub: HubServer, target: str, s
 @pytest.mark.parametrize(
     ("token", "code", "said"),
     [
-        (READER, 1, ("only read", "write")),
+        (READER, 1, ("read-only", "write")),
         (UNKNOWN, 1, ("rejected your token",)),
         (None, 1, ("hf auth login", "HF_TOKEN")),
         (STRANGER, 1, ("alice/merged", "--create-pr")),

@@ -68,6 +68,11 @@ def test_sizes_have_the_names_of_the_papers(size: tuple[int, int]) -> None:
     assert family_of(shapes).title == TITLES[size]
 
 
+def test_blocks_count_by_whatever_name_their_list_has() -> None:
+    shapes = {name.replace("encoder.layers.", "encoder.blocks."): s for name, s in published_shapes(12, 768).items()}
+    assert family_of(shapes, "hubert").title == "HuBERT Base"
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 def test_waveforms_are_normalised_as_the_task_says(normalize: bool) -> None:
     shapes = published_shapes(12, 768)

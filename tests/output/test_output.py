@@ -5,31 +5,44 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import torch
+from models import Memory, span_of
 from options import UNSYNCED
 
 from speechft_merge import merge
+from speechft_merge.checkpoints import DType, TensorSpan
 from speechft_merge.errors import OutputError, WriteError
 from speechft_merge.executor.drift import Drift
 from speechft_merge.output.files import OutputFile, OutputFiles
 from speechft_merge.output.output import Output
+from speechft_merge.output.staging import Staging
+from speechft_merge.plan.operations import Interpolate, Segment, Term
 
 if TYPE_CHECKING:
     from conftest import Pair, Run, Snapshot, Tiny
 
-    from speechft_merge.output.writer import FileWriter
-
 CANNOT_CREATE = 73
 SHARDED = ["--max-shard-size", "50KB"]
 IDENTITY = "0123456789abcdef" * 4
-FILE = OutputFile("model.safetensors", b"header", (), 10)
-ONE_FILE = OutputFiles((FILE,))
 DRIFTS = {"weight": Drift(4.0, 1.0, True)}
+
+
+def file_of(name: str, base: TensorSpan, size: int = 10) -> OutputFile:
+    """A header and one number, halfway between 2 and 3."""
+    mix = Interpolate(base, (Term(span_of(torch.tensor([3.0])), 1.0, 0),), 0.5)
+    return OutputFile(name, b"header", (Segment(6, mix, DType.F32, "weight"),), size)
+
+
+NOWHERE = TensorSpan(Memory(b""), 0, DType.F32, (1,))
+FILE = file_of("model.safetensors", span_of(torch.tensor([2.0])))
+ONE_FILE = OutputFiles((FILE,))
+MORE = OutputFiles((FILE, OutputFile("other.safetensors", b"another", (), 7)))
 
 
 def manifest_of(folder: Path) -> Any:
@@ -40,28 +53,19 @@ def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def fill(writer: FileWriter) -> dict[str, Drift]:
-    writer.write(6, memoryview(b"data"))
-    return DRIFTS
-
-
-def refill(writer: FileWriter) -> dict[str, Drift]:
-    raise AssertionError("the file was finished")
-
-
 # Whole or not at all.
 
 
 def test_an_output_appears_by_its_commit(tmp_path: Path) -> None:
     with Output(tmp_path / "out", IDENTITY) as output:
         output.begin(ONE_FILE)
-        written = output.write_file(FILE, fill, keep=False)
+        (written,) = output.write_weights(ONE_FILE, 1)
         output.put({"config.json": b"{}", "README.md": b""})
         assert not output.path.exists()
         output.commit()
         assert names_in(tmp_path) == {"out"}
     assert {path.name: path.read_bytes() for path in output.path.iterdir()} == {
-        "model.safetensors": b"headerdata", "config.json": b"{}", "README.md": b""
+        "model.safetensors": b"header" + np.float32(2.5).tobytes(), "config.json": b"{}", "README.md": b""
     }  # fmt: skip
     assert (written.entry.file, written.entry.size, written.drifts) == ("model.safetensors", 10, DRIFTS)
 
@@ -71,7 +75,7 @@ def test_without_a_commit_nothing_is_left(error: BaseException | None, tmp_path:
     def leave() -> None:
         with Output(tmp_path / "new/out", IDENTITY) as output:
             output.begin(ONE_FILE)
-            output.write_file(FILE, fill, keep=False)
+            output.write_weights(ONE_FILE, 1)
             output.put({"config.json": b"{}"})
             if error is not None:
                 raise error
@@ -89,29 +93,31 @@ def test_a_file_that_may_be_kept_is_there_for_the_next_run(tmp_path: Path) -> No
     made = []
 
     def make_and_fail(output: Output) -> None:
-        output.begin(ONE_FILE)
-        made.append(output.write_file(FILE, fill, keep=True))
+        output.begin(MORE)
+        made.extend(output.write_weights(MORE, 1))
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken") as caught, Output(tmp_path / "out", IDENTITY) as output:
         make_and_fail(output)
-    assert caught.value.__notes__ == ["finished shards are kept; the same command goes on from there"]
+    assert caught.value.__notes__ == ["finished shards are kept; run the same command to go on from there"]
     with Output(tmp_path / "out", IDENTITY) as output:
-        output.begin(ONE_FILE)
-        assert [output.write_file(FILE, refill, keep=True)] == made
+        output.begin(MORE)
+        unreadable = OutputFiles((file_of(FILE.name, NOWHERE), MORE.files[1]))
+        assert output.write_weights(unreadable, 1) == made
         output.commit()
     assert names_in(tmp_path) == {"out"}
 
 
 def test_room_is_wanted_for_what_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    more = OutputFiles((FILE, OutputFile("other.safetensors", b"", (), 7)))
+    more = OutputFiles((FILE, file_of("other.safetensors", NOWHERE, 17)))
     with Output(tmp_path / "out", IDENTITY) as output:
         output.begin(more)
-        output.write_file(FILE, fill, keep=True)
+        with pytest.raises(AssertionError):
+            output.write_weights(more, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=6))
-    with pytest.raises(WriteError, match="needs 7 bytes"), Output(tmp_path / "out", IDENTITY) as output:
+    with pytest.raises(WriteError, match="needs 17 bytes"), Output(tmp_path / "out", IDENTITY) as output:
         output.begin(more)
-    with pytest.raises(WriteError, match="needs 17 bytes"), Output(tmp_path / "another", IDENTITY) as output:
+    with pytest.raises(WriteError, match="needs 27 bytes"), Output(tmp_path / "another", IDENTITY) as output:
         output.begin(more)
     assert len(names_in(tmp_path)) == 1
 
@@ -123,7 +129,7 @@ def test_an_empty_folder_gives_way(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with Output(tmp_path / "out", IDENTITY) as output:
         output.begin(ONE_FILE)
-        output.write_file(FILE, fill, keep=False)
+        output.write_weights(ONE_FILE, 1)
         output.commit()
     assert names_in(tmp_path / "out") == {FILE.name}
 
@@ -153,7 +159,7 @@ def test_another_merge_is_replaced_only_if_that_is_asked_for(pair: Pair, tmp_pat
     assert "--overwrite" in str(caught.value.hint)
     with Output(tmp_path / "out", IDENTITY, overwrite=True) as output:
         output.begin(ONE_FILE)
-        output.write_file(FILE, fill, keep=False)
+        output.write_weights(ONE_FILE, 1)
         assert (tmp_path / "out/config.json").exists()
         output.commit()
     assert names_in(tmp_path / "out") == {FILE.name}
@@ -164,7 +170,7 @@ def test_another_merge_is_replaced_only_if_that_is_asked_for(pair: Pair, tmp_pat
 def test_what_may_be_replaced_is_asked_again_at_the_commit(overwrite: bool, tmp_path: Path) -> None:
     with Output(tmp_path / "out", IDENTITY, overwrite=overwrite) as output:
         output.begin(ONE_FILE)
-        output.write_file(FILE, fill, keep=False)
+        output.write_weights(ONE_FILE, 1)
         (tmp_path / "out").mkdir()
         (tmp_path / "out/thesis.tex").write_text("years of work")
         with pytest.raises(OutputError, match="files that no merge wrote"):
@@ -194,14 +200,37 @@ def test_a_card_that_was_edited_and_a_report_beside_it_leave_an_output_finished(
 
 
 def test_once_the_output_is_found_finished_nothing_hidden_is_left_of_it(pair: Pair, tmp_path: Path) -> None:
-    options = replace(UNSYNCED, overwrite=True)
-    made = merge(*pair.args, tmp_path / "out", options=options).manifest
-    with Output(tmp_path / "out", made.merge_id, overwrite=True) as output:
-        output.begin(ONE_FILE)
-        output.write_file(FILE, fill, keep=True)
+    made = merge(*pair.args, tmp_path / "out", options=UNSYNCED).manifest
+    shutil.rmtree(tmp_path / "out")
+    with Output(tmp_path / "out", made.merge_id) as output:
+        assert output.begin(MORE) is None
+        output.write_weights(MORE, 1)
+        merge(*pair.args, tmp_path / "out", options=UNSYNCED)
         assert len(names_in(tmp_path)) == 2
-        assert output.finished() == made
+        assert output.commit() == made
         assert names_in(tmp_path) == {"out"}
+
+
+def test_what_a_killed_run_left_of_a_finished_merge_is_swept_up(pair: Pair, tmp_path: Path) -> None:
+    made = merge(*pair.args, tmp_path / "out", options=UNSYNCED).manifest
+    leave_as_killed(tmp_path / "out", made.merge_id)
+    assert Output(tmp_path / "out", made.merge_id).finished() == made
+    assert names_in(tmp_path) == {"out"}
+
+
+def test_what_a_run_leaves_that_is_killed_meanwhile_is_swept_up_by_the_one_that_commits(tmp_path: Path) -> None:
+    with Output(tmp_path / "out", IDENTITY) as output:
+        output.begin(ONE_FILE)
+        output.write_weights(ONE_FILE, 1)
+        leave_as_killed(tmp_path / "out", IDENTITY)
+        output.commit()
+        assert names_in(tmp_path) == {"out"}
+
+
+def leave_as_killed(path: Path, identity: str) -> None:
+    staging = Staging(path, identity)
+    staging._release()  # the kernel lets go of its lock
+    assert staging.path.exists()
 
 
 # The output of an older version.

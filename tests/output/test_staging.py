@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,6 @@ from speechft_merge.merging import merge
 from speechft_merge.output.files import OutputFile, OutputFiles
 from speechft_merge.output.staging import JOURNAL, LOCK, FinishedFile, Staging, sweep
 from speechft_merge.output.writer import FileWriter
-from speechft_merge.record.codec import to_json
 from speechft_merge.record.manifest import OutputEntry
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def write_data(writer: FileWriter) -> OutputEntry:
 
 def write_whole(staging: Staging) -> FinishedFile:
     """A file as the executor writes it; its entry in the journal."""
-    return FinishedFile(write_data(staging.open(FILE)), {})
+    return FinishedFile(write_data(FileWriter(staging.data, FILE)), {})
 
 
 def killed(staging: Staging) -> Path:
@@ -78,7 +78,7 @@ def test_the_folder_becomes_the_output_without_its_journal(tmp_path: Path) -> No
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "out", DIGEST)
-    writer = staging.open(FILE)
+    writer = FileWriter(staging.data, FILE)
     assert FILE.name not in staging.data.names()
     writer.abandon()
     assert staging.data.names() == []
@@ -88,7 +88,7 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_an_abandoned_folder_goes_unless_it_holds_finished_files(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "out", DIGEST)
-    staging.open(FILE).abandon()
+    FileWriter(staging.data, FILE).abandon()
     assert not staging.abandon()
     assert list(tmp_path.iterdir()) == []
     staging = Staging(tmp_path / "out", DIGEST)
@@ -97,6 +97,15 @@ def test_an_abandoned_folder_goes_unless_it_holds_finished_files(tmp_path: Path)
     again = Staging(tmp_path / "out", DIGEST)
     assert again.earlier(FILE) is not None
     assert names_in(tmp_path) == {again.path.name}
+
+
+def test_of_an_abandoned_folder_only_finished_files_are_kept(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "out", DIGEST)
+    staging.record(write_whole(staging))
+    staging.data.put("config.json", b"{}")
+    (staging.data.path / ".half.tmp").write_bytes(b"half")
+    assert staging.abandon()
+    assert names_in(staging.data.path) == {FILE.name}
 
 
 def test_folders_made_for_an_output_that_never_comes_go_with_it(tmp_path: Path) -> None:
@@ -134,7 +143,7 @@ def test_a_file_is_removed_though_a_signal_came_before_anyone_knew_of_it(
 
     monkeypatch.setattr(os, "open", make_and_stop)
     with pytest.raises(SystemExit):
-        staging.open(FILE)
+        FileWriter(staging.data, FILE)
     monkeypatch.undo()
     assert any(staging.data.path.glob(f".{FILE.name}.*"))
     assert not staging.abandon()
@@ -150,6 +159,7 @@ def test_a_finished_file_counts_only_with_its_size_and_checksum(tmp_path: Path) 
         assert Staging(tmp_path / "out", DIGEST).earlier(FILE) is None
     path.write_bytes(WHOLE)
     assert Staging(tmp_path / "out", DIGEST).earlier(FILE) == staging.finished[FILE.name]
+    assert staging.earlier(OutputFile(FILE.name, HEADER, (), FILE.size + 4)) is None
     path.unlink()
     assert staging.earlier(FILE) is None
 
@@ -185,7 +195,7 @@ def test_a_journal_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "out", DIGEST)
     entry = write_whole(staging).entry
     (staging.data.path / FILE.name).rename(tmp_path / FILE.name)
-    outside = {"entry": to_json(entry) | {"file": f"../{FILE.name}"}, "drifts": {}}
+    outside = {"entry": asdict(entry) | {"file": f"../{FILE.name}"}, "drifts": {}}
     (killed(staging) / JOURNAL).write_text(json.dumps([outside]))
     assert Staging(tmp_path / "out", DIGEST).finished == {}
 
@@ -202,6 +212,35 @@ def test_the_folder_of_a_killed_run_goes_and_that_of_a_living_one_stays(tmp_path
     assert names_in(tmp_path) == {living.path.name, foreign.name}
     living.commit()
     assert names_in(tmp_path) == {"out", foreign.name}
+
+
+def test_what_was_taken_over_from_a_killed_run_outlives_the_next_one_that_is_killed(tmp_path: Path) -> None:
+    first = Staging(tmp_path / "out", DIGEST)
+    first.record(write_whole(first))
+    killed(first)
+    second = Staging(tmp_path / "out", DIGEST)
+    assert not first.path.exists()
+    killed(second)
+    assert Staging(tmp_path / "out", DIGEST).earlier(FILE) is not None
+
+
+def test_a_new_folder_that_another_process_sweeps_up_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def lose(fd: int, flags: int) -> None:
+        (folder,) = tmp_path.iterdir()
+        shutil.rmtree(folder)
+        monkeypatch.setattr(fcntl, "flock", lock)
+        lock(fd, flags)
+
+    monkeypatch.setattr(fcntl, "flock", lose)
+    staging = Staging(tmp_path / "out", DIGEST)
+    write_whole(staging)
+    staging.commit()
+    assert names_in(tmp_path) == {"out"}
+    assert names_in(tmp_path / "out") == {FILE.name}
 
 
 def test_a_process_that_lives_holds_its_lock(tmp_path: Path) -> None:
@@ -233,17 +272,21 @@ def test_where_a_file_system_has_no_locks_leftovers_stay_and_their_finished_file
     assert (tmp_path / "out" / FILE.name).read_bytes() == WHOLE
 
 
-def test_where_there_are_no_hard_links_the_work_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_are_no_hard_links_a_run_goes_on_from_one_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unsupported(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     staging = Staging(tmp_path / "out", DIGEST)
     staging.record(write_whole(staging))
-    killed(staging)
     monkeypatch.setattr(os, "link", unsupported)
+    beside = Staging(tmp_path / "out", DIGEST)
+    assert beside.earlier(FILE) is None  # of a process that lives, only a link could be had
+    beside.abandon()
+    killed(staging)
     again = Staging(tmp_path / "out", DIGEST)
-    assert again.earlier(FILE) is None
-    write_whole(again)
+    assert again.earlier(FILE) == staging.finished[FILE.name]
     again.commit()
     assert names_in(tmp_path) == {"out"}
 
@@ -263,7 +306,7 @@ def test_nothing_unfinished_of_a_killed_run_reaches_the_output(pair: Pair, run: 
     merge_id = json.loads((tmp_path / "out/speechft_merge.json").read_text())["merge_id"]
     shutil.rmtree(tmp_path / "out")
     left = Staging(tmp_path / "out", merge_id)
-    left.open(FILE)
+    FileWriter(left.data, FILE)
     (left.data.path / ".model.safetensors.00ff00ff.tmp").write_bytes(b"half")
     killed(left)
     assert run(*pair.args, "-o", "out").code == 0
@@ -373,16 +416,17 @@ def rename_recorder(monkeypatch: pytest.MonkeyPatch, before: Callable[[Path, Pat
 
 def test_a_run_that_gives_up_does_not_take_the_work_of_another_with_it(tmp_path: Path) -> None:
     one, other = Staging(tmp_path / "out", DIGEST), Staging(tmp_path / "out", DIGEST)
-    writer = one.open(FILE)
-    other.open(FILE).abandon()
+    writer = FileWriter(one.data, FILE)
+    FileWriter(other.data, FILE).abandon()
     other.abandon()
     write_data(writer)
     one.commit()
     assert (tmp_path / "out" / FILE.name).read_bytes() == WHOLE
 
 
-def test_what_replaces_the_output_as_soon_as_it_is_complete_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lost", [".", FILE.name])
+def test_what_takes_the_output_or_a_file_of_it_as_soon_as_it_is_complete_is_noticed(
+    lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staging = Staging(tmp_path / "out", DIGEST)
     write_whole(staging)
@@ -390,14 +434,14 @@ def test_what_replaces_the_output_as_soon_as_it_is_complete_is_noticed(
 
     def lose(self: Path, target: Path) -> Path:
         moved = rename(self, target)
-        shutil.rmtree(target)
+        shutil.rmtree(target) if lost == "." else (target / lost).unlink()
         return moved
 
     monkeypatch.setattr(Path, "rename", lose)
     with pytest.raises(OutputError, match="another process changed"):
         staging.commit()
     staging.abandon()
-    assert names_in(tmp_path) == set()
+    assert names_in(tmp_path) == ({"out"} if lost != "." else set())
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), SystemExit(128 + signal.SIGTERM)], ids=repr)

@@ -55,6 +55,10 @@ def plan(base: Tensors, *finetuned: Tensors, rules: tuple[str, ...] = (), **reci
     )
 
 
+def actions_of(tensor: PlannedTensor) -> tuple[Action, str]:
+    return tensor.action, tensor.reason
+
+
 def by_name(made: Plan) -> dict[str, PlannedTensor]:
     return {tensor.name: tensor for tensor in (*made.tensors, *made.left_out)}
 
@@ -220,7 +224,7 @@ def whisper(tied: bool) -> Tensors:
 
 def bytes_of(tensor: PlannedTensor) -> tuple[Any, ...]:
     """What its bytes depend on; equal for equal operations on the same bytes."""
-    places = [span.place for span in tensor.inputs]
+    places = [span.storage_key for span in tensor.inputs]
     if isinstance(tensor.operation, Interpolate):
         return places, weights(tensor), tensor.operation.alpha, tensor.dtype
     return places, tensor.dtype
@@ -235,6 +239,17 @@ def test_tied_tensors_stay_equal(base: bool, finetuned: bool, keep_head: bool, r
     kept = [bytes_of(table) for table in tables if table.action is not LEFT_OUT]
     assert len(kept) == 1 + (finetuned if keep_head else base)
     assert all(one == kept[0] for one in kept)
+
+
+@pytest.mark.parametrize("bare_first", [True, False])
+def test_what_one_finetune_has_as_a_part_of_the_model_is_no_head_because_another_lacks_it(bare_first: bool) -> None:
+    """Beside a bare encoder, the rest of the base looks like heads."""
+    base = whisper(tied=False)
+    stem = "model.encoder."
+    bare = {name.removeprefix(stem): tensor for name, tensor in base.items() if name.startswith(stem)}
+    made = by_name(plan(base, *((bare, base) if bare_first else (base, bare))))
+    decoder = made["model.decoder.layers.0.fc1.weight"]
+    assert (decoder.action, decoder.location.stack) == (INTERPOLATED, "decoder")
 
 
 @pytest.mark.parametrize("keep_head", [True, False])
@@ -429,3 +444,46 @@ def test_every_tensor_of_either_side_is_accounted_for_once(
     assert left <= set(other)
     assert all(tensor.reason for tensor in made.left_out)
     assert sum(made.counts.values()) == len(made.tensors) + len(made.left_out)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_finetune_that_has_numbers_of_another_kind_takes_no_part_in_a_tensor(first: bool) -> None:
+    name = "encoder.layers.0.final_layer_norm.bias"
+    odd = encoder() | {name: torch.zeros(4, dtype=torch.int32)}
+    made = by_name(plan(encoder(), *((odd, encoder()) if first else (encoder(), odd))))
+    assert actions_of(made[name]) == (INTERPOLATED, "missing in 1 of 2 fine-tunes")
+    assert [span.source.name for span in made[name].inputs] == ["base", f"finetuned{int(first)}"]
+
+
+@pytest.mark.parametrize("keep_head", [True, False])
+def test_what_only_a_later_finetune_has_is_told_as_left_out(keep_head: bool) -> None:
+    more = ctc() | {"hubert.adapter.weight": torch.zeros(2)}
+    made = by_name(plan(encoder(), ctc(), more, keep_head=keep_head))
+    assert actions_of(made["hubert.adapter.weight"]) == (LEFT_OUT, "not in the base")
+
+
+@pytest.mark.parametrize(
+    ("halves", "base", "finetuned", "converts"),
+    [
+        (0, torch.float16, torch.float16, False),
+        (1, torch.float16, torch.float16, False),
+        (2, torch.float16, torch.float16, True),
+        (3, torch.bfloat16, torch.bfloat16, True),
+        (2, torch.float16, torch.float32, True),
+        (2, torch.float32, torch.bfloat16, True),
+        (3, torch.float64, torch.float64, False),
+        (3, torch.float64, torch.float32, False),
+    ],
+)
+def test_a_merge_converts_if_most_of_its_bytes_are_of_half_types(
+    halves: int, base: torch.dtype, finetuned: torch.dtype, converts: bool
+) -> None:
+    """Of three tensors so many have these types, and as many bytes as the rest."""
+
+    def model(dtype: torch.dtype) -> Tensors:
+        width = torch.tensor([], dtype=base).element_size()
+        halved = {f"encoder.layers.{i}.half": torch.zeros(480 // width).to(dtype) for i in range(halves)}
+        return halved | {f"encoder.layers.{i}.single": torch.zeros(120) for i in range(halves, 3)}
+
+    assert plan(model(base), model(finetuned)).converts is converts
+    assert not plan(model(base), model(finetuned), alpha=0.0).converts

@@ -27,7 +27,7 @@ from speechft_merge.plan.relation import (
     measure_relation,
 )
 from speechft_merge.recipe.rules import parse_rule
-from speechft_merge.record.fingerprint import fingerprint
+from speechft_merge.record.identity import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

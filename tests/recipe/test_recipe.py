@@ -130,6 +130,17 @@ def test_what_is_no_recipe_is_refused_in_words(text: str, words: str, tmp_path: 
         read(tmp_path, text)
 
 
+def test_rules_and_numbers_may_be_given_as_text() -> None:
+    given_: Any = {"alpha": "0.3", "layer_alpha": ["0=0.1", AlphaRule("layers", 0, 1)], "weight": ["1", 3]}
+    assert Recipe(**given_) == Recipe(0.3, (AlphaRule("0", 0.1, 0.1), AlphaRule("layers", 0, 1)), (1, 3))
+
+
+@pytest.mark.parametrize("rules", ["0=0.1", 0.1, None, (0.1,), ("0",), (None,)])
+def test_what_are_no_rules_are_refused_in_words(rules: Any) -> None:
+    with pytest.raises(UsageError, match=r"must be lists|is not a rule"):
+        Recipe(layer_alpha=rules)
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xff\xfe\x00alpha")

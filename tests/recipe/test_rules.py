@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechft_merge.errors import UsageError
+from speechft_merge.layouts.naming import TensorName
 from speechft_merge.layouts.structure import PARTS, Location, locate
 from speechft_merge.recipe.alpha import parse_alpha
-from speechft_merge.recipe.rules import AlphaRule, Subject, alphas_of, parse_rule
+from speechft_merge.recipe.rules import AlphaRule, alphas_of, parse_rule
 
 DEFAULT = 0.25
 NAMES = (
@@ -30,16 +31,16 @@ NAMES = (
     "decoder.layer_norm.bias",
 )
 HEADS = ("lm_head.weight", "lm_head.bias")
-SUBJECTS = [
-    *(Subject(f"model.{name}", name, location) for name, location in locate(dict.fromkeys(NAMES, ())).items()),
-    *(Subject(name, name, Location("head", "")) for name in HEADS),
-]
+SUBJECTS = {
+    **{f"model.{name}": TensorName(name, location) for name, location in locate(dict.fromkeys(NAMES, ())).items()},
+    **{name: TensorName(name, Location("head", "")) for name in HEADS},
+}
 
 
 def alphas(*rules: str) -> dict[str, float]:
     """By relative name, all that have one."""
     found = alphas_of(SUBJECTS, DEFAULT, tuple(parse_rule(rule) for rule in rules))
-    return {subject.relative: found[subject.name] for subject in SUBJECTS if subject.name in found}
+    return {name.canonical: found[own] for own, name in SUBJECTS.items() if own in found}
 
 
 def chosen(selector: str) -> set[str]:
@@ -248,13 +249,13 @@ def test_a_ramp_may_go_over_the_decoder() -> None:
 # refusals
 @pytest.mark.parametrize("rule", ["12=0.1", "0-12=0.1", "11-12=0.1:0.5", "5-3=0.1", "encoder.12=0", "100-200=0"])
 def test_layers_that_the_model_lacks_are_refused(rule: str) -> None:
-    with pytest.raises(UsageError, match="the encoder has layers 0 to 11"):
+    with pytest.raises(UsageError, match="the encoder has blocks 0 to 11"):
         alphas(rule)
 
 
 @pytest.mark.parametrize("rule", ["decoder.4=0.1", "decoder.0-11=0.1"])
 def test_decoder_layers_that_the_model_lacks_are_refused(rule: str) -> None:
-    with pytest.raises(UsageError, match="the decoder has layers 0 to 3"):
+    with pytest.raises(UsageError, match="the decoder has blocks 0 to 3"):
         alphas(rule)
 
 
@@ -265,8 +266,8 @@ def test_a_rule_that_matches_nothing_is_refused_with_what_there_is(rule: str) ->
 
 
 def test_an_encoder_has_no_decoder_layers() -> None:
-    bare = [subject for subject in SUBJECTS if subject.location.stack != "decoder"]
-    with pytest.raises(UsageError, match="the decoder has no layers"):
+    bare = {own: name for own, name in SUBJECTS.items() if name.location.stack != "decoder"}
+    with pytest.raises(UsageError, match="the decoder has no blocks"):
         alphas_of(bare, DEFAULT, (parse_rule("decoder.0=0.1"),))
     with pytest.raises(UsageError, match="matches nothing"):
         alphas_of(bare, DEFAULT, (parse_rule("decoder=0.1"),))
@@ -274,4 +275,11 @@ def test_an_encoder_has_no_decoder_layers() -> None:
 
 def test_a_rule_for_a_model_of_which_nothing_takes_part_is_refused() -> None:
     with pytest.raises(UsageError, match="matches nothing"):
-        alphas_of([], DEFAULT, (parse_rule("cnn=0.1"),))
+        alphas_of({}, DEFAULT, (parse_rule("cnn=0.1"),))
+
+
+def test_names_of_any_length_are_quoted_in_part() -> None:
+    names = {"y" * 300_000: TensorName("y" * 300_000, Location("layers", "x" * 100_000, 0))}
+    with pytest.raises(UsageError, match="matches nothing") as caught:
+        alphas_of(names, DEFAULT, (parse_rule("cnn=0.1"),))
+    assert len(str(caught.value)) < 500

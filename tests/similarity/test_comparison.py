@@ -23,7 +23,7 @@ from options import UNSYNCED
 from speechft_merge import ProbeRequest, Recipe, compare, merge
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.errors import CheckpointError, MismatchError, SpeechFTMergeError, UsageError
-from speechft_merge.output.formats import write_form
+from speechft_merge.output.formats import decide_form
 from speechft_merge.plan.plan import make_plan
 from speechft_merge.recipe.rules import parse_rule
 from speechft_merge.similarity.comparison import compare_models
@@ -248,7 +248,7 @@ def test_a_plan_in_the_form_in_which_it_is_written_is_carried_out_in_memory_too(
     request = ProbeRequest(paths=few_clips)
     whole = compare(str(tmp_path / "base.pt"), str(tmp_path / "finetuned.pt"), request=request)
     opened, other = (open_checkpoint(str(tmp_path / name)) for name in ("base.pt", "finetuned.pt"))
-    plan = write_form(make_plan(opened, [other], Recipe(format="safetensors")), opened, None).plan
+    plan = decide_form(make_plan(opened, [other], Recipe(format="safetensors")), opened, other, None).plan
     assert {tensor.name for tensor in plan.tensors} != opened.tensors.keys()
     assert compare_models(ComparedModels(opened, [other], plan), request).layers == whole.layers
     opened.close()
@@ -348,7 +348,7 @@ def test_the_document_has_the_fields_that_were_promised(save_pair: SavePair, few
 def test_three_utterances_are_refused_with_the_number_that_is_needed(
     save_pair: SavePair, few_clips: tuple[Path, ...]
 ) -> None:
-    with pytest.raises(CheckpointError, match="3 usable utterances; at least 4 are needed, better 20"):
+    with pytest.raises(CheckpointError, match="3 usable utterances, at least 4 are needed; give 20"):
         compare(*save_pair("Hubert"), request=ProbeRequest(paths=few_clips[:3]))
 
 

@@ -218,6 +218,10 @@ def test_blocks_are_found_in_lists_of_other_names(stack: str, encoder: str) -> N
     assert parts.get(first, "cnn") == "cnn"
 
 
+def test_an_encoder_may_be_a_numbered_member_of_its_model() -> None:
+    assert find_encoder(naming_of(torch.nn.Sequential(build("Hubert"), torch.nn.Linear(32, 3)))) == "0"
+
+
 def test_a_wrapper_of_data_parallel_changes_nothing() -> None:
     assert find_encoder(naming_of(torch.nn.ModuleDict({"module": hubert()}))) == "module.hubert"
 

@@ -12,7 +12,7 @@ from models import build, checkpoint_of
 from safetensors.torch import save_file
 
 from speechft_merge import open_checkpoint
-from speechft_merge.record.fingerprint import fingerprint
+from speechft_merge.record.identity import fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
