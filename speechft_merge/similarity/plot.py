@@ -64,7 +64,7 @@ def _label_layers(axis: Any, report: Report) -> None:
     words = [place for place, key in enumerate(keys) if key.block is None]
     free = [place for place in range(len(keys)) if all(abs(place - word) >= step for word in words)]
     ticks = sorted([*words, *(place for place in free if (keys[place].block or 0) % step == 0)])
-    axis.set_ticks(ticks, [keys[place].label.removeprefix("final_") for place in ticks])
+    axis.set_ticks(ticks, [keys[place].label for place in ticks])
     for tick, place in zip(axis.get_major_ticks(), ticks, strict=True):
         if axis.axis_name == "x" and place in words:  # wider than the room of one block
             tick.label1.set_rotation(90)

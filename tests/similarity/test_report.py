@@ -125,7 +125,7 @@ def test_a_figure_of_many_layers_names_the_ends_and_some_of_the_blocks_between()
     layers = (*report.layers[:-1], replace(report.layers[-1], key=LayerKey("final_norm")))
     drawn = ElementTree.fromstring(draw_lines(replace(report, layers=layers), ".svg"))
     texts = {"".join(node.itertext()).strip() for node in drawn.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"input", "2", "4", "22", "norm"} <= texts
+    assert {"input", "2", "4", "22", "final_norm"} <= texts
     assert not {"0", "1", "3", "23", "24"} & texts
 
 
