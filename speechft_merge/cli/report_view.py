@@ -44,7 +44,7 @@ class ReportView(View):
             yield ", ".join(f"{what} {seconds:.1f} s" for what, seconds in report.seconds.items())
         yield (
             f"CKA ({report.estimator}) of the input of the first block and of each block's output; {report.utterances} "
-            f"utterances, {report.frames} frames; probe {report.probe['origin']}, sha256 {report.probe['sha256'][:12]}"
+            f"utterances, {report.frames} frames; probe {report.probe.origin}, sha256 {report.probe.sha256[:12]}"
         )
         yield from report.in_words()
 

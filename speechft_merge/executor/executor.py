@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +15,7 @@ from speechft_merge.executor.drift import Drift
 from speechft_merge.plan.operations import Interpolate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from speechft_merge.executor.arithmetic import Sums
     from speechft_merge.executor.chunk import Buffers, Result
@@ -40,9 +40,11 @@ class Target(Protocol):
         """Write `data` at `offset`; called by several threads at once."""
 
 
-def execute(
-    segments: Sequence[tuple[Segment, Target]], workers: int, progress: Progress | None = None
-) -> dict[str, Drift]:
+Placed = Sequence[tuple["Segment", Target | None]]
+"""Segments, and where each goes; None for one that is only measured."""
+
+
+def execute(segments: Placed, workers: int, progress: Progress | None = None) -> dict[str, Drift]:
     """Write every segment to its target; return the drift of each interpolated one, by its name.
 
     Raises:
@@ -57,7 +59,7 @@ def execute(
         return _execute(_Execution(segments, ahead, progress), segments, workers)
 
 
-def _execute(execution: _Execution, segments: Sequence[tuple[Segment, Target]], workers: int) -> dict[str, Drift]:
+def _execute(execution: _Execution, segments: Placed, workers: int) -> dict[str, Drift]:
     from speechft_merge.executor.chunk import Buffers
 
     inputs = max((len(segment.operation.inputs) for segment, _ in segments), default=1)
@@ -101,7 +103,7 @@ class _ChunkSums:
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     segment: Segment
-    target: Target
+    target: Target | None
     start: int
     """First element."""
     count: int
@@ -111,7 +113,10 @@ class _Execution:
     """What the workers share."""
 
     def __init__(
-        self, segments: Sequence[tuple[Segment, Target]], ahead: Mapping[int, ReadAhead], progress: Progress | None
+        self,
+        segments: Placed,
+        ahead: Mapping[int, ReadAhead],
+        progress: Progress | None,
     ) -> None:
         self._ahead = ahead
         self.error: BaseException | None = None
@@ -158,14 +163,15 @@ class _Execution:
             reader.read_into(span.offset + chunk.start * itemsize, buffer[: chunk.count * itemsize])
         result = buffers.run(segment.operation, segment.dtype, chunk.count)
         sums = result.sums if result.finite else _look_again(chunk, result)
-        chunk.target.write(segment.offset + chunk.start * segment.dtype.itemsize, result.out)
+        if chunk.target is not None:
+            chunk.target.write(segment.offset + chunk.start * segment.dtype.itemsize, result.out)
         with self._lock:
             self._done += len(result.out)
             if segment.name in self.sums:
                 self.sums[segment.name].add(sums)
 
 
-def _chunks(segments: Sequence[tuple[Segment, Target]]) -> Iterator[_Chunk]:
+def _chunks(segments: Placed) -> Iterator[_Chunk]:
     from speechft_merge.executor.chunk import CHUNK
 
     for segment, target in segments:

@@ -20,7 +20,8 @@ from speechft_merge.record.layers import INPUT, LayerKey
 from speechft_merge.similarity.attach import attach
 from speechft_merge.similarity.measure import LayerResult, Similarity
 from speechft_merge.similarity.plot import draw_grids, draw_lines
-from speechft_merge.similarity.report import Report, make_report, with_error
+from speechft_merge.similarity.probe import ProbeRecord
+from speechft_merge.similarity.report import Report, make_rows, mean_by_pair, with_error
 from speechft_merge.similarity.request import figure_kind
 
 if TYPE_CHECKING:
@@ -45,12 +46,11 @@ def a_report(
         results[key] = LayerResult(pairs, {pair: found.cka * around for pair, found in pairs.items()})
     defaults: dict[str, Any] = {
         "models": {"base": "a/base", "finetuned": "<b>", "merged": "merged"},
-        "probe": {"origin": "built-in", "sha256": "ab" * 32, "clips": 24, "seconds": 50.0, "rate": 16_000,
-            "skipped": {"/home/me/broken.wav": "is empty"},
-        },
+        "probe": ProbeRecord("built-in", "ab" * 32, 24, 50.0, 16_000, {"/home/me/broken.wav": "is empty"}),
         "estimator": "utterance", "utterances": 24, "frames": 2400, "grids": {},
     }  # fmt: skip
-    return make_report(results, {INPUT: 0.1, BLOCK_0: 0.2}, [], **(defaults | told))
+    layers = make_rows(results, {INPUT: 0.1, BLOCK_0: 0.2}, [])
+    return Report(layers=layers, mean=mean_by_pair(results), **(defaults | told))
 
 
 def test_what_is_not_defined_is_null_in_the_document_and_empty_in_the_table() -> None:
