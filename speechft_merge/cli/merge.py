@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from speechft_merge.cli.features import FeatureOptions, limit_threads
+from speechft_merge.cli.features import FeatureOptions
 from speechft_merge.cli.groups import with_groups
 from speechft_merge.cli.options import Base, Finetuned, HubOptions, OutputOptions, RecipeOptions, WorkOptions
 from speechft_merge.cli.progress import ProgressLine
@@ -55,9 +55,7 @@ def merge(
     from speechft_merge.output.place import default_name, require_place
 
     whole = recipe.read()
-    request = features.read() if cka or features.given else None
-    if request is not None:
-        features.require_means(request, "matplotlib")
+    request = features.read(work.workers, "matplotlib") if cka or features.given else None
     named = output.output or default_name(finetuned[0], whole)
     place = require_place(named, (base, *finetuned))
     target = None if push_to_hub is None or output.dry_run else hub.prepare(push_to_hub)
@@ -80,7 +78,6 @@ def merge(
             result = opened.write(place, progress)
         report, problem = None, None
         if request is not None:
-            limit_threads(work.workers)
             with ProgressLine(shown, "clips") as progress:
                 report, problem = _attempt(lambda: opened.compare(request, result, progress))
         keep = output.output is not None

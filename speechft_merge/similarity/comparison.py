@@ -16,7 +16,7 @@ from speechft_merge.errors import CheckpointError, MismatchError
 from speechft_merge.similarity.cka import LEAST_UTTERANCES
 from speechft_merge.similarity.encoders import build_encoder, choose_device, exact_products, load_weights
 from speechft_merge.similarity.inputs import InputMaker, settings_differ
-from speechft_merge.similarity.measure import measure, measure_grid, measure_kept, measure_null
+from speechft_merge.similarity.measure import measure, measure_grid, measure_kept, measure_null, torch_threads
 from speechft_merge.similarity.models import (
     ComparedModels,
     drift_by_layer,
@@ -73,7 +73,7 @@ def compare_models(
     probe = read_probe(request.paths, maker.rate, request.seconds)
     clips, of_clips = _usable(probe, maker)
     encoders, drifts = _build_encoders(models, sources, device)
-    with exact_products():
+    with torch_threads(request.workers), exact_products():
         found = _measure(encoders, maker, clips, request, progress)
     return Report(
         models=dict(zip(ROLES, (encoder.name for encoder in encoders), strict=True)),

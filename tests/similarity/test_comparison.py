@@ -487,6 +487,18 @@ def test_a_config_of_another_model_is_found_out(
         compare(str(other), finetuned, request=ProbeRequest(paths=few_clips))
 
 
+def test_the_models_run_on_as_many_threads_as_asked_and_torch_keeps_its_own(
+    save_pair: SavePair, few_clips: tuple[Path, ...]
+) -> None:
+    before, threads = torch.get_num_threads(), set[int]()
+    request = ProbeRequest(paths=few_clips, workers=before + 1)
+    compare(*save_pair("Hubert"), request=request, progress=lambda *_: threads.add(torch.get_num_threads()))
+    assert threads == {before + 1}
+    assert torch.get_num_threads() == before
+    with pytest.raises(UsageError, match="0 workers"):
+        ProbeRequest(workers=0)
+
+
 def test_an_unknown_device_or_estimator_is_refused(save_pair: SavePair) -> None:
     with pytest.raises(CheckpointError, match="device 'quantum' cannot be used"):
         compare(*save_pair("Hubert"), request=ProbeRequest(device="quantum"))

@@ -17,7 +17,7 @@ import torch
 from speechft_merge.errors import UsageError
 from speechft_merge.record import card
 from speechft_merge.record.layers import INPUT, LayerKey
-from speechft_merge.similarity.attach import attach
+from speechft_merge.similarity.beside_output import put_beside
 from speechft_merge.similarity.measure import LayerResult, Similarity
 from speechft_merge.similarity.plot import draw_grids, draw_lines
 from speechft_merge.similarity.probe import ProbeRecord
@@ -144,8 +144,8 @@ def test_a_figure_of_another_kind_is_refused_before_anything_is_done() -> None:
 
 def test_a_card_gets_one_section_however_often_it_is_made(tmp_path: Path) -> None:
     (tmp_path / card.NAME).write_text("---\ntags: []\n---\n\n# Title\n\nMine.\n\nMade by speechft-merge:\n\nrest\n")
-    attach(tmp_path, a_report())
-    attach(tmp_path, a_report((0.9, 0.5, 0.1)))
+    put_beside(tmp_path, a_report())
+    put_beside(tmp_path, a_report((0.9, 0.5, 0.1)))
     text = (tmp_path / card.NAME).read_text()
     assert text.count(card.SECTION) == 1
     assert text.index("Mine.") < text.index(card.SECTION) < text.index("Made by speechft-merge:\n\nrest")
@@ -159,11 +159,11 @@ def test_a_card_gets_one_section_however_often_it_is_made(tmp_path: Path) -> Non
 
 def test_a_card_that_its_owner_rewrote_keeps_every_word(tmp_path: Path) -> None:
     (tmp_path / card.NAME).write_text("# Mine\n\nall mine\n")
-    attach(tmp_path, a_report())
+    put_beside(tmp_path, a_report())
     text = (tmp_path / card.NAME).read_text()
     assert text.startswith("# Mine\n\nall mine\n\n" + card.SECTION)
     (tmp_path / card.NAME).write_text(text + "\n## Thanks\n\nto all\n")
-    attach(tmp_path, a_report())
+    put_beside(tmp_path, a_report())
     again = (tmp_path / card.NAME).read_text()
     assert again.count(card.SECTION) == 1
     assert again.endswith("## Thanks\n\nto all\n")

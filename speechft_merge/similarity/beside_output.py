@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from speechft_merge.similarity.report import Report
 
 
-def attach(output: Path, report: Report) -> Report:
+def put_beside(output: Path, report: Report) -> Report:
     """Put a report into the output of a merge, in place of an earlier one. The rest of the card stays as it is.
 
     Returns:
