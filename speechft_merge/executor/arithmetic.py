@@ -6,9 +6,11 @@ that numpy, torch on a CPU and torch on a GPU give the same bytes; a fused multi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from speechft_merge.executor.drift import Drift
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,18 +21,7 @@ if TYPE_CHECKING:
     from speechft_merge.plan.operations import Interpolate
 
 
-class Sums(NamedTuple):
-    """Sums of squares over some elements, and whether any of these differ between base and fine-tune."""
-
-    base: float
-    delta: float
-    changed: bool
-
-
-NO_SUMS = Sums(0.0, 0.0, False)
-
-
-def mix(operation: Interpolate, inputs: Sequence[Floats]) -> tuple[Floats, Sums]:
+def mix(operation: Interpolate, inputs: Sequence[Floats]) -> tuple[Floats, Drift]:
     """Return what an operation makes of its inputs, and their sums. This is where a method of merging is chosen.
 
     Args:
@@ -41,17 +32,17 @@ def mix(operation: Interpolate, inputs: Sequence[Floats]) -> tuple[Floats, Sums]
     return interpolate(base, finetuned, [term.weight for term in operation.terms], operation.alpha)
 
 
-def measure(operation: Interpolate, inputs: Sequence[NDArray[np.float64]]) -> Sums:
+def measure(operation: Interpolate, inputs: Sequence[NDArray[np.float64]]) -> Drift:
     """Return the sums that `mix` returns, for numbers whose squares overflow in float32. Nothing is overwritten."""
     base, *finetuned = inputs
     delta = sum(term.weight * (values - base) for term, values in zip(operation.terms, finetuned, strict=True))
     with np.errstate(over="ignore"):
-        return Sums(float(np.dot(base, base)), float(np.dot(delta, delta)), bool(np.any(delta)))
+        return Drift(float(np.dot(base, base)), float(np.dot(delta, delta)), bool(np.any(delta)))
 
 
 def interpolate(
     base: Floats, finetuned: Sequence[Floats], weights: Sequence[float], alpha: float
-) -> tuple[Floats, Sums]:
+) -> tuple[Floats, Drift]:
     """Return base + alpha * sum of weights * (finetuned - base), made in `finetuned[0]`. All inputs are overwritten.
 
     Two-sided for a single fine-tune: from alpha = 0.5 on, finetuned - (1 - alpha) * (finetuned - base), which is exact
@@ -85,7 +76,7 @@ def interpolate(
         np.subtract(real(0), delta, out=delta)
         np.multiply(delta, real(factor), out=delta)
         np.subtract(start, delta, out=result)
-    return result, Sums(base_squares, delta_squares, changed)
+    return result, Drift(base_squares, delta_squares, changed)
 
 
 def _mean_difference(base: Floats, finetuned: Sequence[Floats], weights: Sequence[float]) -> None:
