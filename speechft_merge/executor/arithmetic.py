@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def mix(operation: Interpolate, inputs: Sequence[Floats]) -> tuple[Floats, Drift]:
-    """Return what an operation makes of its inputs, and their sums. This is where a method of merging is chosen.
+    """Return what an operation makes of its inputs, and their drift. This is where a method of merging is chosen.
 
     Args:
         operation: what to do.
@@ -33,7 +33,7 @@ def mix(operation: Interpolate, inputs: Sequence[Floats]) -> tuple[Floats, Drift
 
 
 def measure(operation: Interpolate, inputs: Sequence[NDArray[np.float64]]) -> Drift:
-    """Return the sums that `mix` returns, for numbers whose squares overflow in float32. Nothing is overwritten."""
+    """Return the drift that `mix` returns, for numbers whose squares overflow in float32. Nothing is overwritten."""
     base, *finetuned = inputs
     delta = sum(term.weight * (values - base) for term, values in zip(operation.terms, finetuned, strict=True))
     with np.errstate(over="ignore"):
@@ -56,7 +56,7 @@ def interpolate(
         alpha: weight of the mean difference.
 
     Returns:
-        The result, like `base`, and sums in its precision: those are inf or nan where an input is, or on overflow.
+        The result, like `base`, and the drift, its sums in that precision: inf or nan where an input is, or on overflow.
     """
     real = base.dtype.type
     base_squares = squares(base)

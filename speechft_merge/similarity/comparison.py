@@ -1,4 +1,4 @@
-"""Runs a comparison from end to end: runs the models on a probe and measures every layer."""
+"""Compares opened models from end to end: runs them on a probe and measures every layer."""
 
 from __future__ import annotations
 
@@ -227,7 +227,6 @@ def _reporting(
 
 
 def _require_same_layers(clip: Sequence[dict[LayerKey, Tensor]]) -> None:
-    """Raise MismatchError if the models differ in their layers."""
     if any(states.keys() != clip[0].keys() for states in clip):
         told = ", ".join(
             f"{role} ends in layer {[*states][-1].label}" for role, states in zip(ROLES, clip, strict=False)
@@ -236,7 +235,6 @@ def _require_same_layers(clip: Sequence[dict[LayerKey, Tensor]]) -> None:
 
 
 def _bytes_per_frame(utterance: list[Utterance]) -> float:
-    """Return the bytes that a frame's features take in memory, over all layers and models."""
     return sum(features.numel() * 4 / len(features) for layer in utterance for features in layer)
 
 
