@@ -165,7 +165,7 @@ class Merge:
             MismatchError: the models give features that are not finite.
             UsageError: a package is missing.
         """
-        from speechft_merge.similarity.attach import attach
+        from speechft_merge.similarity.beside_output import put_beside
         from speechft_merge.similarity.comparison import compare_models
         from speechft_merge.similarity.models import ComparedModels
 
@@ -176,7 +176,7 @@ class Merge:
             models = ComparedModels(self.base, self.finetuned, self.plan, merged, measured)
             report = compare_models(models, request, progress)
         names = {"base": _pinned(self.base), "finetuned": _pinned(self.finetuned[0])}
-        return attach(result.output, replace(report, models=report.models | names))
+        return put_beside(result.output, replace(report, models=report.models | names))
 
     def push(self, result: MergeResult, target: PushTarget, message: str | None = None, *, keep: bool = True) -> str:
         """Commit the output of `write` to the Hub; return the URL of the commit, or of the pull request.

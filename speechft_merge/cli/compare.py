@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from speechft_merge.cli.features import FeatureOptions, limit_threads
+from speechft_merge.cli.features import FeatureOptions
 from speechft_merge.cli.groups import with_groups
 from speechft_merge.cli.options import AlphaOptions, WorkOptions
 from speechft_merge.cli.progress import ProgressLine
@@ -33,9 +33,7 @@ def compare(models: Models, mixing: AlphaOptions, features: FeatureOptions, work
         raise UsageError(
             "--alpha, --layer-alpha and --recipe are for a merge in memory", hint="omit them, or omit the merged model"
         )
-    recipe, request = mixing.read(), features.read()
-    features.require_means(request)
-    limit_threads(work.workers)
+    recipe, request = mixing.read(), features.read(work.workers)
     from speechft_merge.cli.show_report import seconds_in_words, show_report
     from speechft_merge.merging import MergeOptions
     from speechft_merge.merging import compare as compare_models

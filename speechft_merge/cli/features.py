@@ -1,4 +1,4 @@
-"""Defines the options of a comparison of features, and writes the figures that they ask for."""
+"""Defines the options of a comparison of features: on what, how, and into which files the figures go."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ class FeatureOptions:
         """Whether any option of the group was passed."""
         return self != type(self)()
 
-    def read(self) -> ProbeRequest:
-        """Return the request; a probe of `-` is read from stdin."""
+    def read(self, workers: int | None, *packages: str) -> ProbeRequest:
+        """Return what they ask for, after checking that it can be had; a probe of `-` is read from stdin."""
         from speechft_merge.similarity.request import MEMORY, SECONDS, ProbeRequest  # not for --help
 
         paths: tuple[Path, ...] | None = None
         if self.probe:
             listed = (sys.stdin.read().splitlines() if given == "-" else [given] for given in self.probe)
             paths = tuple(Path(word) for words in listed for word in words if word.strip())
-        return ProbeRequest(
+        request = ProbeRequest(
             paths=paths,
             seconds=SECONDS if self.probe_seconds is None else self.probe_seconds,
             estimator=self.estimator or "utterance",  # type: ignore[arg-type]
@@ -71,36 +71,13 @@ class FeatureOptions:
             null=self.null,
             grid=self.heatmap is not None,
             memory=MEMORY if self.memory is None else parse_size(self.memory),
+            workers=workers,
         )
-
-    def require_means(self, request: ProbeRequest, *packages: str) -> None:
-        """Fail early if a package, file, device or figure type is unavailable."""
-        from speechft_merge.similarity.request import figure_kind
-
-        figures = [figure_kind(path) for path in (self.plot, self.heatmap) if path is not None]
-        request.require_means(*packages, *(["matplotlib"] if figures else []))
-        if self.device is not None:
-            from speechft_merge.similarity.encoders import choose_device
-
-            choose_device(self.device)
+        request.require_means(*packages, figures=[path for path in (self.plot, self.heatmap) if path is not None])
+        return request
 
     def write(self, report: Report) -> None:
         """Write the figures and the table that were asked for."""
-        from speechft_merge.output.folder import write_whole
-        from speechft_merge.similarity.plot import draw_grids, draw_lines
-        from speechft_merge.similarity.request import figure_kind
+        from speechft_merge.similarity.figures import write_figures
 
-        if self.plot is not None:
-            write_whole(self.plot, draw_lines(report, figure_kind(self.plot)))
-        if self.heatmap is not None and report.grids:
-            write_whole(self.heatmap, draw_grids(report, figure_kind(self.heatmap)))
-        if self.csv is not None:
-            write_whole(self.csv, report.to_csv().encode())
-
-
-def limit_threads(workers: int | None) -> None:
-    """Set the number of torch's threads; None leaves it to torch."""
-    if workers is not None:
-        import torch
-
-        torch.set_num_threads(workers)
+        write_figures(report, self.plot, self.heatmap, self.csv)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from speechft_merge.cli.features import FeatureOptions, limit_threads
+from speechft_merge.cli.features import FeatureOptions
 from speechft_merge.cli.groups import with_groups
 from speechft_merge.cli.options import Base, Finetuned, HubOptions, OutputOptions, RecipeOptions, WorkOptions
 from speechft_merge.cli.progress import ProgressLine
@@ -55,9 +55,7 @@ def merge(
     from speechft_merge.output.place import default_name, require_place
 
     recipe, options = mixing.read(), output.read(work)
-    request = features.read() if cka or features.given else None
-    if request is not None:
-        features.require_means(request, "matplotlib")
+    request = features.read(work.workers, "matplotlib") if cka or features.given else None
     named = str(output.output or default_name(finetuned[0], recipe))
     path = require_place(named, (base, *finetuned))
     target = None if push_to_hub is None or output.dry_run else hub.prepare(push_to_hub)
@@ -71,7 +69,6 @@ def merge(
             result = opened.write(path, progress)
         report, problem, url = None, None, None
         if request is not None:
-            limit_threads(work.workers)
             report, problem = _compare(opened, request, result, sink)
         if target is not None:
             url = opened.push(result, target, hub.commit_message, keep=output.output is not None)

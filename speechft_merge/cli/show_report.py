@@ -34,7 +34,7 @@ def report_parts(report: Report, verbose: int) -> Iterator[Table | str]:
         yield Table(["layer", "models", *_MORE], rows)
     yield (
         f"CKA ({report.estimator}) of the input of the first block and of each block's output; {report.utterances} "
-        f"utterances, {report.frames} frames; probe {report.probe['origin']}, sha256 {report.probe['sha256'][:12]}"
+        f"utterances, {report.frames} frames; probe {report.probe.origin}, sha256 {report.probe.sha256[:12]}"
     )
     yield from report.in_words()
 

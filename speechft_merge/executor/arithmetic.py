@@ -6,9 +6,11 @@ that numpy, torch on a CPU and torch on a GPU give the same bytes; a fused multi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from speechft_merge.executor.drift import Drift
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,19 +21,8 @@ if TYPE_CHECKING:
     from speechft_merge.plan.operations import Interpolate
 
 
-class Sums(NamedTuple):
-    """Sums of squares over some elements, and whether any of these differ between base and fine-tune."""
-
-    base: float
-    delta: float
-    changed: bool
-
-
-NO_SUMS = Sums(0.0, 0.0, False)
-
-
-def mix(operation: Interpolate, inputs: Sequence[Floats]) -> tuple[Floats, Sums]:
-    """Return what an operation makes of its inputs, and their sums. This is where a method of merging is chosen.
+def mix(operation: Interpolate, inputs: Sequence[Floats]) -> tuple[Floats, Drift]:
+    """Return what an operation makes of its inputs, and their drift. This is where a method of merging is chosen.
 
     Args:
         operation: what to do.
@@ -41,17 +32,17 @@ def mix(operation: Interpolate, inputs: Sequence[Floats]) -> tuple[Floats, Sums]
     return interpolate(base, finetuned, [term.weight for term in operation.terms], operation.alpha)
 
 
-def measure(operation: Interpolate, inputs: Sequence[NDArray[np.float64]]) -> Sums:
-    """Return the sums that `mix` returns, for numbers whose squares overflow in float32. Nothing is overwritten."""
+def measure(operation: Interpolate, inputs: Sequence[NDArray[np.float64]]) -> Drift:
+    """Return the drift that `mix` returns, for numbers whose squares overflow in float32. Nothing is overwritten."""
     base, *finetuned = inputs
     delta = sum(term.weight * (values - base) for term, values in zip(operation.terms, finetuned, strict=True))
     with np.errstate(over="ignore"):
-        return Sums(float(np.dot(base, base)), float(np.dot(delta, delta)), bool(np.any(delta)))
+        return Drift(float(np.dot(base, base)), float(np.dot(delta, delta)), bool(np.any(delta)))
 
 
 def interpolate(
     base: Floats, finetuned: Sequence[Floats], weights: Sequence[float], alpha: float
-) -> tuple[Floats, Sums]:
+) -> tuple[Floats, Drift]:
     """Return base + alpha * sum of weights * (finetuned - base), made in `finetuned[0]`. All inputs are overwritten.
 
     Two-sided for a single fine-tune: from alpha = 0.5 on, finetuned - (1 - alpha) * (finetuned - base), which is exact
@@ -65,7 +56,8 @@ def interpolate(
         alpha: weight of the mean difference.
 
     Returns:
-        The result, like `base`, and sums in its precision: those are inf or nan where an input is, or on overflow.
+        The result, like `base`, and the drift, its sums in that precision: inf or nan where an input is, or on
+        overflow.
     """
     real = base.dtype.type
     base_squares = squares(base)
@@ -85,7 +77,7 @@ def interpolate(
         np.subtract(real(0), delta, out=delta)
         np.multiply(delta, real(factor), out=delta)
         np.subtract(start, delta, out=result)
-    return result, Sums(base_squares, delta_squares, changed)
+    return result, Drift(base_squares, delta_squares, changed)
 
 
 def _mean_difference(base: Floats, finetuned: Sequence[Floats], weights: Sequence[float]) -> None:

@@ -9,14 +9,14 @@ import numpy as np
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.elements import NUMPY, narrow, widen
-from speechft_merge.executor.arithmetic import NO_SUMS, mix
+from speechft_merge.executor.arithmetic import mix
+from speechft_merge.executor.drift import NO_DRIFT, Drift
 from speechft_merge.executor.finite import all_finite, fits
 from speechft_merge.plan.operations import Copy
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.elements import Floats
-    from speechft_merge.executor.arithmetic import Sums
-    from speechft_merge.plan.operations import Interpolate, Operation
+    from speechft_merge.plan.operations import Interpolate, Operation, Segment
 
 CHUNK = 1 << 20
 """Bytes of an input read at once: enough to hide the system call, few enough to stay in a core's cache. Smaller chunks
@@ -28,15 +28,20 @@ WORK = 4 << 20
 numpy asks the kernel for huge pages."""
 
 
+def most_elements(segment: Segment) -> int:
+    """Return how many elements of a segment a chunk can have."""
+    return CHUNK // max(segment.dtype.itemsize, *(span.dtype.itemsize for span in segment.operation.inputs))
+
+
 class Result(NamedTuple):
     """What became of a chunk."""
 
     out: memoryview
     """The output bytes, valid until the buffers are used again."""
-    sums: Sums
-    """`NO_SUMS` for a copy."""
+    drift: Drift
+    """Zeros for a copy."""
     finite: bool
-    """Whether inputs, output and sums all are; the sums of large inputs may not be."""
+    """Whether inputs, output and drift all are; the drift of large inputs may not be."""
 
 
 class Buffers:
@@ -61,21 +66,21 @@ class Buffers:
 
     def _copy(self, dtype: DType, count: int) -> Result:
         raw = self._raw[0][: count * dtype.itemsize]
-        return Result(memoryview(raw.data), NO_SUMS, not dtype.interpolated or all_finite(raw, dtype))
+        return Result(memoryview(raw.data), NO_DRIFT, not dtype.interpolated or all_finite(raw, dtype))
 
     def _convert(self, read: DType, dtype: DType, count: int) -> Result:
         values = self._numbers(0, read, count, _real((read,)))
         finite = fits(values, dtype)
-        return Result(self._bytes(values, dtype), NO_SUMS, finite)
+        return Result(self._bytes(values, dtype), NO_DRIFT, finite)
 
     def _mix(self, operation: Interpolate, dtype: DType, count: int) -> Result:
         dtypes = tuple(span.dtype for span in operation.inputs)
         real = _real(dtypes)
-        values, sums = mix(operation, [self._numbers(i, read, count, real) for i, read in enumerate(dtypes)])
-        finite = math.isfinite(sums.base + sums.delta)
+        values, drift = mix(operation, [self._numbers(i, read, count, real) for i, read in enumerate(dtypes)])
+        finite = math.isfinite(drift.base + drift.delta)
         if not (0 <= operation.alpha <= 1 and {*dtypes} == {dtype}):  # else the result lies between the inputs
             finite = finite and fits(values, dtype)
-        return Result(self._bytes(values, dtype), sums, finite)
+        return Result(self._bytes(values, dtype), drift, finite)
 
     def _numbers(self, i: int, dtype: DType, count: int, real: DType) -> Floats:
         """Return elements of input `i` as numbers of type `real`: in the buffer itself if it holds that type."""

@@ -7,17 +7,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """How far fine-tuning moved a tensor: sums of squares of the base, and of the mean difference from it."""
+    """How far fine-tuning moved a tensor or a chunk: sums of squares of the base and of the mean difference from it."""
 
     base: float
     delta: float
     changed: bool
     """Whether any element differs."""
+
+    @classmethod
+    def total(cls, drifts: Sequence[Drift]) -> Drift:
+        """Return the exact sums over the parts of a tensor, whatever their order."""
+        base, delta = math.fsum(drift.base for drift in drifts), math.fsum(drift.delta for drift in drifts)
+        return cls(base, delta, any(drift.changed for drift in drifts))
 
     @staticmethod
     def relative(drifts: Iterable[Drift]) -> float | None:
@@ -25,3 +31,6 @@ class Drift:
         drifts = list(drifts)
         base = math.fsum(drift.base for drift in drifts)
         return math.sqrt(math.fsum(drift.delta for drift in drifts) / base) if base else None
+
+
+NO_DRIFT = Drift(0.0, 0.0, False)

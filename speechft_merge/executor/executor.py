@@ -5,32 +5,29 @@ Memory is the workers' buffers, for a model or a tensor of any size.
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
+from speechft_merge.executor.arithmetic import measure
+from speechft_merge.executor.chunk import Buffers, most_elements
 from speechft_merge.executor.drift import Drift
+from speechft_merge.executor.finite import require_finite
 from speechft_merge.plan.operations import Interpolate
+from speechft_merge.sources.readahead import read_ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
-    from speechft_merge.executor.arithmetic import Sums
-    from speechft_merge.executor.chunk import Buffers, Result
+    from speechft_merge.executor.chunk import Result
     from speechft_merge.plan.operations import Segment
     from speechft_merge.sources.readahead import ReadAhead
 
 Progress = Callable[[int, int], None]
 """Called in the caller's thread with bytes written so far and in all."""
-
-
-class Reader(Protocol):
-    """Where input bytes come from: a source, or its read-ahead."""
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the bytes that start at `offset`."""
 
 
 class Target(Protocol):
@@ -40,9 +37,11 @@ class Target(Protocol):
         """Write `data` at `offset`; called by several threads at once."""
 
 
-def execute(
-    segments: Sequence[tuple[Segment, Target]], workers: int, progress: Progress | None = None
-) -> dict[str, Drift]:
+Placed = Sequence[tuple["Segment", Target | None]]
+"""Segments, and where each goes; None for one that is only measured."""
+
+
+def execute(segments: Placed, workers: int, progress: Progress | None = None) -> dict[str, Drift]:
     """Write every segment to its target; return the drift of each interpolated one, by its name.
 
     Raises:
@@ -50,16 +49,12 @@ def execute(
         CheckpointError: an input could not be read.
         WriteError: the output could not be written.
     """
-    from speechft_merge.sources.readahead import read_ahead
-
     inputs = [span for segment, _ in segments for span in segment.operation.inputs]
     with read_ahead([(span.source, span.offset, span.nbytes) for span in inputs]) as ahead:
         return _execute(_Execution(segments, ahead, progress), segments, workers)
 
 
-def _execute(execution: _Execution, segments: Sequence[tuple[Segment, Target]], workers: int) -> dict[str, Drift]:
-    from speechft_merge.executor.chunk import Buffers
-
+def _execute(execution: _Execution, segments: Placed, workers: int) -> dict[str, Drift]:
     inputs = max((len(segment.operation.inputs) for segment, _ in segments), default=1)
     threads = [threading.Thread(target=execution.work, args=(Buffers(inputs),), daemon=True) for _ in range(workers)]
     for thread in threads:
@@ -76,32 +71,13 @@ def _execute(execution: _Execution, segments: Sequence[tuple[Segment, Target]], 
     if execution.error is not None:
         raise execution.error
     execution.report()
-    return {name: sums.total() for name, sums in execution.sums.items()}
-
-
-@dataclass(slots=True)
-class _ChunkSums:
-    """Sums chunk by chunk: added exactly at the end, so that the order of the chunks does not matter."""
-
-    base: list[float] = field(default_factory=list)
-    delta: list[float] = field(default_factory=list)
-    changed: bool = False
-
-    def add(self, sums: Sums) -> None:
-        """Add the sums of a chunk."""
-        self.base.append(sums.base)
-        self.delta.append(sums.delta)
-        self.changed |= sums.changed
-
-    def total(self) -> Drift:
-        """Return the sums of all chunks."""
-        return Drift(math.fsum(self.base), math.fsum(self.delta), self.changed)
+    return {name: Drift.total(drifts) for name, drifts in execution.drifts.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     segment: Segment
-    target: Target
+    target: Target | None
     start: int
     """First element."""
     count: int
@@ -111,12 +87,15 @@ class _Execution:
     """What the workers share."""
 
     def __init__(
-        self, segments: Sequence[tuple[Segment, Target]], ahead: Mapping[int, ReadAhead], progress: Progress | None
+        self,
+        segments: Placed,
+        ahead: Mapping[int, ReadAhead],
+        progress: Progress | None,
     ) -> None:
         self._ahead = ahead
         self.error: BaseException | None = None
-        self.sums = {
-            segment.name: _ChunkSums() for segment, _ in segments if isinstance(segment.operation, Interpolate)
+        self.drifts: dict[str, list[Drift]] = {
+            segment.name: [] for segment, _ in segments if isinstance(segment.operation, Interpolate)
         }
         self._progress = progress
         self._total = sum(segment.nbytes for segment, _ in segments)
@@ -153,35 +132,28 @@ class _Execution:
     def _do(self, chunk: _Chunk, buffers: Buffers) -> None:
         segment = chunk.segment
         for span, buffer in zip(segment.operation.inputs, buffers.inputs, strict=False):
-            reader: Reader = self._ahead.get(id(span.source), span.source)
+            reader = self._ahead.get(id(span.source), span.source)
             itemsize = span.dtype.itemsize
             reader.read_into(span.offset + chunk.start * itemsize, buffer[: chunk.count * itemsize])
         result = buffers.run(segment.operation, segment.dtype, chunk.count)
-        sums = result.sums if result.finite else _look_again(chunk, result)
-        chunk.target.write(segment.offset + chunk.start * segment.dtype.itemsize, result.out)
+        drift = result.drift if result.finite else _look_again(chunk, result)
+        if chunk.target is not None:
+            chunk.target.write(segment.offset + chunk.start * segment.dtype.itemsize, result.out)
         with self._lock:
             self._done += len(result.out)
-            if segment.name in self.sums:
-                self.sums[segment.name].add(sums)
+            if segment.name in self.drifts:
+                self.drifts[segment.name].append(drift)
 
 
-def _chunks(segments: Sequence[tuple[Segment, Target]]) -> Iterator[_Chunk]:
-    from speechft_merge.executor.chunk import CHUNK
-
+def _chunks(segments: Placed) -> Iterator[_Chunk]:
     for segment, target in segments:
-        widest = max(segment.dtype.itemsize, *(span.dtype.itemsize for span in segment.operation.inputs))
-        step, elements = CHUNK // widest, segment.elements
+        step, elements = most_elements(segment), segment.elements
         for start in range(0, elements, step):
             yield _Chunk(segment, target, start, min(step, elements - start))
 
 
-def _look_again(chunk: _Chunk, result: Result) -> Sums:
-    """Raise MismatchError if a number is not finite; else a sum overflowed: return sums in double precision."""
-    import numpy as np
-
-    from speechft_merge.executor.arithmetic import measure
-    from speechft_merge.executor.finite import require_finite
-
+def _look_again(chunk: _Chunk, result: Result) -> Drift:
+    """Raise MismatchError if a number is not finite; else a sum overflowed: return the drift in double precision."""
     segment = chunk.segment
     inputs = require_finite(segment, chunk.start, chunk.count, np.frombuffer(result.out, np.uint8))
-    return measure(segment.operation, inputs) if isinstance(segment.operation, Interpolate) else result.sums
+    return measure(segment.operation, inputs) if isinstance(segment.operation, Interpolate) else result.drift

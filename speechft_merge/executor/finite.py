@@ -41,15 +41,6 @@ def fits(values: Floats, dtype: DType) -> bool:
 def require_finite(segment: Segment, start: int, count: int, out: Bytes) -> list[NDArray[np.float64]]:
     """Read again the inputs of a chunk that seemed not to be finite; return them if they and the output are.
 
-    Args:
-        segment: the one that the chunk belongs to.
-        start: the chunk's first element.
-        count: its elements.
-        out: its output.
-
-    Returns:
-        For each input `count` elements.
-
     Raises:
         MismatchError: an input holds a number that is not finite, or a result does not fit its type.
     """

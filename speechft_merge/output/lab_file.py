@@ -48,7 +48,7 @@ def lay_out_lab_file(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> Out
     else:  # a legacy file has its pickles before the first tensor
         records, rest = (), source.read(0, min(next(iter(placed), 0), MAX_PICKLE))
     records = changed_records(
-        records, [at for at, tensor in placed.items() if tensor.operation != Copy(owner.tensors[tensor.name])]
+        records, [at for at, tensor in placed.items() if tensor.at(at).operation != Copy(owner.tensors[tensor.name])]
     )
     edges = sorted({0, source.size, *(edge for record in records for edge in (record.offset, record.end))})
     segments = tuple(_filled(placed, edges, owner))
@@ -76,9 +76,9 @@ def _place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, Pla
             continue
         if span.source is source:
             there = placed.setdefault(span.offset, tensor)
-            if there.operation != tensor.operation:
+            if there.at(0).operation != tensor.at(0).operation:
                 raise _shared(owner, there, tensor)
-        elif tensor.operation != Copy(span):
+        elif tensor.at(0).operation != Copy(span):
             raise CheckpointError(
                 f"{owner.reference}: tensor {quote(tensor.name)} is not contiguous, and cannot be merged in its place",
                 hint="pass --format safetensors, or save the file again with .contiguous() tensors",

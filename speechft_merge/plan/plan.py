@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.errors import MismatchError, quote
@@ -17,8 +17,6 @@ from speechft_merge.plan.operations import Copy, Interpolate, Segment, Term
 from speechft_merge.recipe.rules import alphas_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
     from speechft_merge.layouts.naming import TensorName
     from speechft_merge.plan.operations import Operation
@@ -54,7 +52,7 @@ class PlannedTensor:
     """Element type in the output."""
     shape: tuple[int, ...]
     operation: Operation | None = None
-    """What makes it; None for what is left out. Interpolated with alpha 1, a tensor is a copy of its fine-tune's."""
+    """What makes it; None for what is left out."""
     alpha: float | None = None
 
     @property
@@ -65,21 +63,16 @@ class PlannedTensor:
     @property
     def inputs(self) -> tuple[TensorSpan, ...]:
         """The spans that must be read for it."""
-        return self.operation.inputs if self.operation is not None else ()
+        return self.at(0).operation.inputs if self.operation is not None else ()
 
     def at(self, offset: int) -> Segment:
-        """Return the tensor as a segment of a file."""
-        assert self.operation is not None
-        return Segment(offset, self.operation, self.dtype, self.name)
-
-
-class Pair(NamedTuple):
-    """A tensor of the base and that of one fine-tune, which the merge interpolates."""
-
-    name: str
-    """Name in the model whose class is written."""
-    base: TensorSpan
-    finetuned: TensorSpan
+        """Return the tensor as a segment of a file: a copy of its fine-tune's where a single one has alpha 1."""
+        operation = self.operation
+        assert operation is not None
+        match operation:
+            case Interpolate(_, (Term(span, 1.0),), 1.0):  # the base need not be read
+                operation = Copy(span)
+        return Segment(offset, operation, self.dtype, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +86,6 @@ class Plan:
     alignments: tuple[Alignment, ...]
     coverages: tuple[float, ...]
     """Share of the base's parameters, heads aside, that each fine-tune has."""
-    pairs: tuple[tuple[Pair, ...], ...]
-    """For each fine-tune, what is interpolated with it: by any alpha but 0, in the order of `tensors`."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -105,7 +96,7 @@ class Plan:
     @property
     def converts(self) -> bool:
         """Whether most of what is interpolated must be converted for the arithmetic."""
-        mixed = [tensor for tensor in self.tensors if isinstance(tensor.operation, Interpolate)]
+        mixed = [tensor for tensor in self.tensors if len(tensor.inputs) > 1]
         plain = sum(t.nbytes for t in mixed if all(span.dtype in (DType.F32, DType.F64) for span in t.inputs))
         return 2 * plain < sum(tensor.nbytes for tensor in mixed)
 
@@ -133,29 +124,11 @@ def make_plan(base: Checkpoint, finetuned: list[Checkpoint], recipe: Recipe) -> 
     tensors.sort(key=lambda tensor: -tensor.dtype.itemsize)
     return Plan(
         recipe=recipe,
-        tensors=tuple(replace(tensor, operation=_reduced(tensor.operation)) for tensor in tensors),
+        tensors=tuple(tensors),
         left_out=tuple(tensor for tensor in planned if tensor.action is Action.LEFT_OUT),
         alignments=alignments,
         coverages=tuple(_coverage(base, alignment) for alignment in alignments),
-        pairs=tuple(tuple(_pairs(tensors, model)) for model in range(len(finetuned))),
     )
-
-
-def _reduced(operation: Operation | None) -> Operation | None:
-    """Return the operation, or a copy where that is equal: of a single fine-tune with alpha 1."""
-    match operation:
-        case Interpolate(_, (Term(span, 1.0),), 1.0):
-            return Copy(span)
-    return operation
-
-
-def _pairs(tensors: Sequence[PlannedTensor], model: int) -> Iterator[Pair]:
-    """Yield what is interpolated with one fine-tune."""
-    for tensor in tensors:
-        if isinstance(tensor.operation, Interpolate):
-            for term in tensor.operation.terms:
-                if term.model == model:
-                    yield Pair(tensor.name, tensor.operation.base, term.span)
 
 
 def _require_match(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment) -> None:
@@ -320,7 +293,7 @@ def _untie(owner: Checkpoint, tensors: list[PlannedTensor]) -> list[PlannedTenso
     tied = []
     for storage, tensor in zip(storages, tensors, strict=True):
         lead = leads[storage] if tensor.nbytes else tensor
-        if (_reduced(lead.operation), lead.alpha) == (_reduced(tensor.operation), tensor.alpha):
+        if (lead.at(0).operation, lead.alpha) == (tensor.at(0).operation, tensor.alpha):
             tied.append(tensor)
         else:
             tied.append(replace(lead, name=tensor.name, location=tensor.location, reason=f"tied to {lead.name}"))

@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import MismatchError
+from speechft_merge.plan.operations import Interpolate
 from speechft_merge.plan.plan import LEAST_COVERAGE
 
 if TYPE_CHECKING:
@@ -49,11 +50,17 @@ def measure_relation(plan: Plan, model: int) -> Relation:
 
     Matrices and kernels only: norms are near 1 and biases near 0 in any model.
     """
-    candidates = [pair for pair in plan.pairs[model] if _is_matrix(pair.base)]
-    remote = any(not span.source.seeks_cheaply for pair in candidates for span in (pair.base, pair.finetuned))
+    candidates = [
+        (tensor.name, tensor.operation.base, term.span)
+        for tensor in plan.tensors
+        if isinstance(tensor.operation, Interpolate) and _is_matrix(tensor.operation.base)
+        for term in tensor.operation.terms
+        if term.model == model
+    ]
+    remote = any(not span.source.seeks_cheaply for _, *spans in candidates for span in spans)
     most = SAMPLED_REMOTE if remote else SAMPLED_TENSORS
     step = max(1, len(candidates) // most)
-    cosines = {pair.name: _cosine(*map(_sample, pair[1:])) for pair in candidates[step // 2 :: step][:most]}
+    cosines = {name: _cosine(*map(_sample, spans)) for name, *spans in candidates[step // 2 :: step][:most]}
     return Relation({name: cosine for name, cosine in cosines.items() if cosine is not None})
 
 

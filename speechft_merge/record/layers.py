@@ -48,6 +48,8 @@ class LayerKey:
 
 INPUT = LayerKey("input")
 """The input of the first block; in a comparison everything before the blocks counts to it."""
+OUTPUT = LayerKey("output")
+"""What an encoder gives, where more than a norm follows its last block; no weights count to it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
-"""Runs a comparison from end to end: runs the models on a probe and measures every layer."""
+"""Compares opened models from end to end: runs them on a probe and measures every layer."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from speechft_merge.errors import CheckpointError, MismatchError
 from speechft_merge.similarity.cka import LEAST_UTTERANCES
 from speechft_merge.similarity.encoders import build_encoder, choose_device, exact_products, load_weights
 from speechft_merge.similarity.inputs import InputMaker, settings_differ
-from speechft_merge.similarity.measure import measure, measure_grid, measure_kept, measure_null
+from speechft_merge.similarity.measure import measure, measure_grid, measure_kept, measure_null, torch_threads
 from speechft_merge.similarity.models import (
     ComparedModels,
     drift_by_layer,
@@ -25,7 +25,7 @@ from speechft_merge.similarity.models import (
     merge_in_memory,
 )
 from speechft_merge.similarity.probe import Probe, read_probe
-from speechft_merge.similarity.report import PAIRS, Report, make_report
+from speechft_merge.similarity.report import PAIRS, Report, make_rows, mean_by_pair
 from speechft_merge.similarity.request import ProbeRequest
 from speechft_merge.version import __version__
 
@@ -72,6 +72,28 @@ def compare_models(
     maker, of_inputs = _make_inputs(sources[0], sources[1])
     probe = read_probe(request.paths, maker.rate, request.seconds)
     clips, of_clips = _usable(probe, maker)
+    encoders, drifts = _build_encoders(models, sources, device)
+    with torch_threads(request.workers), exact_products():
+        found = _measure(encoders, maker, clips, request, progress)
+    return Report(
+        models=dict(zip(ROLES, (encoder.name for encoder in encoders), strict=True)),
+        probe=probe.record,
+        estimator=request.estimator,
+        utterances=len(clips),
+        frames=found.frames,
+        layers=make_rows(found.results, drift_by_layer(drifts, encoders[0], found.results), found.nulls),
+        mean=mean_by_pair(found.results),
+        grids=found.grids,
+        warnings=(*models.warnings, *of_inputs, *of_clips, *found.warnings),
+        versions=_versions(),
+        seconds=found.seconds,
+    )
+
+
+def _build_encoders(
+    models: ComparedModels, sources: Sequence[EncoderSource], device: torch.device
+) -> tuple[list[Encoder], dict[str, Drift]]:
+    """Return base, fine-tune and merge, and the drift of each tensor by the names of the encoder's class."""
     encoders = [
         build_encoder(source.reference, source.config, load_weights(source.tensors)[0], device) for source in sources
     ]
@@ -79,16 +101,7 @@ def compare_models(
     if models.merged is None:
         merged, weights, known = merge_in_memory(models, sources)
         encoders.append(build_encoder(merged.reference, merged.config, weights, device))
-    drifts = measure_drifts(models, sources[0], known)
-    with exact_products():
-        found = _measure(encoders, maker, clips, request, progress)
-    return make_report(
-        found.layers, drift_by_layer(drifts, encoders[0], found.layers), found.nulls,
-        models=dict(zip(ROLES, (encoder.name for encoder in encoders), strict=False)), probe=probe.describe(),
-        estimator=request.estimator, utterances=len(clips), frames=found.frames, grids=found.grids,
-        warnings=(*models.warnings, *of_inputs, *of_clips, *found.warnings), versions=_versions(),
-        seconds=found.seconds,
-    )  # fmt: skip
+    return encoders, measure_drifts(models, sources[0], known)
 
 
 def _make_inputs(base: EncoderSource, finetuned: EncoderSource) -> tuple[InputMaker, list[str]]:
@@ -137,17 +150,17 @@ def _usable(probe: Probe, maker: InputMaker) -> tuple[list[NDArray[np.float32]],
     return clips, warnings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Figures:
-    """What was measured on the probe."""
+    """What is measured on the probe."""
 
-    layers: dict[LayerKey, LayerResult]
     frames: int
-    nulls: list[float]
-    grids: dict[str, list[list[float]]]
-    seconds: dict[str, float]
+    results: dict[LayerKey, LayerResult] = field(default_factory=dict)
+    nulls: list[float] = field(default_factory=list)
+    grids: dict[str, list[list[float]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ROLES, 0.0))
     """Seconds that each step took."""
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def _measure(
@@ -155,29 +168,25 @@ def _measure(
     progress: Progress | None,
 ) -> _Figures:  # fmt: skip
     keys = _layers_of(encoders[0], next(iter(maker.batches(clips[:1]))))
-    frames = sum(maker.frames_of(len(clip)) for clip in clips)
+    figures = _Figures(sum(maker.frames_of(len(clip)) for clip in clips))
     began = time.perf_counter()
-    features = _Features(encoders, maker.batches(clips), len(clips), progress)
-    utterances = iter(features)
+    utterances = _reporting(_run(encoders, maker.batches(clips), figures.seconds), len(clips), progress)
     first = next(utterances)
-    nulls: list[float] = []
-    grids: dict[str, list[list[float]]] = {}
-    warnings: tuple[str, ...] = ()
-    if _bytes_per_frame(first) * frames <= request.memory:
+    if _bytes_per_frame(first) * figures.frames <= request.memory:
         layers = [list(layer) for layer in zip(first, *utterances, strict=True)]
         results = measure_kept(layers, request.estimator)
-        nulls = measure_null(layers, request.estimator) if request.null else []
+        figures.nulls = measure_null(layers, request.estimator) if request.null else []
         wanted = ("base_finetuned", "base_merged") if request.grid else ()
-        grids = {name: measure_grid(layers, PAIRS[name], request.estimator) for name in wanted}
+        figures.grids = {name: measure_grid(layers, PAIRS[name], request.estimator) for name in wanted}
     else:
         results = measure(itertools.chain([first], utterances), request.estimator)
-        warnings = (
-            f"the features of {frames} frames do not fit into {request.memory / 1e6:.0f} MB: no standard errors, floor "
-            "or grid (nothing is drawn for --heatmap); pass fewer --probe-seconds or more --memory",
+        figures.warnings = (
+            f"the features of {figures.frames} frames do not fit into {request.memory / 1e6:.0f} MB: no standard "
+            "errors, floor or grid (nothing is drawn for --heatmap); pass fewer --probe-seconds or more --memory",
         )
-    rest = time.perf_counter() - began - sum(features.seconds.values())
-    seconds = features.seconds | {"statistics": rest}
-    return _Figures(dict(zip(keys, results, strict=True)), frames, nulls, grids, seconds, warnings)
+    figures.results = dict(zip(keys, results, strict=True))
+    figures.seconds["statistics"] = time.perf_counter() - began - sum(figures.seconds.values())
+    return figures
 
 
 def _layers_of(encoder: Encoder, batch: Batch) -> list[LayerKey]:
@@ -195,40 +204,29 @@ def _layers_of(encoder: Encoder, batch: Batch) -> list[LayerKey]:
     return [*once]
 
 
-class _Features:
-    """The features of all encoders, clip by clip: of each, layer by layer."""
-
-    def __init__(
-        self, encoders: list[Encoder], batches: Iterable[Batch], total: int, progress: Progress | None
-    ) -> None:
-        self._encoders = dict(zip(ROLES, encoders, strict=False))
-        self._batches = batches
-        self._total = total
-        self._progress = progress
-        self.seconds = dict.fromkeys(ROLES, 0.0)
-        """Seconds that each model has run so far."""
-
-    def __iter__(self) -> Iterator[list[Utterance]]:
-        clips = (
-            clip
-            for batch in self._batches
-            for clip in zip(*map(self._run, self._encoders, itertools.repeat(batch)), strict=True)
-        )
-        for done, clip in enumerate(clips, 1):
+def _run(encoders: list[Encoder], batches: Iterable[Batch], seconds: dict[str, float]) -> Iterator[list[Utterance]]:
+    """Yield the features of all encoders, clip by clip: of each, layer by layer. Add up the seconds of each encoder."""
+    for batch in batches:
+        found = []
+        for role, encoder in zip(ROLES, encoders, strict=True):
+            began = time.perf_counter()
+            found.append(encoder.run(batch))
+            seconds[role] += time.perf_counter() - began
+        for clip in zip(*found, strict=True):
             _require_same_layers(clip)
             yield [list(sides) for sides in zip(*(states.values() for states in clip), strict=True)]
-            if self._progress is not None:
-                self._progress(done, self._total)
 
-    def _run(self, role: str, batch: Batch) -> list[dict[LayerKey, Tensor]]:
-        began = time.perf_counter()
-        found = self._encoders[role].run(batch)
-        self.seconds[role] += time.perf_counter() - began
-        return found
+
+def _reporting(
+    utterances: Iterator[list[Utterance]], total: int, progress: Progress | None
+) -> Iterator[list[Utterance]]:
+    for done, utterance in enumerate(utterances, 1):
+        yield utterance
+        if progress is not None:
+            progress(done, total)
 
 
 def _require_same_layers(clip: Sequence[dict[LayerKey, Tensor]]) -> None:
-    """Raise MismatchError if the models differ in their layers."""
     if any(states.keys() != clip[0].keys() for states in clip):
         told = ", ".join(
             f"{role} ends in layer {[*states][-1].label}" for role, states in zip(ROLES, clip, strict=False)
@@ -237,7 +235,6 @@ def _require_same_layers(clip: Sequence[dict[LayerKey, Tensor]]) -> None:
 
 
 def _bytes_per_frame(utterance: list[Utterance]) -> float:
-    """Return the bytes that a frame's features take in memory, over all layers and models."""
     return sum(features.numel() * 4 / len(features) for layer in utterance for features in layer)
 
 

@@ -14,7 +14,7 @@ from speechft_merge.errors import CheckpointError, MismatchError
 from speechft_merge.extras import needs_extra
 from speechft_merge.layouts.structure import locate
 from speechft_merge.layouts.weight_norm import canonical
-from speechft_merge.record.layers import INPUT, LayerKey
+from speechft_merge.record.layers import INPUT, OUTPUT, LayerKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -85,8 +85,8 @@ class Encoder:
     def run(self, batch: Batch) -> list[dict[LayerKey, Tensor]]:
         """Return the hidden states of each clip, layer by layer: float32, (frames, width), padding cut off.
 
-        `INPUT` is the input of the first block, then the output of each block; what is between the last block and
-        the encoder's output, a norm in most models that have it, is a layer of its own.
+        `INPUT` is the input of the first block, then the output of each block, then that of the norm after them;
+        where the encoder gives something else again, that is `OUTPUT`.
 
         Raises:
             CheckpointError: the model cannot be run.
@@ -100,7 +100,7 @@ class Encoder:
             told = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{self.name} cannot be run on {self.device}: {told}") from error
         if not torch.equal(last, [*states.values()][-1]):
-            states[LayerKey("other")] = last
+            states[OUTPUT] = last
         counts = batch.frames or [last.shape[1]]
         clips = [{key: state[i, :count].float() for key, state in states.items()} for i, count in enumerate(counts)]
         for key, state in states.items():

@@ -40,7 +40,7 @@ class ComparedModels:
     merged: Checkpoint | None = None
     """The merge as it was written; None to carry out the plan in memory."""
     drifts: Mapping[str, Drift] | None = None
-    """Output name -> drift as the merge measured it; None or empty to measure it."""
+    """Output name -> drift as the merge measured it, of nothing else; None to measure that of every tensor."""
 
     @property
     def warnings(self) -> list[str]:
@@ -122,10 +122,10 @@ def merge_in_memory(
 def measure_drifts(models: ComparedModels, base: EncoderSource, known: Mapping[str, Drift]) -> dict[str, Drift]:
     """Return how far fine-tuning moved each tensor of the encoder, by the names of its class.
 
-    As the merge measured it if it was just made; tensors that are not in `known` are interpolated again, and the
-    results discarded.
+    As the merge measured it if it was just made; otherwise tensors that are not in `known` are interpolated again, and
+    the results discarded.
     """
-    if models.drifts:
+    if models.drifts is not None:
         return _by_encoder_names(models.drifts, models.plan, base)
     names = _names_by_place([base])
     plan = make_plan(models.base, [*models.finetuned], Recipe(weight=models.plan.recipe.weight))
@@ -136,14 +136,7 @@ def measure_drifts(models: ComparedModels, base: EncoderSource, known: Mapping[s
         for name in names.get(tensor.inputs[0].storage_key, ())
         if name not in known
     ]
-    return {**known, **execute([(tensor.at(0), _Nowhere()) for tensor in todo], workers=1)}
-
-
-class _Nowhere:
-    """A target that keeps nothing."""
-
-    def write(self, offset: int, data: memoryview) -> None:
-        """Discard `data`."""
+    return {**known, **execute([(tensor.at(0), None) for tensor in todo], workers=1)}
 
 
 def _names_by_place(sources: Iterable[EncoderSource]) -> dict[tuple[int, int, int], list[str]]:

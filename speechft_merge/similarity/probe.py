@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,6 +37,22 @@ SILENCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeRecord:
+    """What a report says of its probe; its fields are the keys in JSON."""
+
+    origin: str
+    """`built-in`, or the names of files and folders."""
+    sha256: str
+    """Digest of the clips as decoded, before resampling to `rate`: equal for equal probes."""
+    clips: int
+    seconds: float
+    rate: int
+    """Samples a second that the models took."""
+    skipped: dict[str, str]
+    """Files that were not used, and why."""
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Audio in memory."""
 
@@ -46,21 +62,20 @@ class Probe:
     """Samples a second."""
     origin: str
     sha256: str
-    """Digest of the clips as decoded, before resampling to `rate`: equal for equal probes."""
     skipped: dict[str, str]
-    """Files that were not used, and why."""
+    """As `ProbeRecord` has them."""
 
     @property
     def seconds(self) -> float:
         """Seconds of all clips."""
         return sum(map(len, self.clips)) / self.rate
 
-    def describe(self) -> dict[str, Any]:
-        """Return the probe as the report has it."""
-        return {
-            "origin": self.origin, "sha256": self.sha256, "clips": len(self.clips), "seconds": round(self.seconds, 3),
-            "rate": self.rate, "skipped": self.skipped,
-        }  # fmt: skip
+    @property
+    def record(self) -> ProbeRecord:
+        """What the report says of it."""
+        return ProbeRecord(
+            self.origin, self.sha256, len(self.clips), round(self.seconds, 3), self.rate, dict(self.skipped)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from speechft_merge.record.layers import LayerKey
     from speechft_merge.similarity.measure import LayerResult, Pair
+    from speechft_merge.similarity.probe import ProbeRecord
     from speechft_merge.similarity.request import Estimator
 
 SCHEMA = 2
@@ -50,7 +51,7 @@ class Report:
 
     models: dict[str, str]
     """Role -> reference of the model."""
-    probe: dict[str, Any]
+    probe: ProbeRecord
     estimator: Estimator
     utterances: int
     frames: int
@@ -69,7 +70,7 @@ class Report:
         return {
             "schema": SCHEMA,
             "models": self.models,
-            "probe": self.probe,
+            "probe": asdict(self.probe),
             "estimator": self.estimator,
             "utterances": self.utterances,
             "frames": self.frames,
@@ -111,26 +112,20 @@ class Report:
         return [_what_moved(self), _what_came_back(self)]
 
 
-def make_report(
-    results: Mapping[LayerKey, LayerResult],
-    drifts: Mapping[LayerKey, float | None],
-    nulls: Sequence[float],
-    **told: Any,
-) -> Report:
-    """Put the figures of all layers together; `told` is what `Report` has beside them."""
-    whole = [*results.values()]
-    pairs = {name: pair for name, pair in PAIRS.items() if pair in whole[0].pairs}
-    layers = tuple(
-        LayerSimilarity(
-            key=key,
-            pairs={name: result.pairs[pair] for name, pair in pairs.items()},
-            drift=drifts.get(key),
-            null=nulls[number] if nulls else None,
-        )
-        for number, (key, result) in enumerate(results.items())
+def make_rows(
+    results: Mapping[LayerKey, LayerResult], drifts: Mapping[LayerKey, float | None], nulls: Sequence[float]
+) -> tuple[LayerSimilarity, ...]:
+    """Return the rows of a report: the figures of each layer, its drift, and its floor unless `nulls` is empty."""
+    floors: Sequence[float | None] = nulls or [None] * len(results)
+    return tuple(
+        LayerSimilarity(key, {name: result.pairs[pair] for name, pair in PAIRS.items()}, drifts.get(key), null)
+        for (key, result), null in zip(results.items(), floors, strict=True)
     )
-    mean = {name: mean_over_layers(whole, pair) for name, pair in pairs.items()}
-    return Report(layers=layers, mean=mean, **told)
+
+
+def mean_by_pair(results: Mapping[LayerKey, LayerResult]) -> dict[str, tuple[float, float]]:
+    """Return the mean CKA over layers of each pair of models, and its standard error."""
+    return {name: mean_over_layers([*results.values()], pair) for name, pair in PAIRS.items()}
 
 
 def _layer_document(layer: LayerSimilarity) -> dict[str, Any]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from speechft_merge.errors import NotFoundError, UsageError
 from speechft_merge.extras import not_installed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Estimator = Literal["utterance", "frame", "biased"]
 ESTIMATORS: tuple[Estimator, ...] = ("utterance", "frame", "biased")
@@ -41,29 +44,40 @@ class ProbeRequest:
     grid: bool = False
     """Also compare every layer with every other (--heatmap)."""
     memory: int = MEMORY
+    workers: int | None = None
+    """Threads of torch that run the models; None leaves it to torch."""
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
             raise UsageError(f"estimator {self.estimator!r} is unknown", hint=f"use one of {', '.join(ESTIMATORS)}")
         if not self.seconds > 0:
             raise UsageError(f"a probe of {self.seconds:g} seconds holds nothing", hint="give a positive number")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"{self.workers} workers cannot do any work", hint="give 1 or more")
 
-    def require_means(self, *packages: str) -> None:
-        """Fail early if packages or files are missing, without importing or reading any.
+    def require_means(self, *packages: str, figures: Sequence[Path] = ()) -> None:
+        """Fail early if something is missing, without importing or reading more than that takes.
 
         Args:
             packages: needed besides those that run the models.
+            figures: files that are to be drawn.
 
         Raises:
-            UsageError: a package is not installed.
+            UsageError: a package is not installed, or a figure cannot be of that kind.
             NotFoundError: a file or folder of the probe does not exist.
+            CheckpointError: the device cannot be used.
         """
-        for package in (*PACKAGES, *packages):
+        kinds = [figure_kind(path) for path in figures]
+        for package in (*PACKAGES, *packages, *(["matplotlib"] if kinds else [])):
             if importlib.util.find_spec(package) is None:
                 raise not_installed(package)
         for path in self.paths or ():
             if not path.exists():
                 raise NotFoundError(f"there is no audio file or folder {path}")
+        if self.device is not None:
+            from speechft_merge.similarity.encoders import choose_device
+
+            choose_device(self.device)
 
 
 def figure_kind(path: Path) -> str:

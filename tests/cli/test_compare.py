@@ -189,7 +189,7 @@ def test_whatever_goes_wrong_in_a_comparison_the_merge_is_told_of(
     def fail(*args: object) -> None:
         raise ZeroDivisionError("of a kind that nobody foresaw")
 
-    monkeypatch.setattr("speechft_merge.similarity.attach.draw_lines", fail)
+    monkeypatch.setattr("speechft_merge.similarity.beside_output.draw_lines", fail)
     ran = run(*PAIR, *probe, "-o", "out", "--json")
     assert ran.code == 0
     assert ran.json["warnings"] == [

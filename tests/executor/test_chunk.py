@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from models import checkpoint_of, dtype_of, from_bytes, span_of, to_bytes
 
 from speechft_merge.executor import chunk
-from speechft_merge.executor.arithmetic import Sums
 from speechft_merge.executor.chunk import CHUNK, Buffers
+from speechft_merge.executor.drift import Drift
 from speechft_merge.plan.operations import Copy, Interpolate, Segment, Term
 from speechft_merge.plan.plan import make_plan
 from speechft_merge.recipe.recipe import Recipe
@@ -43,7 +43,7 @@ class Found(NamedTuple):
     """What came out of a segment, chunk after chunk."""
 
     out: bytes
-    sums: list[Sums]
+    sums: list[Drift]
     finite: bool
 
 
@@ -189,7 +189,7 @@ def test_a_copy_is_exact_or_rounded_once(source: torch.dtype, dtype: torch.dtype
 
 @pytest.mark.parametrize("values", [torch.arange(9), torch.arange(9, dtype=torch.uint8), torch.arange(9) % 2 == 0])
 def test_integers_and_booleans_are_copied_as_they_are(values: torch.Tensor) -> None:
-    assert run(copied(values)) == Found(to_bytes(values), [Sums(0.0, 0.0, False)], True)
+    assert run(copied(values)) == Found(to_bytes(values), [Drift(0.0, 0.0, False)], True)
 
 
 # cutting

@@ -20,7 +20,7 @@ from lab_models import LABS, build_lab, shaken
 from models import model_class, transformers
 from options import UNSYNCED
 
-from speechft_merge import ProbeRequest, Recipe, compare, merge
+from speechft_merge import ProbeRequest, Recipe, compare, merge, open_merge
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.errors import CheckpointError, MismatchError, SpeechFTMergeError, UsageError
 from speechft_merge.output.formats import decide_form
@@ -224,6 +224,33 @@ def test_the_drift_does_not_depend_on_what_is_merged_how(save_pair: SavePair, fe
     drifts = [[layer.drift for layer in report.layers] for report in reports]
     assert all(drift is not None for drift in drifts[0])
     assert all(found == drifts[0] for found in drifts)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "measured"),
+    [
+        (Recipe(alpha=0), set()),
+        (Recipe(alpha=1), set()),
+        (Recipe(alpha=0, layer_alpha=(parse_rule("0=0.5"),)), {"0"}),
+        (Recipe(layer_alpha=(parse_rule("0=0"), parse_rule("1=1"))), {"input"}),
+        (Recipe(layer_alpha=(parse_rule("0=1"),)), {"input", "1"}),
+    ],
+    ids=["alpha 0", "alpha 1", "one block alone", "all blocks by rules", "one block aside"],
+)
+def test_a_merge_and_the_comparison_after_it_have_one_drift(
+    recipe: Recipe, measured: set[str], save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path
+) -> None:
+    """Where the merge had nothing to measure, since it copied a layer, both have none."""
+    with open_merge(*save_pair("Hubert", "ForCTC"), recipe, UNSYNCED) as opened:
+        result = opened.write(tmp_path / "merged")
+        report = opened.compare(ProbeRequest(paths=few_clips), result)
+        again = opened.compare(ProbeRequest(paths=few_clips), opened.write(tmp_path / "merged"))
+    merged = {row.key.label: row.drift for row in result.manifest.layers if row.interpolated or row.alpha == 0}
+    compared = {layer.key.label: layer.drift for layer in report.layers}
+    assert {label for label, drift in compared.items() if drift is not None} == measured
+    assert [compared[block] for block in "01"] == [merged[block] for block in "01"]
+    assert (compared["input"] is None) == all(drift is None for label, drift in merged.items() if label not in "01")
+    assert all(layer.drift is not None for layer in again.layers)  # done already, that merge measured nothing
 
 
 def test_of_several_fine_tunes_the_drift_is_the_merges_own(
@@ -458,6 +485,18 @@ def test_a_config_of_another_model_is_found_out(
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"config\.json of the same model as its weights"):
         compare(str(other), finetuned, request=ProbeRequest(paths=few_clips))
+
+
+def test_the_models_run_on_as_many_threads_as_asked_and_torch_keeps_its_own(
+    save_pair: SavePair, few_clips: tuple[Path, ...]
+) -> None:
+    before, threads = torch.get_num_threads(), set[int]()
+    request = ProbeRequest(paths=few_clips, workers=before + 1)
+    compare(*save_pair("Hubert"), request=request, progress=lambda *_: threads.add(torch.get_num_threads()))
+    assert threads == {before + 1}
+    assert torch.get_num_threads() == before
+    with pytest.raises(UsageError, match="0 workers"):
+        ProbeRequest(workers=0)
 
 
 def test_an_unknown_device_or_estimator_is_refused(save_pair: SavePair) -> None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from models import build
 
+from speechft_merge.executor.drift import Drift
 from speechft_merge.layouts.structure import locate
-from speechft_merge.record.layers import LayerKey
+from speechft_merge.record.layers import INPUT, OUTPUT, LayerKey
 from speechft_merge.similarity.encoders import build_encoder, find_layers
 from speechft_merge.similarity.inputs import Batch
+from speechft_merge.similarity.models import drift_by_layer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,6 +62,23 @@ def test_layers_are_the_input_the_output_of_each_block_and_what_a_norm_after_the
         with torch.no_grad():
             assert torch.equal(model.get_submodule(norm)(states[blocks]), states[-1])
         assert not torch.equal(states[blocks], states[-1])
+
+
+def test_what_follows_the_last_block_and_is_no_norm_is_the_output_and_no_weights_count_to_it() -> None:
+    model = build("Hubert")
+    encoder = build_encoder("model", model.config.to_dict(), dict(model.state_dict()), torch.device("cpu"))
+    (plain,) = encoder.run(Batch(inputs_of("Hubert"), None))
+
+    def double(_: object, __: object, output: Any) -> Any:
+        output.last_hidden_state = 2 * output.last_hidden_state
+        return output
+
+    encoder.model.encoder.register_forward_hook(double)
+    (found,) = encoder.run(Batch(inputs_of("Hubert"), None))
+    assert [key.label for key in found] == ["input", "0", "1", "output"]
+    assert torch.equal(found[OUTPUT], 2 * plain[LayerKey("layers", block=1)])
+    drifts = {"masked_spec_embed": Drift(1.0, 4.0, True)}
+    assert drift_by_layer(drifts, encoder, found) == {**dict.fromkeys(found), INPUT: 2.0}
 
 
 def test_nothing_is_left_on_the_model_after_it_has_run() -> None:

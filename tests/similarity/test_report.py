@@ -17,10 +17,11 @@ import torch
 from speechft_merge.errors import UsageError
 from speechft_merge.record import card
 from speechft_merge.record.layers import INPUT, LayerKey
-from speechft_merge.similarity.attach import attach
+from speechft_merge.similarity.beside_output import put_beside
 from speechft_merge.similarity.measure import LayerResult, Similarity
 from speechft_merge.similarity.plot import draw_grids, draw_lines
-from speechft_merge.similarity.report import Report, make_report, with_error
+from speechft_merge.similarity.probe import ProbeRecord
+from speechft_merge.similarity.report import Report, make_rows, mean_by_pair, with_error
 from speechft_merge.similarity.request import figure_kind
 
 if TYPE_CHECKING:
@@ -45,12 +46,11 @@ def a_report(
         results[key] = LayerResult(pairs, {pair: found.cka * around for pair, found in pairs.items()})
     defaults: dict[str, Any] = {
         "models": {"base": "a/base", "finetuned": "<b>", "merged": "merged"},
-        "probe": {"origin": "built-in", "sha256": "ab" * 32, "clips": 24, "seconds": 50.0, "rate": 16_000,
-            "skipped": {"/home/me/broken.wav": "is empty"},
-        },
+        "probe": ProbeRecord("built-in", "ab" * 32, 24, 50.0, 16_000, {"/home/me/broken.wav": "is empty"}),
         "estimator": "utterance", "utterances": 24, "frames": 2400, "grids": {},
     }  # fmt: skip
-    return make_report(results, {INPUT: 0.1, BLOCK_0: 0.2}, [], **(defaults | told))
+    layers = make_rows(results, {INPUT: 0.1, BLOCK_0: 0.2}, [])
+    return Report(layers=layers, mean=mean_by_pair(results), **(defaults | told))
 
 
 def test_what_is_not_defined_is_null_in_the_document_and_empty_in_the_table() -> None:
@@ -125,7 +125,7 @@ def test_a_figure_of_many_layers_names_the_ends_and_some_of_the_blocks_between()
     layers = (*report.layers[:-1], replace(report.layers[-1], key=LayerKey("final_norm")))
     drawn = ElementTree.fromstring(draw_lines(replace(report, layers=layers), ".svg"))
     texts = {"".join(node.itertext()).strip() for node in drawn.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"input", "2", "4", "22", "norm"} <= texts
+    assert {"input", "2", "4", "22", "final_norm"} <= texts
     assert not {"0", "1", "3", "23", "24"} & texts
 
 
@@ -144,8 +144,8 @@ def test_a_figure_of_another_kind_is_refused_before_anything_is_done() -> None:
 
 def test_a_card_gets_one_section_however_often_it_is_made(tmp_path: Path) -> None:
     (tmp_path / card.NAME).write_text("---\ntags: []\n---\n\n# Title\n\nMine.\n\nMade by speechft-merge:\n\nrest\n")
-    attach(tmp_path, a_report())
-    attach(tmp_path, a_report((0.9, 0.5, 0.1)))
+    put_beside(tmp_path, a_report())
+    put_beside(tmp_path, a_report((0.9, 0.5, 0.1)))
     text = (tmp_path / card.NAME).read_text()
     assert text.count(card.SECTION) == 1
     assert text.index("Mine.") < text.index(card.SECTION) < text.index("Made by speechft-merge:\n\nrest")
@@ -159,11 +159,11 @@ def test_a_card_gets_one_section_however_often_it_is_made(tmp_path: Path) -> Non
 
 def test_a_card_that_its_owner_rewrote_keeps_every_word(tmp_path: Path) -> None:
     (tmp_path / card.NAME).write_text("# Mine\n\nall mine\n")
-    attach(tmp_path, a_report())
+    put_beside(tmp_path, a_report())
     text = (tmp_path / card.NAME).read_text()
     assert text.startswith("# Mine\n\nall mine\n\n" + card.SECTION)
     (tmp_path / card.NAME).write_text(text + "\n## Thanks\n\nto all\n")
-    attach(tmp_path, a_report())
+    put_beside(tmp_path, a_report())
     again = (tmp_path / card.NAME).read_text()
     assert again.count(card.SECTION) == 1
     assert again.endswith("## Thanks\n\nto all\n")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from speechft_merge.similarity.report import Report
 
 
-def attach(output: Path, report: Report) -> Report:
+def put_beside(output: Path, report: Report) -> Report:
     """Put a report into the output of a merge, in place of an earlier one. The rest of the card stays as it is.
 
     Returns:
@@ -28,8 +28,8 @@ def attach(output: Path, report: Report) -> Report:
         UsageError: matplotlib is not installed.
     """
     models = {role: card.short(name) for role, name in report.models.items()} | {"merged": output.name}
-    skipped = {PurePath(path).name: why for path, why in report.probe["skipped"].items()}
-    report = replace(report, models=models, probe=report.probe | {"skipped": skipped})
+    skipped = {PurePath(path).name: why for path, why in report.probe.skipped.items()}
+    report = replace(report, models=models, probe=replace(report.probe, skipped=skipped))
     figure = draw_lines(report, ".png")
     write_whole(output / manifest.SIMILARITY, (json.dumps(report.to_json(), indent=2) + "\n").encode())
     write_whole(output / manifest.FIGURE, figure)
@@ -43,11 +43,11 @@ def make_section(report: Report) -> str:
     """Return the section of the card, in Markdown."""
     titles, *rows = report.to_table()
     table = [titles, ["---"] * len(titles), *rows]
-    origin = "the tool's built-in probe" if report.probe["origin"] == "built-in" else "a probe"
+    origin = "the tool's built-in probe" if report.probe.origin == "built-in" else "a probe"
     return "\n".join(
         [
             f"CKA of the features, layer by layer, on {origin} of {report.utterances} utterances "
-            f"({report.probe['seconds']:.0f} s of speech, sha256 `{report.probe['sha256'][:16]}`), estimator "
+            f"({report.probe.seconds:.0f} s of speech, sha256 `{report.probe.sha256[:16]}`), estimator "
             f"`{report.estimator}`, with standard errors over utterances. `input` is the input of the "
             "first block, and a number the output of that block; drift is that of the weights, as above.",
             "",
