@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.errors import SpeechFTMergeError, UsageError
 from speechft_merge.executor.workers import Workers, choose_workers
-from speechft_merge.output.files import INDEX
 from speechft_merge.output.formats import decide_form, parse_config
 from speechft_merge.output.output import Output
-from speechft_merge.output.place import require_place
+from speechft_merge.output.path import require_path
+from speechft_merge.output.shards import INDEX
 from speechft_merge.plan.plan import Plan, make_plan
 from speechft_merge.plan.relation import Relation, measure_relation, require_related
 from speechft_merge.recipe import Recipe
@@ -119,17 +119,17 @@ class Merge:
             OutputError, WriteError: the output already exists, or cannot be written.
             MismatchError: an input holds numbers that are not finite, or a result does not fit its type.
         """
-        path = require_place(output, [model.reference for model in self.models])
+        path = require_path(output, [model.reference for model in self.models])
         inputs = [describe_input(model) for model in self.models]
         prints = [entry.fingerprint for entry in inputs]
         identity = identify(self.plan.recipe, prints, self.files.digest, self.companions)
-        with Output(path, identity, overwrite=self.options.overwrite, fsync=self.options.fsync) as place:
-            earlier = place.begin(self.files)
+        with Output(path, identity, overwrite=self.options.overwrite, fsync=self.options.fsync) as target:
+            earlier = target.begin(self.files)
             if earlier is None:
-                written = self._write_files(place, progress)
+                written = self._write_files(target, progress)
                 made = make_manifest(self.plan, identity, inputs, written, self.options.command)
-                place.put({manifest.NAME: made.encode()})
-                earlier = place.commit()
+                target.put({manifest.NAME: made.encode()})
+                earlier = target.commit()
                 if earlier is None:
                     return MergeResult(path, made, written.drifts, False, self._warnings_after(written.drifts))
             return MergeResult(path, earlier, {}, True, self.warnings)
@@ -196,8 +196,8 @@ class Merge:
             url = push(result.output, target, message)
         except SpeechFTMergeError as error:
             here = Path.cwd()
-            place = result.output.relative_to(here) if result.output.is_relative_to(here) else result.output
-            error.add_note(f"the merged model is in {place}; push it with: {push_command(place, target, message)}")
+            path = result.output.relative_to(here) if result.output.is_relative_to(here) else result.output
+            error.add_note(f"the merged model is in {path}; push it with: {push_command(path, target, message)}")
             raise
         if not keep and not result.already_done:
             shutil.rmtree(result.output, ignore_errors=True)
@@ -285,7 +285,7 @@ def merge(
         if recipe is not None:
             raise UsageError("both alpha and a recipe are given", hint="give one of them")
         recipe = Recipe(alpha=alpha)
-    require_place(output, list_references(base, finetuned))
+    require_path(output, list_references(base, finetuned))
     with open_merge(base, finetuned, recipe, options) as opened:
         return opened.write(output, progress)
 

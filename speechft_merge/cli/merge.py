@@ -52,12 +52,12 @@ def merge(
     from speechft_merge.cli.show_merge import show_merge
     from speechft_merge.cli.show_plan import details, show_plan
     from speechft_merge.merging import open_merge
-    from speechft_merge.output.place import default_name, require_place
+    from speechft_merge.output.path import default_name, require_path
 
     recipe, options = mixing.read(), output.read(work)
     request = features.read(work.workers, "matplotlib") if cka or features.given else None
     named = str(output.output or default_name(finetuned[0], recipe))
-    path = require_place(named, (base, *finetuned))
+    path = require_path(named, (base, *finetuned))
     target = None if push_to_hub is None or output.dry_run else hub.prepare(push_to_hub)
     with open_merge(base, finetuned, recipe, options) as opened:
         if output.dry_run:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge.cli.sink import Shown
 from speechft_merge.cli.tables import Table, layer_parts
 from speechft_merge.cli.text import megabytes
-from speechft_merge.output.place import free_space
+from speechft_merge.output.path import free_space
 from speechft_merge.record.layers import summarise_layers
 
 if TYPE_CHECKING:

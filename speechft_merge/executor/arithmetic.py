@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from speechft_merge.checkpoints.elements import Floats
+    from speechft_merge.checkpoints.rounding import Floats
     from speechft_merge.plan.operations import Interpolate
 
 

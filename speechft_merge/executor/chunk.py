@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from speechft_merge.checkpoints.dtypes import DType
-from speechft_merge.checkpoints.elements import NUMPY, narrow, widen
+from speechft_merge.checkpoints.rounding import NUMPY, narrow, widen
 from speechft_merge.executor.arithmetic import mix
 from speechft_merge.executor.drift import NO_DRIFT, Drift
 from speechft_merge.executor.finite import all_finite, fits
 from speechft_merge.plan.operations import Copy
 
 if TYPE_CHECKING:
-    from speechft_merge.checkpoints.elements import Floats
+    from speechft_merge.checkpoints.rounding import Floats
     from speechft_merge.plan.operations import Interpolate, Operation, Segment
 
 CHUNK = 1 << 20

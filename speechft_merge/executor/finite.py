@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from speechft_merge.checkpoints.dtypes import DType
-from speechft_merge.checkpoints.elements import NUMPY, read_numbers
+from speechft_merge.checkpoints.rounding import NUMPY, read_numbers
 from speechft_merge.errors import MismatchError
 from speechft_merge.executor.arithmetic import squares
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from speechft_merge.checkpoints.elements import Bytes, Floats
+    from speechft_merge.checkpoints.rounding import Bytes, Floats
     from speechft_merge.plan.operations import Segment
 
 OVERFLOW = {DType.F32: (2 - 2**-24) * 2.0**127, DType.F16: 65520.0, DType.BF16: (2 - 2**-8) * 2.0**127}

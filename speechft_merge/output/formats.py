@@ -20,8 +20,9 @@ from speechft_merge.checkpoints.model_config import ModelConfig, read_model_conf
 from speechft_merge.errors import UsageError
 from speechft_merge.layouts.heads import heads_of, task_of
 from speechft_merge.layouts.naming import TRANSFORMERS
-from speechft_merge.output.files import OutputFiles, lay_out_safetensors
+from speechft_merge.output.files import OutputFiles
 from speechft_merge.output.lab_file import lay_out_lab_file
+from speechft_merge.output.shards import lay_out_safetensors
 from speechft_merge.plan.plan import Action
 
 if TYPE_CHECKING:

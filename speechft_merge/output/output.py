@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from speechft_merge.errors import OutputError, WriteError
 from speechft_merge.executor.executor import execute
 from speechft_merge.output.checksums import matches
-from speechft_merge.output.place import require_space
+from speechft_merge.output.path import require_space
 from speechft_merge.output.staging import FinishedFile, Staging, restore, sweep
 from speechft_merge.output.writer import FileWriter
 from speechft_merge.record import card, manifest

@@ -102,7 +102,7 @@ def _is_matrix(span: TensorSpan) -> bool:
 
 def _sample(span: TensorSpan) -> Any:
     """Read elements from the middle of a tensor."""
-    from speechft_merge.checkpoints.elements import read_numbers
+    from speechft_merge.checkpoints.rounding import read_numbers
 
     count = min(SAMPLED_ELEMENTS, span.elements)
     return read_numbers(span, (span.elements - count) // 2, count)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from speechft_merge.errors import CheckpointError, MismatchError
-from speechft_merge.extras import needs_extra
 from speechft_merge.layouts.structure import locate
 from speechft_merge.layouts.weight_norm import canonical
+from speechft_merge.packages import needs_extra
 from speechft_merge.record.layers import INPUT, OUTPUT, LayerKey
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import CheckpointError
-from speechft_merge.extras import needs_extra
+from speechft_merge.packages import needs_extra
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import UsageError
-from speechft_merge.extras import needs_extra
+from speechft_merge.packages import needs_extra
 from speechft_merge.similarity.report import LABELS
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from speechft_merge.errors import CheckpointError, NotFoundError
-from speechft_merge.extras import needs_extra
+from speechft_merge.packages import needs_extra
 from speechft_merge.similarity.request import SECONDS
 
 if TYPE_CHECKING:

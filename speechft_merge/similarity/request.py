@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from speechft_merge.errors import NotFoundError, UsageError
-from speechft_merge.extras import not_installed
+from speechft_merge.packages import not_installed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from speechft_merge.checkpoints import DType
-from speechft_merge.checkpoints.elements import narrow, widen
+from speechft_merge.checkpoints.rounding import narrow, widen
 from speechft_merge.executor.arithmetic import interpolate, squares
 from speechft_merge.executor.drift import Drift
 from speechft_merge.executor.finite import OVERFLOW, all_finite

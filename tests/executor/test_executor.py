@@ -22,7 +22,7 @@ from speechft_merge.executor.drift import Drift
 from speechft_merge.executor.executor import execute
 from speechft_merge.layouts.structure import Location
 from speechft_merge.output.checksums import BLOCK, Checksum, checksum_of
-from speechft_merge.output.files import lay_out_safetensors
+from speechft_merge.output.shards import lay_out_safetensors
 from speechft_merge.plan.operations import Copy, Interpolate, Term
 from speechft_merge.plan.plan import Action, PlannedTensor
 

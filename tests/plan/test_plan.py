@@ -13,7 +13,7 @@ from models import checkpoint_of
 
 from speechft_merge.checkpoints import DType
 from speechft_merge.errors import MismatchError, UsageError
-from speechft_merge.output.files import lay_out_safetensors
+from speechft_merge.output.shards import lay_out_safetensors
 from speechft_merge.plan.operations import Copy, Interpolate
 from speechft_merge.plan.plan import Action, Plan, PlannedTensor, make_plan
 from speechft_merge.recipe.recipe import Recipe

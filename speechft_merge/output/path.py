@@ -23,7 +23,7 @@ def default_name(finetuned: str, recipe: Recipe) -> str:
     return f"{stem or 'model'}-merged-{'layerwise' if recipe.layer_alpha else format(recipe.alpha, 'g')}"
 
 
-def require_place(output: str | Path, references: Iterable[str]) -> Path:
+def require_path(output: str | Path, references: Iterable[str]) -> Path:
     """Return the path to write to, links resolved.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from speechft_merge.errors import OutputError, UsageError, WriteError
-from speechft_merge.output.place import default_name, require_place, require_space
+from speechft_merge.output.path import default_name, require_path, require_space
 from speechft_merge.recipe import Recipe
 from speechft_merge.recipe.rules import parse_rule
 
@@ -63,10 +63,10 @@ def test_a_file_system_that_does_not_tell_its_space_is_no_obstacle(
 def test_an_output_may_stand_beside_the_inputs_and_in_the_folder_of_an_input_file(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base/model.safetensors").touch()
-    require_place(tmp_path / "base-merged", [str(tmp_path / "base")])
-    require_place(tmp_path / "base/merged", [str(tmp_path / "base/model.safetensors")])
+    require_path(tmp_path / "base-merged", [str(tmp_path / "base")])
+    require_path(tmp_path / "base/merged", [str(tmp_path / "base/model.safetensors")])
     with pytest.raises(UsageError, match="overlap"):
-        require_place(tmp_path / "base", [str(tmp_path / "base/model.safetensors")])
+        require_path(tmp_path / "base", [str(tmp_path / "base/model.safetensors")])
 
 
 @pytest.mark.parametrize("name", ["merged.safetensors", "merged.pt", "base", "base/x/y", ".", "..", "below/.."])
@@ -76,20 +76,20 @@ def test_an_output_that_would_mix_with_something_else_is_refused(
     (tmp_path / "here/base").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(UsageError):
-        require_place(name, ["base", "org/finetuned"])
+        require_path(name, ["base", "org/finetuned"])
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "nul\0", "loop/out"])
 def test_a_name_that_no_file_can_have_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OutputError, match="cannot be the name of an output"):
-        require_place(tmp_path / name, [])
+        require_path(tmp_path / name, [])
 
 
 def test_the_place_is_where_links_lead_to(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to("disk")
-    assert require_place(tmp_path / "link/out", []) == (tmp_path / "disk/out").resolve()
+    assert require_path(tmp_path / "link/out", []) == (tmp_path / "disk/out").resolve()
 
 
 @pytest.mark.parametrize(
