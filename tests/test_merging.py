@@ -175,10 +175,10 @@ def count_openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         opened.append(reference)
         return open_checkpoint(reference, *args)
 
-    def noted(self: LocalFile, path: Path, *args: Any) -> None:
+    def noted(self: LocalFile, path: Path, *args: Any, **named: Any) -> None:
         if path.suffix == ".safetensors":
             opened.append(str(path))
-        initialise(self, path, *args)
+        initialise(self, path, *args, **named)
 
     monkeypatch.setattr(merging, "open_checkpoint", counted)
     monkeypatch.setattr(LocalFile, "__init__", noted)
