@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from speechft_merge.checkpoints.companions import CONFIG, FEATURE_EXTRACTOR, read_companion_json
 from speechft_merge.errors import CheckpointError
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     Shapes = Mapping[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
+class ModelConfig(NamedTuple):
     """Family and configuration of the encoder in a checkpoint."""
 
     config: dict[str, Any] | None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from speechft_merge.layouts.structure import blocks_of, locate
 
@@ -28,8 +27,7 @@ _HINTS = ("hubert", "wavlm", "wav2vec2", "wav2vec", "decoar2", "data2vec")
 """What a lab's name for a model may contain: fairseq's `_name` or `arch`, S3PRL's upstream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(NamedTuple):
     """Family and size of an encoder."""
 
     model_type: str | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from speechft_merge.layouts import fairseq, torchaudio
 from speechft_merge.layouts.prefixes import encoder_prefix
@@ -37,8 +37,7 @@ class Layout(Protocol):
 LAYOUTS: tuple[Layout, ...] = (fairseq, torchaudio)
 
 
-@dataclass(frozen=True, slots=True)
-class TensorName:
+class TensorName(NamedTuple):
     """What one tensor of a checkpoint is."""
 
     canonical: str

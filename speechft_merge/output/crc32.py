@@ -10,9 +10,8 @@ from __future__ import annotations
 import struct
 import zlib
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from speechft_merge.checkpoints.torch_zip import locate_records, open_archive
 
@@ -27,8 +26,7 @@ _POLYNOMIAL = 0xEDB88320
 _ONE = 1 << 31  # bits run from x^0 at the top to x^31
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A stored record, and where the archive keeps its CRC-32."""
 
     offset: int

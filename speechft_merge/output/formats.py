@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from speechft_merge.checkpoints import labs
 from speechft_merge.checkpoints.companions import (
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from speechft_merge.recipe.recipe import Recipe
 
 
-@dataclass(frozen=True, slots=True)
-class OutputForm:
+class OutputForm(NamedTuple):
     """What an output consists of, before anything is written."""
 
     plan: Plan

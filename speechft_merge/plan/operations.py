@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.dtypes import DType
     from speechft_merge.checkpoints.index import TensorSpan
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """The elements of one span as they are, rounded if the output has another dtype."""
 
     span: TensorSpan
@@ -22,8 +20,7 @@ class Copy:
         return (self.span,)
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """One fine-tune's share of an interpolation."""
 
     span: TensorSpan
@@ -33,8 +30,7 @@ class Term:
     """The fine-tune, by its position in the call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interpolate:
+class Interpolate(NamedTuple):
     """base + alpha * sum of weight * (term - base)."""
 
     base: TensorSpan
@@ -50,8 +46,7 @@ class Interpolate:
 Operation = Copy | Interpolate
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A byte range of an output file and the operation that makes it."""
 
     offset: int

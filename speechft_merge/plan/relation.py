@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from speechft_merge.errors import MismatchError
 from speechft_merge.plan.operations import Interpolate
@@ -28,8 +27,7 @@ LEAST_ELEMENTS = 512
 """Matrices smaller than this say too little."""
 
 
-@dataclass(frozen=True, slots=True)
-class Relation:
+class Relation(NamedTuple):
     """Cosine between base and fine-tune, per sampled tensor."""
 
     cosines: dict[str, float]

@@ -7,7 +7,7 @@ window of bytes ahead, neighbours in the file are joined into runs: few requests
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 WINDOW = 126 << 20
 """Wanted bytes that are planned together: four runs less the gaps in them. Bounds the memory of a file's runs where
@@ -18,8 +18,7 @@ MAX_GAP = 64 << 10
 """Unwanted bytes between neighbours that are fetched along to save a request."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """Bytes `start` to `stop` of a file."""
 
     start: int
