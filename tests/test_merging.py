@@ -186,7 +186,7 @@ def count_openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def never(*_: object, **__: object) -> None:
-    raise AssertionError("this was done already")
+    pytest.fail("this was done already")  # no Exception: a merge that fails looks whether an equal one was faster
 
 
 @pytest.fixture

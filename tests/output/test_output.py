@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from speechft_merge.checkpoints import DType, TensorSpan
 from speechft_merge.errors import OutputError, WriteError
 from speechft_merge.executor.drift import Drift
 from speechft_merge.output.files import OutputFile, OutputFiles
-from speechft_merge.output.output import Output
+from speechft_merge.output.output import Output, require_replaceable
 from speechft_merge.output.staging import Staging
 from speechft_merge.plan.operations import Interpolate, Segment, Term
 
@@ -500,3 +501,58 @@ def test_a_directory_that_appears_during_the_merge_is_not_lost(
         merge(pair.args[0], pair.args[1], "out", progress=appear)
     assert names_in(tmp_path) == {"out"}
     assert Path("out/thesis.tex").read_text() == "years of work"
+
+
+def test_an_equal_merge_that_finishes_just_before_this_one_begins_is_found(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = merge(*pair.args, tmp_path / "elsewhere", options=UNSYNCED).manifest
+
+    def be_faster(path: Path, overwrite: bool) -> None:
+        (tmp_path / "elsewhere").rename(path)
+        require_replaceable(path, overwrite)
+
+    monkeypatch.setattr("speechft_merge.output.output.require_replaceable", be_faster)
+    assert Output(tmp_path / "out", made.merge_id).begin(ONE_FILE) == made
+
+
+def test_a_commit_that_another_process_came_before_is_tried_again(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at what stands there and the rename: another merge's output, which may be replaced."""
+    merge(*pair.args, tmp_path / "elsewhere", options=UNSYNCED)
+    commit = Staging.commit
+
+    def be_faster(staging: Staging) -> None:
+        monkeypatch.setattr(Staging, "commit", commit)
+        (tmp_path / "elsewhere").rename(tmp_path / "out")
+        raise OutputError("Directory not empty")
+
+    monkeypatch.setattr(Staging, "commit", be_faster)
+    with Output(tmp_path / "out", IDENTITY, overwrite=True) as output:
+        output.begin(ONE_FILE)
+        output.put({"config.json": b"{}"})
+        assert output.commit() is None
+    assert names_in(tmp_path) == {"out"}
+    assert names_in(tmp_path / "out") == {"config.json"}
+
+
+def test_however_often_a_commit_fails_the_earlier_output_stays(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Snapshot
+) -> None:
+    merge(*pair.args, tmp_path / "out", options=UNSYNCED)
+    before, rename, tries = snapshot(tmp_path), Path.rename, []
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name == "data":
+            tries.append(target)
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with Output(tmp_path / "out", IDENTITY, overwrite=True) as output:
+        output.begin(ONE_FILE)
+        with pytest.raises(OutputError, match="Permission denied"):
+            output.commit()
+    assert len(tries) > 1
+    assert snapshot(tmp_path) == before

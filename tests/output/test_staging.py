@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from descriptors import nothing_stays_open
 from safetensors.numpy import save
 
 from speechft_merge import MergeOptions
 from speechft_merge.errors import OutputError
 from speechft_merge.merging import merge
 from speechft_merge.output.files import OutputFile, OutputFiles
-from speechft_merge.output.staging import JOURNAL, LOCK, FinishedFile, Staging, sweep
+from speechft_merge.output.staging import JOURNAL, LOCK, REPLACED, FinishedFile, Staging, sweep
 from speechft_merge.output.writer import FileWriter
 from speechft_merge.record.manifest import OutputEntry
 
@@ -237,10 +238,19 @@ def test_a_new_folder_that_another_process_sweeps_up_before_it_is_locked_is_made
 
     monkeypatch.setattr(fcntl, "flock", lose)
     staging = Staging(tmp_path / "out", DIGEST)
+    sweep(tmp_path / "out", DIGEST)
     write_whole(staging)
     staging.commit()
     assert names_in(tmp_path) == {"out"}
     assert names_in(tmp_path / "out") == {FILE.name}
+
+
+def test_to_try_the_lock_of_a_living_run_leaves_no_file_open(tmp_path: Path) -> None:
+    living = Staging(tmp_path / "out", DIGEST)
+    with nothing_stays_open():
+        sweep(tmp_path / "out", DIGEST)
+    assert living.path.exists()
+    living.discard()
 
 
 def test_a_process_that_lives_holds_its_lock(tmp_path: Path) -> None:
@@ -463,3 +473,25 @@ def test_when_a_replacement_fails_halfway_the_earlier_output_is_there_again(
         merge(pair.args[0], pair.args[1], "out", alpha=0.5, options=MergeOptions(overwrite=True))
     assert failed
     assert snapshot(tmp_path) == before
+
+
+@pytest.fixture
+def replacing(tmp_path: Path) -> Staging:
+    """A run with a finished file that has moved an output aside, and not yet put its own there."""
+    staging = Staging(tmp_path / "out", DIGEST)
+    staging.record(write_whole(staging))
+    (staging.path / REPLACED).mkdir()
+    (staging.path / REPLACED / "config.json").write_text("{}")
+    return staging
+
+
+def test_what_was_moved_aside_is_put_back_by_a_run_that_gives_up(replacing: Staging) -> None:
+    assert replacing.abandon()
+    assert names_in(replacing.output) == {"config.json"}
+
+
+def test_what_was_moved_aside_is_put_back_by_whoever_sweeps_up(replacing: Staging, tmp_path: Path) -> None:
+    killed(replacing)
+    sweep(tmp_path / "out", DIGEST)
+    assert names_in(tmp_path) == {"out"}
+    assert names_in(tmp_path / "out") == {"config.json"}
