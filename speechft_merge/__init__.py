@@ -2,7 +2,7 @@
 
     from speechft_merge import Recipe, merge
     result = merge("hubert-base-ls960", "hubert-asr", "merged", alpha=0.25)
-    result.manifest["layers"]
+    result.manifest.layers
 
 Names are imported when they are first used: `speechft-merge --version` must not wait for numpy.
 """
@@ -12,37 +12,39 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from speechft_merge.version import __version__
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint as Checkpoint
     from speechft_merge.checkpoints import open_checkpoint as open_checkpoint
     from speechft_merge.errors import SpeechFTMergeError as SpeechFTMergeError
+    from speechft_merge.merging import Merge as Merge
+    from speechft_merge.merging import MergeOptions as MergeOptions
     from speechft_merge.merging import MergeResult as MergeResult
-    from speechft_merge.merging import Prepared as Prepared
+    from speechft_merge.merging import compare as compare
     from speechft_merge.merging import merge as merge
-    from speechft_merge.merging import prepare as prepare
-    from speechft_merge.plan import Plan as Plan
-    from speechft_merge.recipe import Recipe as Recipe
-    from speechft_merge.recipe import read_recipe as read_recipe
-    from speechft_merge.similarity.comparison import compare as compare
+    from speechft_merge.merging import open_merge as open_merge
+    from speechft_merge.plan.plan import Plan as Plan
+    from speechft_merge.recipe.recipe import Recipe as Recipe
+    from speechft_merge.recipe.recipe import read_recipe as read_recipe
     from speechft_merge.similarity.report import Report as Report
     from speechft_merge.similarity.request import ProbeRequest as ProbeRequest
 
 _HOMES = {
     "Checkpoint": "checkpoints",
+    "Merge": "merging",
+    "MergeOptions": "merging",
     "MergeResult": "merging",
-    "Plan": "plan",
-    "Prepared": "merging",
+    "Plan": "plan.plan",
     "ProbeRequest": "similarity.request",
-    "Recipe": "recipe",
+    "Recipe": "recipe.recipe",
     "Report": "similarity.report",
     "SpeechFTMergeError": "errors",
-    "compare": "similarity.comparison",
+    "compare": "merging",
     "merge": "merging",
     "open_checkpoint": "checkpoints",
-    "prepare": "merging",
-    "read_recipe": "recipe",
+    "open_merge": "merging",
+    "read_recipe": "recipe.recipe",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -6,11 +6,11 @@ import sys
 def main() -> None:
     """Run the command line and exit."""
     if sys.argv[1:] == ["--version"]:  # answered before anything is imported
-        from speechft_merge import __version__
+        from speechft_merge.version import __version__
 
         print(f"speechft-merge {__version__}")
         return
-    from speechft_merge.cli.running import run
+    from speechft_merge.cli.entry import run
 
     run()
 

@@ -1,244 +1,336 @@
-"""The merge from end to end: open, decide, check, write, commit. The library's main verbs."""
+"""Runs a merge from end to end: opens, decides, writes, records, commits. Holds the library's main verbs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from speechft_merge import card, manifest
 from speechft_merge.checkpoints import open_checkpoint
-from speechft_merge.companions import companions_of, parse_config
-from speechft_merge.errors import MismatchError, UsageError
-from speechft_merge.evidence import Relation, measure_relation
-from speechft_merge.formats import write_form
-from speechft_merge.outline import INDEX
-from speechft_merge.plan import LEAST_COVERAGE, make_plan
+from speechft_merge.errors import SpeechFTMergeError, UsageError
+from speechft_merge.executor.workers import Workers, choose_workers
+from speechft_merge.output.formats import decide_form, parse_config
+from speechft_merge.output.output import Output
+from speechft_merge.output.path import require_path
+from speechft_merge.output.shards import INDEX
+from speechft_merge.plan.plan import Plan, make_plan
+from speechft_merge.plan.relation import Relation, measure_relation, require_related
 from speechft_merge.recipe import Recipe
-from speechft_merge.staging import Staging, require_place, require_space
-from speechft_merge.stream import Drift, Placed, choose_workers, execute
+from speechft_merge.record import card, manifest
+from speechft_merge.record.identity import identify
+from speechft_merge.record.manifest import Manifest, Written, describe_input, make_manifest
+from speechft_merge.sources.reference import HubReference, list_references, parse_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from speechft_merge.checkpoints import Checkpoint
-    from speechft_merge.outline import Outline, OutputFile
-    from speechft_merge.plan import Plan
-    from speechft_merge.stream import Progress, Workers
+    from speechft_merge.executor.drift import Drift
+    from speechft_merge.executor.executor import Progress
+    from speechft_merge.output.files import OutputFiles
+    from speechft_merge.push import PushTarget
+    from speechft_merge.similarity.report import Report
+    from speechft_merge.similarity.request import ProbeRequest
+    from speechft_merge.sources.reference import Reference
 
 
-@dataclass(slots=True)
-class Prepared:
-    """Everything decided and checked, nothing written."""
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """How a merge is done; the recipe says what is mixed."""
 
-    base: Checkpoint
-    finetuned: list[Checkpoint]
-    plan: Plan
-    outline: Outline
-    companions: dict[str, bytes]
-    relations: list[Relation]
-    """Of each fine-tune to the base."""
-    workers: Workers
-    warnings: list[str] = field(default_factory=list)
+    overwrite: bool = False
+    """Replace an output that already exists."""
+    allow_unrelated: bool = False
+    """Merge even if the models seem unrelated, or if the fine-tune covers little of the base."""
+    download: bool = False
+    """Download models from the Hub to huggingface_hub's cache first, instead of reading ranges."""
+    workers: int | None = None
+    """Threads that work at once; None to choose."""
+    fsync: bool = True
+    """Wait until the output is on the disk."""
+    max_shard_size: int | None = None
+    """Most bytes of a weights file; None for a single file."""
+    command: tuple[str, ...] = ()
+    """The command line, for the manifest and the model card."""
 
-    def close(self) -> None:
-        """Close the inputs."""
-        for checkpoint in (self.base, *self.finetuned):
-            checkpoint.close()
+    def __post_init__(self) -> None:
+        if self.max_shard_size is not None and self.max_shard_size < 1:
+            raise UsageError(f"a weights file of at most {self.max_shard_size} bytes holds nothing")
 
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """What a merge left behind."""
+    """What a merge wrote and measured."""
 
     output: Path
-    manifest: dict[str, Any]
-    plan: Plan
-    drifts: dict[str, Drift]
-    """By output name, of every tensor that was mixed; empty if the merge was done already."""
+    manifest: Manifest
+    drifts: Mapping[str, Drift]
+    """Output name -> drift of each interpolated tensor; empty if the merge was already done."""
     already_done: bool = False
     warnings: tuple[str, ...] = ()
 
 
-def prepare(
-    base: str, finetuned: Sequence[str], recipe: Recipe | None = None, *, max_shard_size: int | None = None,
-    force: bool = False, workers: int | None = None, download: bool = False,
-) -> Prepared:  # fmt: skip
-    """Open the models, decide on every tensor, and check that the models belong together.
+@dataclass(frozen=True)
+class Merge:
+    """Open models and everything that was decided about them; see `open_merge`. A context manager."""
+
+    base: Checkpoint
+    finetuned: tuple[Checkpoint, ...]
+    plan: Plan
+    """What becomes of each tensor, under the names of the output."""
+    files: OutputFiles
+    """The weight files of the output, to the byte."""
+    companions: dict[str, bytes]
+    """Name -> content of the small files beside the weights."""
+    relations: tuple[Relation, ...]
+    """How close each fine-tune is to the base, measured on a sample of the weights."""
+    workers: Workers
+    """The number of threads, and the reason for it."""
+    warnings: tuple[str, ...]
+    """Evidence against merging these models."""
+    options: MergeOptions
+    _resources: ExitStack
+
+    def __enter__(self) -> Merge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the models."""
+        self._resources.close()
+
+    @property
+    def models(self) -> tuple[Checkpoint, ...]:
+        """Base and fine-tunes."""
+        return self.base, *self.finetuned
+
+    def write(self, output: str | Path, progress: Progress | None = None) -> MergeResult:
+        """Write the merged model's directory, whole or not at all.
+
+        Args:
+            output: the directory.
+            progress: called from time to time with the bytes done and the total.
+
+        Raises:
+            OutputError, WriteError: the output already exists, or cannot be written.
+            MismatchError: an input holds numbers that are not finite, or a result does not fit its type.
+        """
+        path = require_path(output, [model.reference for model in self.models])
+        inputs = [describe_input(model) for model in self.models]
+        prints = [entry.fingerprint for entry in inputs]
+        identity = identify(self.plan.recipe, prints, self.files.digest, self.companions)
+        with Output(path, identity, overwrite=self.options.overwrite, fsync=self.options.fsync) as target:
+            earlier = target.begin(self.files)
+            if earlier is None:
+                written = self._write_files(target, progress)
+                made = make_manifest(self.plan, identity, inputs, written, self.options.command)
+                target.put({manifest.NAME: made.encode()})
+                earlier = target.commit()
+                if earlier is None:
+                    return MergeResult(path, made, written.drifts, False, self._warnings_after(written.drifts))
+            return MergeResult(path, earlier, {}, True, self.warnings)
+
+    def _write_files(self, output: Output, progress: Progress | None) -> Written:
+        """Write weights, companions and card; return what the manifest records of them."""
+        weights = output.write_weights(self.files, self.workers.count, progress)
+        drifts = {name: drift for found in weights for name, drift in found.drifts.items()}
+        companions = self.companions | ({} if self.files.index is None else {INDEX: self.files.index})
+        config, first = parse_config(self.companions), self.files.files[0].name
+        made = card.make_card(self.plan, self.base, self.finetuned, drifts, config, self.options.command, first)
+        output.put({**companions, card.NAME: made})
+        return Written(tuple(found.entry for found in weights), companions, drifts)
+
+    def _warnings_after(self, drifts: Mapping[str, Drift]) -> tuple[str, ...]:
+        if not drifts or any(drift.changed for drift in drifts.values()):
+            return self.warnings
+        told = "the fine-tune does not differ from the base anywhere: was its encoder frozen? The merge is the base"
+        return (*self.warnings, told)
+
+    def compare(
+        self, request: ProbeRequest | None = None, result: MergeResult | None = None, progress: Progress | None = None
+    ) -> Report:
+        """Compare the features of base, fine-tune and merge on a probe, layer by layer.
+
+        Args:
+            request: the probe, the estimator, the device.
+            result: what `write` returned: its output is compared and gets the report; None to merge in memory.
+            progress: called with the clips done and the total.
+
+        Raises:
+            NotFoundError, CheckpointError: a model or the probe cannot be read, or not run.
+            MismatchError: the models give features that are not finite.
+            UsageError: a package is missing.
+        """
+        from speechft_merge.similarity.beside_output import put_beside
+        from speechft_merge.similarity.comparison import compare_models
+        from speechft_merge.similarity.models import ComparedModels
+
+        if result is None:
+            return compare_models(ComparedModels(self.base, self.finetuned, self.plan), request, progress)
+        with open_checkpoint(str(result.output)) as merged:
+            measured = None if result.already_done else result.drifts
+            models = ComparedModels(self.base, self.finetuned, self.plan, merged, measured)
+            report = compare_models(models, request, progress)
+        names = {"base": _pinned(self.base), "finetuned": _pinned(self.finetuned[0])}
+        return put_beside(result.output, replace(report, models=report.models | names))
+
+    def push(self, result: MergeResult, target: PushTarget, message: str | None = None, *, keep: bool = True) -> str:
+        """Commit the output of `write` to the Hub; return the URL of the commit, or of the pull request.
+
+        Args:
+            result: what `write` returned.
+            target: what `push.prepare_push` returned; call that before the merge begins.
+            message: first line of the commit.
+            keep: whether the local output stays; one that existed before always does.
+
+        Raises:
+            HubError, TemporaryError: refused, or the Hub failed; the output stays, and a note says how to push it.
+        """
+        from speechft_merge.push import push, push_command
+
+        try:
+            url = push(result.output, target, message)
+        except SpeechFTMergeError as error:
+            here = Path.cwd()
+            path = result.output.relative_to(here) if result.output.is_relative_to(here) else result.output
+            error.add_note(f"the merged model is in {path}; push it with: {push_command(path, target, message)}")
+            raise
+        if not keep and not result.already_done:
+            shutil.rmtree(result.output, ignore_errors=True)
+        return url
+
+
+def open_merge(
+    base: Reference,
+    finetuned: Reference | Sequence[Reference],
+    recipe: Recipe | None = None,
+    options: MergeOptions | None = None,
+) -> Merge:
+    """Open the models, decide on every tensor, and check that the models belong together; nothing is written.
 
     Args:
         base: the pre-trained model: a directory, a file, or `org/name[@revision][:path]` on the Hub.
-        finetuned: one or more fine-tunes of it.
-        recipe: alphas and the like; the default is Speech-FT's alpha of 0.25 for everything.
-        max_shard_size: bytes of a weights file; None for a single one.
-        force: merge even if the evidence says that the models are not related, or if the fine-tune covers little.
-        workers: threads; None to choose.
-        download: fetch what lies on the Hub into huggingface_hub's cache first.
+        finetuned: a fine-tune of it, or several.
+        recipe: what is mixed; by default everything with Speech-FT's alpha of 0.25.
+        options: how the work is done.
 
     Raises:
         NotFoundError, CheckpointError: see `checkpoints.open_checkpoint`.
         MismatchError, UsageError: see `plan.make_plan`; or the models are not related.
         HubError, TemporaryError: see `sources.hub_errors`.
+
+    Example:
+        >>> from speechft_merge import open_merge
+        >>> with open_merge("examples/pair/base", "examples/pair/finetuned") as merge:
+        ...     merge.plan.counts["interpolated"]
+        115
     """
-    if not finetuned:
-        raise UsageError("a fine-tuned model is missing; give the base first, then one or more fine-tunes of it")
-    opened = [open_checkpoint(reference, download) for reference in (base, *finetuned)]
-    plan = make_plan(opened[0], opened[1:], recipe or Recipe())
-    warnings: list[str] = []
-    relations = [measure_relation(plan, which) for which in range(len(finetuned))]
-    for checkpoint, relation, coverage in zip(opened[1:], relations, plan.coverages, strict=True):
-        _require_related(opened[0], checkpoint, coverage, relation, force, warnings)
-    written = write_form(plan, opened[1] if plan.recipe.keep_head else opened[0], max_shard_size)
-    companions = companions_of(written.plan, opened[0], opened[1:], written.companions)
-    return Prepared(
-        opened[0], opened[1:], written.plan, written.outline, companions, relations,
-        choose_workers(written.outline.size, workers, plan.converts), warnings,
-    )  # fmt: skip
+    options = options or MergeOptions()
+    with ExitStack() as stack:
+        models = _open_models(stack, base, finetuned, options)
+        plan = make_plan(models[0], models[1:], recipe or Recipe())
+        relations = tuple(measure_relation(plan, which) for which in range(len(models) - 1))
+        warnings = require_related(models, plan, relations, options.allow_unrelated)
+        form = decide_form(plan, models[0], models[1], options.max_shard_size)
+        return Merge(
+            base=models[0],
+            finetuned=tuple(models[1:]),
+            plan=form.plan,
+            files=form.files,
+            companions=form.companions,
+            relations=relations,
+            workers=choose_workers(form.files.size, options.workers, plan.converts),
+            warnings=warnings,
+            options=options,
+            _resources=stack.pop_all(),
+        )
+
+
+def _open_models(
+    stack: ExitStack, base: Reference, finetuned: Reference | Sequence[Reference], options: MergeOptions
+) -> list[Checkpoint]:
+    references = list_references(base, finetuned)
+    if len(references) < 2:
+        raise UsageError("a fine-tuned model is missing", hint="give the base first, then one or more fine-tunes of it")
+    return [stack.enter_context(open_checkpoint(reference, options.download)) for reference in references]
 
 
 def merge(
-    base: str, finetuned: str | Sequence[str], output: str | Path, recipe: Recipe | None = None, *,
-    alpha: float | None = None, max_shard_size: int | None = None, force: bool = False, workers: int | None = None,
-    download: bool = False, durable: bool = True, progress: Progress | None = None, command: Sequence[str] = (),
+    base: Reference, finetuned: Reference | Sequence[Reference], output: str | Path, recipe: Recipe | None = None, *,
+    alpha: float | None = None, options: MergeOptions | None = None, progress: Progress | None = None,
 ) -> MergeResult:  # fmt: skip
-    """Merge models into a model directory; see `prepare` for the arguments not told here.
+    """Merge models into a model directory; see `open_merge` and `Merge.write` for arguments and errors.
 
     Args:
         base: the pre-trained model.
         finetuned: a fine-tune of it, or several.
         output: the directory to make.
-        recipe: alphas and the like.
-        alpha: short for a recipe that has nothing but this.
-        max_shard_size: bytes of a weights file.
-        force: also replace an output that is there.
-        workers: threads.
-        download: fetch first, merge then.
-        durable: wait until the output is on the disk (fsync).
-        progress: called now and then with bytes done and bytes in all.
-        command: the command line, for the manifest.
+        recipe: what is mixed.
+        alpha: short for `Recipe(alpha=alpha)`.
+        options: how the work is done.
+        progress: called from time to time with the bytes done and the total.
 
-    Raises:
-        OutputError, WriteError: the output is there already, or cannot be written.
+    Example:
+        >>> from speechft_merge import merge
+        >>> from tempfile import mkdtemp
+        >>> output = mkdtemp() + "/merged"
+        >>> merge("examples/pair/base", "examples/pair/finetuned", output, alpha=0.4).manifest.counts["interpolated"]
+        115
     """
     if alpha is not None:
         if recipe is not None:
-            raise UsageError("give alpha or a recipe, not both")
+            raise UsageError("both alpha and a recipe are given", hint="give one of them")
         recipe = Recipe(alpha=alpha)
-    finetuned = [finetuned] if isinstance(finetuned, str) else list(finetuned)
-    output = require_place(output, (base, *finetuned))
-    prepared = prepare(
-        base, finetuned, recipe, max_shard_size=max_shard_size, force=force, workers=workers, download=download
-    )
-    try:
-        return write(prepared, output, force=force, durable=durable, progress=progress, command=command)
-    finally:
-        prepared.close()
+    require_path(output, list_references(base, finetuned))
+    with open_merge(base, finetuned, recipe, options) as opened:
+        return opened.write(output, progress)
 
 
-def write(
-    prepared: Prepared, output: Path, *, force: bool = False, durable: bool = True, progress: Progress | None = None,
-    command: Sequence[str] = (),
-) -> MergeResult:  # fmt: skip
-    """Carry out what was prepared; see `merge`."""
-    plan, outline = prepared.plan, prepared.outline
-    inputs = [manifest.describe_input(checkpoint) for checkpoint in (prepared.base, *prepared.finetuned)]
-    merge_id = manifest.identify(plan, outline, inputs, prepared.companions)
-    if manifest.proves(output, merge_id):
-        return _already_done(prepared, output)
-    manifest.require_replaceable(output, force)
-    staging = Staging(output, merge_id, durable)
-    try:
-        require_space(output, sum(file.size for file in outline.files if file.name not in staging.finished))
-        entries, drifts = _write_weights(prepared, staging, progress)
-        company = _write_company(prepared, staging, drifts, command)
-        document = manifest.make_manifest(plan, merge_id, inputs, entries, drifts, company, command)
-        staging.put(manifest.NAME, manifest.encode(document))
-        staging.commit(lambda: manifest.require_replaceable(output, force))
-    except BaseException as error:
-        if isinstance(error, Exception) and manifest.proves(output, merge_id):  # another run was faster
-            staging.yield_to()
-            return _already_done(prepared, output)
-        if staging.abandon():
-            error.add_note("finished shards are kept; the same command goes on from there")
-        raise
-    if drifts and not any(drift.changed for drift in drifts.values()):
-        prepared.warnings.append(
-            "the fine-tune does not differ from the base anywhere: was its encoder frozen? The merge is the base"
-        )
-    return MergeResult(output, document, plan, drifts, False, tuple(prepared.warnings))
+def compare(
+    base: Reference, finetuned: Reference | Sequence[Reference], merged: Reference | None = None,
+    request: ProbeRequest | None = None, *, recipe: Recipe | None = None, options: MergeOptions | None = None,
+    progress: Progress | None = None,
+) -> Report:  # fmt: skip
+    """Compare the features of a base, a fine-tune and their merge on a probe, layer by layer. Nothing is written.
+
+    Args:
+        base: the pre-trained model, see `open_merge`.
+        finetuned: the fine-tune; of several, the first is compared, and all are merged.
+        merged: a merged model; None to interpolate in memory by `recipe`.
+        request: the probe, the estimator, the device.
+        recipe: what is mixed in memory.
+        options: only `download` matters.
+        progress: called with the clips done and the total.
+
+    Raises:
+        NotFoundError, CheckpointError, HubError, TemporaryError: a model or the probe cannot be read, or not run.
+        MismatchError: the models do not fit each other, or give features that are not finite.
+        UsageError: the recipe does not fit, or a package is missing.
+
+    Example:
+        >>> from speechft_merge import ProbeRequest, compare
+        >>> report = compare("examples/pair/base", "examples/pair/finetuned", request=ProbeRequest(seconds=10))
+        >>> [layer.key.label for layer in report.layers]
+        ['input', '0', '1', '2', '3', '4', '5']
+    """
+    from speechft_merge.similarity.comparison import compare_models
+    from speechft_merge.similarity.models import ComparedModels
+
+    options = options or MergeOptions()
+    with ExitStack() as stack:
+        models = _open_models(stack, base, finetuned, options)
+        plan = make_plan(models[0], models[1:], recipe or Recipe())
+        made = None if merged is None else stack.enter_context(open_checkpoint(merged, options.download))
+        return compare_models(ComparedModels(models[0], models[1:], plan, made), request, progress)
 
 
-def _write_weights(
-    prepared: Prepared, staging: Staging, progress: Progress | None
-) -> tuple[list[dict[str, Any]], dict[str, Drift]]:
-    """Every weight file that is not there from an earlier run; their manifest entries, and what was measured."""
-    entries: list[dict[str, Any]] = []
-    drifts: dict[str, Drift] = {}
-    done = 0
-    for planned in prepared.outline.files:
-        entry = staging.finished[planned.name] if staging.is_finished(planned) else None
-        if entry is None:
-            entry = _write_file(planned, prepared, staging, _shifted(progress, done, prepared.outline.size))
-            if prepared.outline.index is not None:
-                staging.record(entry)
-        drifts |= {name: Drift(*sums) for name, sums in entry["drifts"].items()}
-        entries.append({key: entry[key] for key in ("file", "size", "checksum")})
-        done += planned.size
-    return entries, drifts
-
-
-def _write_file(planned: OutputFile, prepared: Prepared, staging: Staging, progress: Progress | None) -> dict[str, Any]:
-    """One weight file; its entry in the journal."""
-    writer = staging.open(planned)
-    try:
-        placed = [Placed(tensor, writer, offset) for tensor, offset in planned.tensors]
-        drifts = execute(placed, prepared.workers.count, progress)
-        return writer.finish() | {"drifts": {name: (d.base, d.delta, d.changed) for name, d in drifts.items()}}
-    finally:
-        writer.abandon()
-
-
-def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:
-    """Progress of one file as progress of all."""
-    return (lambda now, _: progress(done + now, total)) if progress is not None else None
-
-
-def _write_company(
-    prepared: Prepared, staging: Staging, drifts: dict[str, Drift], command: Sequence[str]
-) -> dict[str, bytes]:
-    """The small files; returns those that the manifest vouches for."""
-    company = dict(prepared.companions)
-    if prepared.outline.index is not None:
-        company[INDEX] = prepared.outline.index
-    for name, content in company.items():
-        staging.put(name, content)
-    config = parse_config(prepared.companions)
-    weights = prepared.outline.files[0].name
-    made = card.make_card(prepared.plan, prepared.base, prepared.finetuned, drifts, config, command, weights)
-    staging.put(card.NAME, made)
-    return company
-
-
-def _require_related(
-    base: Checkpoint, finetuned: Checkpoint, coverage: float, relation: Relation, force: bool, warnings: list[str]
-) -> None:
-    problems = []
-    if coverage < LEAST_COVERAGE:
-        problems.append(f"{finetuned.reference} has only {coverage:.0%} of the parameters of {base.reference}")
-    if relation.unrelated:
-        problems.append(
-            f"{finetuned.reference} is not a fine-tune of {base.reference}: the cosine between their weights is "
-            f"{relation.median:.3f} (median of {len(relation.cosines)} sampled tensors; a fine-tune has 0.7 or more)"
-        )
-    if problems and not force:
-        raise MismatchError(
-            "; ".join(problems) + ". Check that the base is the one that was fine-tuned; --force merges all the same"
-        )
-    warnings += [f"{problem}; merged all the same (--force)" for problem in problems]
-
-
-def _already_done(prepared: Prepared, output: Path) -> MergeResult:
-    import json
-
-    document = json.loads((output / manifest.NAME).read_text())
-    return MergeResult(output, document, prepared.plan, {}, True, tuple(prepared.warnings))
+def _pinned(checkpoint: Checkpoint) -> str:
+    """Return the reference of a checkpoint, on the Hub with the commit that was opened: a branch may move."""
+    found = parse_reference(checkpoint.reference) if checkpoint.hub is not None else None
+    if checkpoint.hub is None or not isinstance(found, HubReference):
+        return checkpoint.reference
+    return str(replace(found, revision=checkpoint.hub.commit))

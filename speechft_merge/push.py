@@ -1,4 +1,4 @@
-"""Puts a merged model on the Hub: rights first, then one commit with every file."""
+"""Pushes a merged model to the Hub: checks the rights first, then makes one commit of every file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import NotFoundError
-from speechft_merge.manifest import FIGURE, SIMILARITY
-from speechft_merge.manifest import NAME as MANIFEST
+from speechft_merge.record.manifest import FIGURE, SIMILARITY
+from speechft_merge.record.manifest import NAME as MANIFEST
 from speechft_merge.sources.hub_errors import HubError, hub_errors
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _WEIGHTS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class PushTarget:
-    """A repository that may be written to, and the commit that it had when this was found out."""
+    """A repository that the token may write to, and its commit when that was checked."""
 
     repo: str
     branch: str | None
@@ -32,15 +32,15 @@ class PushTarget:
     create_pr: bool
     parent: str
     files: frozenset[str]
-    """What the repository holds at that commit."""
+    """Files in the repository at that commit."""
 
 
 def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, branch: str | None = None) -> PushTarget:
-    """Find out, before any work is done, that the push can succeed; makes the repository if there is none.
+    """Check before any work that the push can succeed; create the repository if it does not exist.
 
     Raises:
         HubError: no token, a wrong one, or one that may not write there.
-        NotFoundError: a pull request to a repository that is not there.
+        NotFoundError: a pull request to a repository that does not exist.
         TemporaryError: the Hub cannot be reached, or limits the rate.
     """
     from huggingface_hub import HfApi, constants
@@ -48,17 +48,19 @@ def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, b
 
     if constants.HF_HUB_OFFLINE:
         raise HubError(
-            f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo}; push later, where there is a network"
+            f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo}", hint="push where there is a network"
         )
     api = HfApi()
     with hub_errors(repo):
         try:
             account = api.whoami()
         except LocalTokenNotFoundError:
-            raise HubError("pushing needs a token; run 'hf auth login', or set HF_TOKEN") from None
+            raise HubError("pushing needs a token", hint="run 'hf auth login', or set HF_TOKEN") from None
         role = account.get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
-            raise HubError(f"your token may only read, so nothing can be pushed to {repo}; make one with write role")
+            raise HubError(
+                f"your token is read-only, so nothing can be pushed to {repo}", hint="use a token with write role"
+            )
         if not create_pr:
             _require_namespace(repo, account)
             repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
@@ -67,26 +69,26 @@ def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, b
         info = api.model_info(repo, revision=branch, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     if private and info.private is False:
         raise HubError(
-            f"{repo} is there already and is public, and --private holds for a new repository; make it private on the "
-            "Hub first, choose another name, or leave --private out"
+            f"{repo} already exists and is public, and --private applies to a new one only",
+            hint="make it private on the Hub first, choose another name, or leave --private out",
         )
     files = frozenset(sibling.rfilename for sibling in info.siblings or ())
     return PushTarget(repo, branch, private, create_pr, str(info.sha), files)
 
 
 def _require_namespace(repo: str, account: Mapping[str, Any]) -> None:
-    """Of a repository that is there, the client takes "exists" for an answer and the right to write for granted."""
+    """Raise HubError if the token is of another namespace: the client checks no rights to a repository that exists."""
     namespace, slash, _ = repo.partition("/")
     own = [account.get("name"), *(organisation.get("name") for organisation in account.get("orgs") or ())]
     if slash and namespace not in own:
         raise HubError(
-            f"your token is {own[0]}'s and may not write to {repo} (nothing was pushed); push to one of "
-            f"{', '.join(f'{name}/...' for name in own)}, or use --create-pr"
+            f"your token is {own[0]}'s and may not write to {repo} (nothing was pushed)",
+            hint=f"push to one of {', '.join(f'{name}/...' for name in own)}, or pass --create-pr",
         )
 
 
 def push_command(folder: Path | str, target: PushTarget, message: str | None) -> str:
-    """The command line that pushes a merged model to the same place."""
+    """Return the command line that pushes a merged model to the same repository."""
     words = ["speechft-merge", "push", str(folder), target.repo]
     words += [flag for flag, given in (("--private", target.private), ("--create-pr", target.create_pr)) if given]
     words += ["--branch", target.branch] if target.branch else []
@@ -105,7 +107,7 @@ def require_merged(folder: Path) -> None:
 
 
 def push(folder: Path, target: PushTarget, message: str | None = None) -> str:
-    """Commit every file of a merged model; returns the URL of the commit, or of the pull request.
+    """Commit every file of a merged model; return the URL of the commit, or of the pull request.
 
     Raises:
         NotFoundError: the folder is not the output of a merge.
@@ -138,6 +140,6 @@ def push(folder: Path, target: PushTarget, message: str | None = None) -> str:
             )
         except HfHubHTTPError:  # some are ValueErrors as well
             raise
-        except ValueError as error:  # the Hub's view of the card's front matter
+        except ValueError as error:  # the Hub rejects the card's front matter
             raise HubError(f"{target.repo}: {str(error).strip()}") from error
     return commit.pr_url or commit.commit_url

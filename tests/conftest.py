@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,8 @@ Weights = dict[str, NDArray[Any]]
 Run = Callable[..., "Ran"]
 Start = Callable[..., "subprocess.Popen[str]"]
 Snapshot = Callable[[Path], dict[str, str]]
+SavedPair = tuple[str, str]
+SavePair = Callable[..., SavedPair]
 
 # the same examples in every run; on a busy machine time says nothing; and no example minds that of the one before a
 # file is left in the test's folder
@@ -137,6 +140,14 @@ def pair(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]
 
 
 @pytest.fixture
+def copied(pair: Pair, tmp_path: Path) -> list[str]:
+    """The usual pair where a test may change it."""
+    for folder in (pair.base, pair.finetuned):
+        shutil.copytree(folder, tmp_path / folder.name)
+    return ["base", "finetuned"]
+
+
+@pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Run the command in `tmp_path`, inside of this process: a tenth of the time that a process of its own takes."""
 
@@ -206,6 +217,34 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def snapshot() -> Snapshot:
     """Every path below a folder, with a checksum of its content: equal snapshots, nothing happened."""
     return snapshot_of
+
+
+@pytest.fixture(scope="session")
+def save_pair(tmp_path_factory: pytest.TempPathFactory) -> SavePair:
+    """A base and a fine-tune with random weights, saved by transformers; each made once."""
+    from models import build, fine_tune
+
+    made: dict[str, SavedPair] = {}
+
+    def save(family: str, kind: str = "Model", base_kind: str = "Model", **config: Any) -> SavedPair:
+        key = repr((family, kind, base_kind, sorted(config.items())))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("models")
+            base = build(family, base_kind, **config)
+            base.save_pretrained(folder / "base")
+            fine_tune(base, family, kind, **config).save_pretrained(folder / "finetuned")
+            made[key] = str(folder / "base"), str(folder / "finetuned")
+        return made[key]
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def few_clips() -> tuple[Path, ...]:
+    """Of the built-in probe: enough for a figure, and quick."""
+    from speechft_merge.similarity.probe import BUILT_IN
+
+    return tuple(sorted(BUILT_IN.glob("*.flac"))[:5])
 
 
 def snapshot_of(folder: Path) -> dict[str, str]:

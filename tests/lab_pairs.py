@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lab_models import BASE, Lab, LabModel, build_lab, shaken
-from models import model_class
+from models import model_class, shapes_of
 
 from speechft_merge.layouts.naming import read_naming
 
@@ -60,9 +60,9 @@ def is_head(name: str) -> bool:
 def loaded_twin(lab: Lab, model: LabModel) -> Any:
     """transformers' model with the lab's weights, each under the name that the table gives it; none may be missing."""
     weights = model.state_dict()
-    naming = read_naming(weights)
+    naming = read_naming(shapes_of(weights))
     other = twin(lab)
-    other.load_state_dict({modern(naming.names[n]): t for n, t in weights.items() if not is_head(n)}, strict=True)
+    other.load_state_dict({modern(naming.full[n]): t for n, t in weights.items() if not is_head(n)}, strict=True)
     return other
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from speechft_merge.checkpoints import Checkpoint, DType, TensorSpan
+from speechft_merge.sources import ByteSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,10 +124,9 @@ def save_bin(weights: Mapping[str, torch.Tensor], config: Any, folder: Path, *, 
     return folder
 
 
-class Memory:
-    """A `ByteSource` over bytes."""
+class Memory(ByteSource):
+    """Bytes as a file."""
 
-    identity = None
     seeks_cheaply = True
 
     def __init__(self, data: bytes, name: str = "memory") -> None:
@@ -141,8 +141,6 @@ class Memory:
     def read(self, offset: int, length: int) -> bytes:
         assert 0 <= offset <= offset + length <= self.size
         return self.data[offset : offset + length]
-
-    def close(self) -> None: ...
 
 
 def to_bytes(tensor: torch.Tensor) -> bytes:

@@ -7,17 +7,17 @@ import sys
 import time
 
 from speechft_merge.__main__ import main
-from speechft_merge.staging import OutputWriter
+from speechft_merge.output.writer import FileWriter
 
 seconds = float(sys.argv.pop(1))
-write = OutputWriter.write
+write = FileWriter.write
 
 
-def write_slowly(self: OutputWriter, offset: int, data: memoryview) -> None:
+def write_slowly(self: FileWriter, offset: int, data: memoryview) -> None:
     write(self, offset, data)
     time.sleep(seconds)
 
 
 if __name__ == "__main__":
-    OutputWriter.write = write_slowly  # type: ignore[method-assign]
+    FileWriter.write = write_slowly  # type: ignore[method-assign]
     main()

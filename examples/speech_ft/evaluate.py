@@ -98,5 +98,5 @@ def control(work: Path, finetuned: Path, tasks: Tasks, journal: Journal) -> None
     for alpha in ("0.25", "0.5"):
         out = work / "merged" / f"unrelated-{alpha}"
         refused = merge(finetuned, work / "unrelated", out, "--alpha", alpha)
-        model = load(must_merge(finetuned, work / "unrelated", out, "--alpha", alpha, "--force"))
+        model = load(must_merge(finetuned, work / "unrelated", out, "--alpha", alpha, "--allow-unrelated"))
         journal.add(recipe="unrelated", alpha=alpha, refused=refused, **tasks.measure(model))

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from examples.sources.recordings import random_crops
 from examples.speech_ft.encoder import WINDOW, Hearing, load, save
 from examples.speech_ft.tasks import speakers
-from speechft_merge.stable import Schedule, StableFineTuning
+from speechft_merge.stage1 import Schedule, StableFineTuning
 
 RECIPES = ("ordinary", "stable")
 

@@ -1,4 +1,4 @@
-"""What the bytes are: container formats to one index of byte ranges, hostile files read safely."""
+"""Opens checkpoints: reads any container, hostile files included, into one index of byte ranges."""
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import Checkpoint, TensorSpan

@@ -1,4 +1,4 @@
-"""Element types, under the names safetensors gives them."""
+"""Defines the element types, under safetensors' names."""
 
 from __future__ import annotations
 

@@ -1,15 +1,20 @@
-"""A tensor is a byte range: what opening a checkpoint yields, without a weight being read."""
+"""Defines the index of a checkpoint: every tensor is a byte range, and no weight is read."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from speechft_merge.layouts.naming import Naming, read_naming
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from speechft_merge.checkpoints.dtypes import DType
     from speechft_merge.checkpoints.labs import Origin
-    from speechft_merge.sources import ByteSource, Folder
+    from speechft_merge.sources import ByteSource, Folder, HubOrigin
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,41 +37,62 @@ class TensorSpan:
         return self.elements * self.dtype.itemsize
 
     @property
-    def place(self) -> tuple[int, int, int]:
+    def storage_key(self) -> tuple[int, int, int]:
         """Equal for tied tensors (one storage under two names) and for nothing else that is not empty."""
         return id(self.source), self.offset, self.nbytes
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The index of one model: every tensor's place, and what else the files hold."""
+    """The index of one model: where every tensor is, and what else the files hold. Closes its files on exit."""
 
     reference: str
     container: str
     """How it is stored: `safetensors`, `torch zip`, `torch legacy`; `sharded ...` when in several files."""
-    tensors: dict[str, TensorSpan]
-    sources: list[ByteSource]
-    metadata: dict[str, str] = field(default_factory=dict)
-    """safetensors' own `__metadata__`."""
-    unreadable: dict[str, str] = field(default_factory=dict)
-    """Tensors that are no plain byte range, each with the reason: sparse, quantized, ..."""
-    state_path: str = ""
-    """Where in a pickled file the state dict was found; empty when it is the whole file."""
-    others: dict[str, str] = field(default_factory=dict)
-    """What else a pickled file holds, each described in a few words."""
-    origin: Origin | None = None
-    """The lab whose file it is; None for any other."""
+    tensors: Mapping[str, TensorSpan]
+    sources: Sequence[ByteSource]
     file: str = ""
     """The file, or the index of shards, that was opened."""
     folder: Folder | None = None
-    """The model directory, for config.json and its like; None for a lone file that has no such company."""
+    """The model directory, for config.json and its like; None for a single file without these."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """safetensors' own `__metadata__`."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that are not a plain byte range, each with the reason: sparse, quantized, ..."""
+    state_path: str = ""
+    """Where in a pickled file the state dict was found; empty when it is the whole file."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """What else a pickled file holds, each described in a few words."""
+    origin: Origin | None = None
+    """The lab whose file it is; None for any other."""
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of each tensor."""
+        return {name: span.shape for name, span in self.tensors.items()}
+
+    @cached_property
+    def naming(self) -> Naming:
+        """What each tensor is, by the names and shapes."""
+        return read_naming(self.shapes)
 
     @property
     def parameters(self) -> int:
         """Elements of all tensors, tied ones counted once."""
-        return sum({span.place: span.elements for span in self.tensors.values()}.values())
+        return sum({span.storage_key: span.elements for span in self.tensors.values()}.values())
+
+    @property
+    def hub(self) -> HubOrigin | None:
+        """Where on the Hub it is; None for a local model."""
+        return self.folder.hub if self.folder is not None else None
 
     def close(self) -> None:
-        """Close every file."""
+        """Close every file; closing twice is allowed."""
         for source in self.sources:
             source.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,4 +1,4 @@
-"""Whose file a pickle is, told by its entries, and the configuration that the labs keep in it.
+"""Detects which lab's code wrote a pickled checkpoint, from its top-level keys, and reads its configuration.
 
 Sources: S3PRL's downstream/runner.py and upstream/*/convert.py, fairseq's checkpoint_utils.py, WavLM's WavLM.py,
 Lightning's checkpoint_connector.py.
@@ -19,7 +19,7 @@ WAVLM = "WavLM"
 LIGHTNING = "Lightning"
 
 MAX_VALUES = 20_000
-"""Values of a configuration that are looked at; fairseq's has some 400."""
+"""Most values of a configuration that are read; fairseq's has some 400."""
 MAX_DEPTH = 8
 
 Settings = dict[str, Any]
@@ -27,19 +27,19 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who wrote a file, and what is known of it for that."""
+    """The lab that wrote a file, where its state dict is, and its configuration."""
 
     lab: str
     path: tuple[str, ...]
-    """Where in the pickle the state dict stands."""
+    """Where in the pickle the state dict is."""
     model: Settings
     """The model's configuration as plain values; empty where the file has none."""
     task: Settings
-    """The task's: sample rate, and whether waveforms are normalised."""
+    """The task's configuration: sample rate, and whether waveforms are normalised."""
 
 
 def recognise(root: Any, name: str) -> Origin | None:
-    """The lab whose file this is; None for any other.
+    """Return the lab that wrote a file, and its configuration; None for any other.
 
     Raises:
         CheckpointError: an S3PRL fine-tune whose encoder was frozen, and so not saved.
@@ -49,8 +49,9 @@ def recognise(root: Any, name: str) -> Origin | None:
     if "Downstream" in root and root.keys() & {"Featurizer", "Args", "Config", "Optimizer"}:
         if not isinstance(root.get("Upstream"), dict) or not root["Upstream"]:
             raise CheckpointError(
-                f"{name} is an S3PRL checkpoint without 'Upstream': its encoder was frozen, and is the pre-trained "
-                "one still; there is nothing to merge (fine-tune with --upstream_trainable)"
+                f"{name} is an S3PRL checkpoint without 'Upstream': its encoder was frozen, so it is still the "
+                "pre-trained one and there is nothing to merge",
+                hint="fine-tune with --upstream_trainable",
             )
         return Origin(S3PRL_FINETUNE, ("Upstream",), _named(plain(root.get("Args")).get("upstream")), {})
     if "model_weight" in root and "model_cfg" in root:
@@ -70,7 +71,7 @@ def _named(upstream: object) -> Settings:
 
 
 def _of_fairseq(cfg: Settings) -> tuple[Settings, Settings]:
-    """The encoder's and the task's part. A fine-tune has the pre-trained model's whole configuration inside of its own.
+    """Return the encoder's and the task's part; a fine-tune's configuration contains the pre-trained model's.
 
     Before 2021 all of it was one argparse.Namespace, with the model's name under `arch`.
     """
@@ -85,9 +86,9 @@ def _of_fairseq(cfg: Settings) -> tuple[Settings, Settings]:
 
 
 def plain(value: Any) -> Settings:
-    """A configuration as plain values, whatever it was: a dictionary, argparse's Namespace, omegaconf's DictConfig.
+    """Return a configuration (dictionary, argparse's Namespace or omegaconf's DictConfig) as plain values.
 
-    What is no number, text, list or table is left out. Nothing of it is executed, and it may refer to itself.
+    Anything but numbers, strings, lists and tables is left out. Nothing is executed, and it may refer to itself.
     """
     found = _Plain().of(value, 0)
     return found if isinstance(found, dict) else {}
@@ -102,7 +103,7 @@ class _Plain:
         if self._left < 0 or depth > MAX_DEPTH:
             return None
         match value:
-            case "???" | Symbol():  # omegaconf's word for a value that is missing; a class
+            case "???" | Symbol():  # omegaconf's mark of a missing value; a class
                 return None
             case None | bool() | int() | float() | str():
                 return value
@@ -117,7 +118,7 @@ class _Plain:
         return None
 
     def _of_object(self, state: Settings, depth: int) -> Any:
-        """A namespace has its values in its state; an omegaconf node in one entry of it, its parent in another."""
+        """Return the values in an object's state: all of a namespace's, one entry of an omegaconf node's."""
         for content in ("_content", "_val"):
             if content in state:
                 return self.of(state[content], depth)

@@ -1,8 +1,10 @@
-"""From what the user named to an index: find the weights, tell the container by its bytes, read the index."""
+"""Opens a model by reference: finds the weights, detects the container by its bytes, reads the index."""
 
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
+from os import fspath
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints import torch_legacy, torch_zip
@@ -12,14 +14,15 @@ from speechft_merge.checkpoints.safetensors import read_safetensors
 from speechft_merge.checkpoints.shards import join_shards, read_weight_map, require_shards
 from speechft_merge.checkpoints.state_dict import find_state_dict, shorten
 from speechft_merge.checkpoints.torch_legacy import read_torch_legacy
-from speechft_merge.checkpoints.torch_tensors import TensorView, span_of
+from speechft_merge.checkpoints.torch_tensors import TensorView, TorchFile, span_of
 from speechft_merge.checkpoints.torch_zip import read_torch_zip
-from speechft_merge.errors import CheckpointError, NotFoundError
+from speechft_merge.errors import CheckpointError, NotFoundError, quote
 from speechft_merge.sources import LocalFolder
 from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, parse_reference
 
 if TYPE_CHECKING:
-    from speechft_merge.sources import ByteSource, Folder
+    from speechft_merge.sources import Folder
+    from speechft_merge.sources.reference import Reference
 
 USUAL_NAMES = (
     "model.safetensors",
@@ -38,33 +41,46 @@ _INDEX = re.compile(
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 
 
-def open_checkpoint(reference: str, download: bool = False) -> Checkpoint:
+def open_checkpoint(reference: Reference, download: bool = False) -> Checkpoint:
     """Index the model that `reference` names: a directory, a weights file or an index of shards, on disk or on the Hub.
+
+    All files are closed if this fails; otherwise close the checkpoint, or use it as a context manager.
 
     Args:
         reference: a path, or `org/name[@revision][:path/in/repo]`.
-        download: fetch what lies on the Hub into huggingface_hub's cache first, rather than read it by ranges.
+        download: download a model from the Hub to huggingface_hub's cache first, instead of reading ranges.
 
     Raises:
-        NotFoundError: nothing there, nothing that looks like weights, or several candidates.
+        NotFoundError: there is nothing, nothing that looks like weights, or several candidates.
         CheckpointError: the file is damaged, hostile, or of a kind that cannot be read.
+
+    Example:
+        >>> from speechft_merge import open_checkpoint
+        >>> with open_checkpoint("examples/pair/base") as checkpoint:
+        ...     checkpoint.container, len(checkpoint.tensors), checkpoint.naming.stacks
+        ('safetensors', 115, {'encoder': [0, 1, 2, 3, 4, 5]})
     """
+    reference = fspath(reference)
+    folder, file = _find_folder(reference, download)
+    with ExitStack() as files:
+        checkpoint = _open_in(folder, file or choose_weights(folder), reference, files)
+        _require_usable(checkpoint)
+        files.pop_all()  # from here on the checkpoint closes them
+        return checkpoint
+
+
+def _find_folder(reference: str, download: bool) -> tuple[Folder, str | None]:
+    """Return the folder that a reference leads to, and the file in it, if it names one."""
     found = parse_reference(reference)
-    folder: Folder
-    file: str | None
     if isinstance(found, HubReference):
         from speechft_merge.sources.hub import open_hub_folder
 
-        folder, file = open_hub_folder(found, download)
-    elif found.is_dir():
-        folder, file = LocalFolder(found), None
-    else:
-        folder, file = LocalFolder(found.parent), found.name
-    return _open_in(folder, file or choose_weights(folder), reference)
+        return open_hub_folder(found, download)
+    return (LocalFolder(found), None) if found.is_dir() else (LocalFolder(found.parent), found.name)
 
 
 def choose_weights(folder: Folder) -> str:
-    """The name of the one file in a model directory that holds, or indexes, its weights.
+    """Return the name of the one file in a model directory that holds, or indexes, its weights.
 
     Raises:
         NotFoundError: there is none, or more than one that is not under a usual name.
@@ -75,8 +91,8 @@ def choose_weights(folder: Folder) -> str:
             return usual
     if "adapter_model.safetensors" in names or "adapter_model.bin" in names:
         raise NotFoundError(
-            f"{folder.name} holds an adapter (PEFT), not a whole model; fold it into its base first "
-            "(merge_and_unload) and save the result"
+            f"{folder.name} holds an adapter (PEFT), not a whole model",
+            hint="merge it into its base first (merge_and_unload) and save the result",
         )
     indexes, loose = _candidates(names)
     candidates = indexes or loose
@@ -84,18 +100,19 @@ def choose_weights(folder: Folder) -> str:
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
         raise NotFoundError(
             f"{folder.name} holds no weights (expected {', '.join(USUAL_NAMES)}, or one "
-            f"{', '.join('*' + suffix for suffix in WEIGHT_SUFFIXES)}); it holds {listed}"
+            f"{', '.join('*' + suffix for suffix in WEIGHT_SUFFIXES)})",
+            found=listed,
         )
     if len(candidates) > 1:
         raise NotFoundError(
-            f"{folder.name} holds {len(candidates)} candidates for the weights: {', '.join(candidates[:8])}; "
-            "name one of them"
+            f"{folder.name} holds {len(candidates)} candidates for the weights: {', '.join(candidates[:8])}",
+            hint="name one of them",
         )
     return candidates[0]
 
 
 def other_weights(checkpoint: Checkpoint) -> list[str]:
-    """What beside the file that was opened could have been: another precision, another container."""
+    """Return the files that could have been opened instead: another precision, another container."""
     if checkpoint.folder is None:
         return []
     indexes, loose = _candidates(checkpoint.folder.names())
@@ -103,52 +120,37 @@ def other_weights(checkpoint: Checkpoint) -> list[str]:
 
 
 def _candidates(names: list[str]) -> tuple[list[str], list[str]]:
-    """Indexes of shards, and weights files."""
+    """Return the indexes of shards, and the weights files."""
     indexes = [name for name in names if _INDEX.search(name)]
     loose = [name for name in names if name.endswith(WEIGHT_SUFFIXES) and not name.startswith(NOT_WEIGHTS)]
     return indexes, loose
 
 
-def _open_in(folder: Folder, file: str, reference: str) -> Checkpoint:
-    if _INDEX.search(file):
-        checkpoint = _open_shards(folder, file, reference)
-    else:
-        checkpoint = _open_file(folder.open(file), reference)
-    if not checkpoint.tensors:
-        odd = (
-            f" (only ones that cannot be read, such as {next(iter(checkpoint.unreadable))!r})"
-            if checkpoint.unreadable
-            else ""
-        )
-        raise CheckpointError(f"{reference} holds no tensors{odd}")
-    for name in (*checkpoint.tensors, *checkpoint.unreadable):
-        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise CheckpointError(f"{reference}: the tensor name {name!r} is not valid text (half a surrogate pair)")
-    checkpoint.file, checkpoint.folder = file, folder
-    return checkpoint
+def _open_in(folder: Folder, file: str, reference: str, files: ExitStack) -> Checkpoint:
+    """Index a file, or all shards of an index; `files` is to close what is opened."""
+    if not _INDEX.search(file):
+        return _open_file(folder, file, reference, files)
+    with folder.open(file) as index:
+        weight_map = read_weight_map(index)
+    shards = [_open_file(folder, f, reference, files) for f in require_shards(index.name, weight_map, folder.names())]
+    return join_shards(file, index.name, weight_map, shards)
 
 
-def _open_shards(folder: Folder, index_name: str, reference: str) -> Checkpoint:
-    index = folder.open(index_name)
-    weight_map = read_weight_map(index)
-    files = require_shards(index.name, weight_map, folder.names())
-    return join_shards(index.name, weight_map, {file: _open_file(folder.open(file), reference) for file in files})
-
-
-def _open_file(source: ByteSource, reference: str) -> Checkpoint:
-    """Index one file; what it is, its first bytes say, not its name."""
+def _open_file(folder: Folder, file: str, reference: str, files: ExitStack) -> Checkpoint:
+    """Index one file; its first bytes say what it is, not its name."""
+    source = files.enter_context(folder.open(file))
     start = source.read(0, min(source.size, 512))
     if start.startswith(torch_zip.MAGIC):
-        return _from_pickle(read_torch_zip(source), "torch zip", reference)
+        return _from_pickle(read_torch_zip(source), reference, file, folder)
     if start[:1] == b"\x80" and torch_legacy.MAGIC in start[:32]:
-        return _from_pickle(read_torch_legacy(source), "torch legacy", reference)
+        return _from_pickle(read_torch_legacy(source), reference, file, folder)
     if start[8:9] == b"{":
         tensors, metadata = read_safetensors(source)
-        return Checkpoint(reference, "safetensors", tensors, [source], metadata)
-    raise CheckpointError(f"{source.name} {_what_it_is(start)}; expected safetensors or what torch.save writes")
+        return Checkpoint(reference, "safetensors", tensors, [source], file, folder, metadata)
+    raise CheckpointError(f"{source.name} {_describe(start)}; expected safetensors or what torch.save writes")
 
 
-def _from_pickle(opened: torch_zip.TorchZip | torch_legacy.TorchLegacy, container: str, reference: str) -> Checkpoint:
+def _from_pickle(opened: TorchFile, reference: str, file: str, folder: Folder) -> Checkpoint:
     origin = recognise(opened.root, opened.source.name)
     state = find_state_dict(opened.root, opened.source.name, origin.path if origin else None)
     tensors: dict[str, TensorSpan] = {}
@@ -157,13 +159,27 @@ def _from_pickle(opened: torch_zip.TorchZip | torch_legacy.TorchLegacy, containe
         if view not in spans:
             spans[view] = span_of(view, name, opened.source, *opened.locate(view.storage))
         tensors[name] = spans[view]
-    unreadable = {name: odd.reason for name, odd in state.odd.items()}
+    odd = {name: tensor.reason for name, tensor in state.odd.items()}
     path = ".".join(map(shorten, state.path)) or ("''" if state.path else "")
-    return Checkpoint(reference, container, tensors, [opened.source], {}, unreadable, path, state.others, origin)
+    sources = [opened.source]
+    return Checkpoint(reference, opened.container, tensors, sources, file, folder, {}, odd, path, state.others, origin)
 
 
-def _what_it_is(start: bytes) -> str:
-    """A guess at a file that is no checkpoint we read, from its first bytes."""
+def _require_usable(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError unless there are tensors, under names that are valid text."""
+    if not checkpoint.tensors:
+        odd = next(iter(checkpoint.unreadable), None)
+        why = "" if odd is None else f" (only ones that cannot be read, such as {quote(odd)})"
+        raise CheckpointError(f"{checkpoint.reference} holds no tensors{why}")
+    for name in (*checkpoint.tensors, *checkpoint.unreadable):
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise CheckpointError(
+                f"{checkpoint.reference}: the tensor name {quote(name)} is not valid text (half a surrogate pair)"
+            )
+
+
+def _describe(start: bytes) -> str:
+    """Describe, by its first bytes, a file that is not a checkpoint we can read."""
     kinds = (
         (not start, "is empty"),
         (start.startswith(b"version https://git-lfs"), "is a Git LFS pointer, not the file itself (git lfs pull)"),

@@ -3,7 +3,7 @@
 A pickle is a program for a stack machine. Python's own machine looks up any name the program asks for and calls it.
 This one knows no names: a class or function is a `Symbol`, a call is looked up in a table that the caller gives (the
 few constructors of tensors), and every other call or object becomes an `Inert` record of what was asked. So
-`argparse.Namespace`, omegaconf nodes and optimizer states are read for what they hold, and `os.system` is a word.
+`argparse.Namespace`, omegaconf nodes and optimizer states are read for what they hold, and `os.system` is a string.
 
 Opcodes: the Python library's `pickletools`, which also decodes their arguments.
 """
@@ -44,7 +44,7 @@ class Inert:
 
 
 def name_of(value: object) -> str:
-    """A short name for messages. Never a value's whole text: a small pickle can hold one that takes years to print."""
+    """Return a short name for messages, never a whole text: a small pickle can hold one that takes years to print."""
     return f"{value.module}.{value.name}"[:80] if isinstance(value, Symbol) else type(value).__name__
 
 
@@ -89,7 +89,7 @@ def read_pickle(
     constructors: Mapping[Symbol, Callable[..., object]],
     persistent: Callable[[object], object],
 ) -> Any:
-    """The object that one pickle describes; the stream stands after it.
+    """Read the object that one pickle describes; the stream is left after it.
 
     Args:
         stream: a file positioned at the pickle.
@@ -107,7 +107,7 @@ def read_pickle(
         return machine.pop()
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         if isinstance(error, CheckpointError):
-            raise error if str(error).startswith(name) else CheckpointError(f"{name}: {error}") from error
+            raise error if error.message.startswith(name) else error.within(name) from error
         raise CheckpointError(f"{name}: the pickle in it is malformed ({type(error).__name__}: {error})") from error
 
 
@@ -149,7 +149,7 @@ class _Machine:
     def _spend(self, steps: int) -> None:
         self._budget -= steps
         if self._budget < 0:
-            raise CheckpointError(f"{self._name}: its pickle takes more than {MAX_STEPS} steps; that is no checkpoint")
+            raise CheckpointError(f"{self._name}: its pickle takes more than {MAX_STEPS} steps: not a checkpoint")
 
     def _since_mark(self) -> list[Any]:
         for position in range(len(self._stack) - 1, -1, -1):
@@ -309,7 +309,7 @@ def _set_items(target: Any, values: list[Any]) -> None:
 
 
 def _hashable(key: object) -> object:
-    """The key if it is a plain one, else wrapped: hashing a deeply nested tuple would overflow the C stack, and large
+    """Return a key as it is if plain, else wrapped: hashing a deeply nested tuple would overflow the C stack, and large
     numbers can be chosen to collide."""
     number = isinstance(key, (int, float)) and abs(key) < 1 << 60
     plain = number or key is None or isinstance(key, (str, bytes, Inert))
@@ -317,7 +317,7 @@ def _hashable(key: object) -> object:
 
 
 def _is_modest(value: object) -> bool:
-    """Whether a number is one that a checkpoint can need; those with thousands of digits cannot even be printed."""
+    """Return whether a checkpoint may need this number; one with thousands of digits cannot even be printed."""
     return not isinstance(value, int) or value.bit_length() <= 128
 
 

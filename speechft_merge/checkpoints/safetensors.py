@@ -1,6 +1,6 @@
-"""The safetensors container: 8 bytes of header length, a JSON header, the tensors without gaps.
+"""Reads the safetensors container: 8 bytes of header length, a JSON header, the tensors without gaps.
 
-Format: https://huggingface.co/docs/safetensors. Parsed here, since the safetensors library tells no offsets; it is the
+Format: https://huggingface.co/docs/safetensors. Parsed here, since the safetensors library gives no offsets; it is the
 oracle of the tests.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
-from speechft_merge.errors import CheckpointError
+from speechft_merge.errors import CheckpointError, quote
 
 if TYPE_CHECKING:
     from speechft_merge.sources import ByteSource
@@ -32,7 +32,7 @@ def read_safetensors(source: ByteSource) -> tuple[dict[str, TensorSpan], dict[st
         The tensors in the order of their bytes, and the file's `__metadata__`.
 
     Raises:
-        CheckpointError: the header lies about the file in any way.
+        CheckpointError: the header does not describe the file.
     """
     header, start = _read_header(source)
     metadata = header.pop("__metadata__", None)
@@ -47,20 +47,21 @@ def read_safetensors(source: ByteSource) -> tuple[dict[str, TensorSpan], dict[st
         if begin != end:
             kind = "overlaps the tensor before it" if begin < end else "leaves a gap before it"
             raise CheckpointError(
-                f"{source.name}: {name!r} {kind} (bytes {begin} to {stop}, expected to start at {end})"
+                f"{source.name}: {quote(name)} {kind} (bytes {begin} to {stop}, expected to start at {end})"
             )
         tensors[name] = TensorSpan(source, start + begin, dtype, shape)
         end = stop
     if start + end != source.size:
         raise CheckpointError(
             f"{source.name} is {source.size} bytes long but its header describes {start + end}: "
-            f"{'cut short, copy or download it again' if source.size < start + end else 'bytes after the last tensor'}"
+            f"{'cut short' if source.size < start + end else 'bytes after the last tensor'}",
+            hint="copy or download it again" if source.size < start + end else None,
         )
     return tensors, metadata
 
 
 def _read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
-    """The parsed header and the offset at which the tensors start."""
+    """Read the header; return it with the offset at which the tensors start."""
     if source.size < 8:
         raise CheckpointError(f"{source.name} has {source.size} bytes: too short for a safetensors file")
     (length,) = struct.unpack("<Q", source.read(0, 8))
@@ -86,7 +87,7 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for name, value in pairs:
         if name in table:
-            raise ValueError(f"the name {name!r} occurs twice")
+            raise ValueError(f"the name {quote(name)} occurs twice")
         table[name] = value
     return table
 
@@ -99,29 +100,31 @@ def _is_string_table(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
 
 
-def _is_size(value: object) -> bool:
+def is_size(value: object) -> TypeGuard[int]:
+    """Return whether it is a whole number that a file can count to."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _parse_entry(source: ByteSource, name: str, entry: Any) -> tuple[str, int, int, DType, tuple[int, ...]]:
-    """Name, begin, end, dtype and shape of one header entry; begin and end count from the first tensor byte."""
-    where = f"{source.name}: tensor {name!r}"
+    """Parse name, begin, end, dtype and shape of a header entry; begin and end count from the first tensor byte."""
+    where = f"{source.name}: tensor {quote(name)}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise CheckpointError(f"{where} has no dtype, shape and data_offsets")
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DType.__members__:
         raise CheckpointError(
-            f"{where} has the unknown dtype {entry['dtype']!r}; known: {', '.join(DType.__members__)}"
+            f"{where} has the unknown dtype {quote(entry['dtype'])}",
+            hint=f"use one of {', '.join(DType.__members__)}",
         )
     dtype = DType[entry["dtype"]]
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_size, shape)):
-        raise CheckpointError(f"{where} has the shape {shape!r}, expected a list of sizes")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise CheckpointError(f"{where} has the data_offsets {offsets!r}, expected [begin, end]")
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(is_size, shape)):
+        raise CheckpointError(f"{where} has the shape {quote(shape)}, expected a list of sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):
+        raise CheckpointError(f"{where} has the data_offsets {quote(offsets)}, expected [begin, end]")
     begin, end = offsets
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise CheckpointError(
-            f"{where}: {dtype.name} of shape {shape} takes {math.prod(shape) * dtype.itemsize} bytes, "
+            f"{where}: {dtype.name} of shape {quote(shape)} takes {math.prod(shape) * dtype.itemsize} bytes, "
             f"its data_offsets {offsets} give {end - begin}"
         )
     return name, begin, end, dtype, tuple(shape)

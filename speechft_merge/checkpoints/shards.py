@@ -1,22 +1,23 @@
-"""A model in several files: the index that Hugging Face's libraries write beside them."""
+"""Joins a model in several files, by the index that Hugging Face's libraries write beside them."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import CheckpointError, NotFoundError
+from speechft_merge.errors import QUOTED, CheckpointError, NotFoundError, quote
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import Checkpoint
     from speechft_merge.sources import ByteSource
 
 MAX_INDEX = 64 << 20
-"""Bytes of an index file."""
+"""Most bytes of an index file."""
 
 
 def read_weight_map(source: ByteSource) -> dict[str, str]:
-    """Tensor name -> file name, as `*.index.json` has it.
+    """Read an index (`*.index.json`): tensor name -> file name.
 
     Raises:
         CheckpointError: not such an index, or a file name that leads out of the folder.
@@ -32,36 +33,41 @@ def read_weight_map(source: ByteSource) -> dict[str, str]:
         raise CheckpointError(f"{source.name} has no weight_map: not an index of shards")
     for file in weight_map.values():
         if not isinstance(file, str) or not file or "/" in file or "\\" in file or "\0" in file or file in (".", ".."):
-            raise CheckpointError(f"{source.name} names the file {file!r}; shards lie in the index's own folder")
+            raise CheckpointError(f"{source.name} names the file {quote(file)}; shards must be in the index's folder")
     return weight_map
 
 
-def join_shards(index_name: str, weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> Checkpoint:
-    """One checkpoint of many, after a check that index and shards tell the same.
+def join_shards(file: str, index_name: str, weight_map: dict[str, str], shards: list[Checkpoint]) -> Checkpoint:
+    """Make one checkpoint of many, after checking that index and shards agree.
 
     Raises:
         CheckpointError: the index names a tensor that its shard lacks, or two shards hold the same name.
     """
     owner: dict[str, str] = {}
-    for file, shard in shards.items():
+    for shard in shards:
         for name in (*shard.tensors, *shard.unreadable):
             if name in owner:
-                raise CheckpointError(f"{index_name}: tensor {name!r} lies in two shards, {owner[name]} and {file}")
-            owner[name] = file
-    for name, file in weight_map.items():
-        if owner.get(name) != file:
-            raise CheckpointError(f"{index_name} says that {name!r} lies in {file}, but that shard has no such tensor")
-    whole = next(iter(shards.values()))
-    for shard in list(shards.values())[1:]:
-        whole.tensors |= shard.tensors
-        whole.unreadable |= shard.unreadable
-        whole.sources += shard.sources
-    whole.container = f"sharded {whole.container} ({len(shards)} files)"
-    return whole
+                raise CheckpointError(
+                    f"{index_name}: tensor {quote(name)} lies in two shards, {owner[name]} and {shard.file}"
+                )
+            owner[name] = shard.file
+    for name, named in weight_map.items():
+        if owner.get(name) != named:
+            raise CheckpointError(
+                f"{index_name} says that {quote(name)} lies in {named}, but that shard has no such tensor"
+            )
+    return replace(
+        shards[0],
+        container=f"sharded {shards[0].container} ({len(shards)} files)",
+        tensors={name: span for shard in shards for name, span in shard.tensors.items()},
+        sources=[source for shard in shards for source in shard.sources],
+        unreadable={name: why for shard in shards for name, why in shard.unreadable.items()},
+        file=file,
+    )
 
 
 def require_shards(index_name: str, weight_map: dict[str, str], listed: list[str]) -> list[str]:
-    """The shard files in order of their names.
+    """Return the shard files in order of their names.
 
     Raises:
         NotFoundError: one that the index names is not in the folder.
@@ -69,5 +75,7 @@ def require_shards(index_name: str, weight_map: dict[str, str], listed: list[str
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if file not in listed]
     if missing:
-        raise NotFoundError(f"{index_name} names {len(files)} shards; missing: {', '.join(missing[:5])}")
+        raise NotFoundError(
+            f"{index_name} names {len(files)} shards; missing: {', '.join(name[:QUOTED] for name in missing[:5])}"
+        )
     return files

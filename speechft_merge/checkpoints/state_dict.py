@@ -1,4 +1,4 @@
-"""Which of a pickled file's dictionaries is the model, and what the others are."""
+"""Finds the model among a pickled file's dictionaries, and describes the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from speechft_merge.errors import CheckpointError
 MAX_KEY = 80
 """Characters of a key that are shown."""
 MAX_DEPTH = 6
-"""How deep a state dict may lie; Lightning and fairseq put it at depth 1."""
+"""How deep a state dict may be; Lightning and fairseq put it at depth 1."""
 
 _PREFERRED = ("state_dict", "model_state_dict", "model", "model_weight", "Upstream", "module", "net")
 """Keys under which training code keeps the model, the usual ones first; they decide where sizes do not."""
@@ -31,16 +31,16 @@ class StateDict:
     @property
     def parameters(self) -> int:
         """Elements of all its tensors."""
-        return sum(_elements(view) for view in self.tensors.values())
+        return sum(math.prod(view.shape) for view in self.tensors.values())
 
 
 def find_state_dict(root: Any, name: str, known: tuple[str, ...] | None = None) -> StateDict:
-    """The dictionary with the most parameters; among equals the one under the more usual key.
+    """Find the dictionary with the most parameters; on a tie, the one under the more usual key.
 
     Args:
         root: what the pickle holds.
         name: what to call the file in messages.
-        known: where it stands, if that is known; a head may have more parameters than the encoder.
+        known: where it is, if that is known; a head may have more parameters than the encoder.
 
     Raises:
         CheckpointError: there is none, or the file is a whole pickled module.
@@ -64,10 +64,6 @@ def find_state_dict(root: Any, name: str, known: tuple[str, ...] | None = None) 
     return StateDict(best.path, best.tensors, best.odd, _describe_others(root, best.path))
 
 
-def _elements(view: TensorView) -> int:
-    return math.prod(view.shape)
-
-
 def _rank(path: tuple[str, ...]) -> int:
     last = path[-1] if path else ""
     return _PREFERRED.index(last) if last in _PREFERRED else len(_PREFERRED)
@@ -86,14 +82,14 @@ def _explain(root: Any) -> str:
 
 
 def _describe_others(root: Any, chosen: tuple[str, ...]) -> dict[str, str]:
-    """What lies beside the state dict, along its path, each entry in a few words."""
+    """Describe each entry beside the state dict, along its path."""
     others: dict[str, str] = {}
     told: dict[int, str] = {}
     prefix, value = "", root
     for step in chosen:
         for key, item in value.items():
             if key != step:
-                if id(item) not in told:  # one value may stand under many names
+                if id(item) not in told:  # one value may have many names
                     told[id(item)] = describe(item)
                 others[prefix + shorten(key)] = told[id(item)]
         prefix, value = f"{prefix}{shorten(step)}.", value[step]
@@ -101,13 +97,13 @@ def _describe_others(root: Any, chosen: tuple[str, ...]) -> dict[str, str]:
 
 
 def shorten(key: Any) -> str:
-    """A key of a dictionary, cut where nobody reads on."""
+    """Return a key of a dictionary, cut to `MAX_KEY` characters."""
     text = key if isinstance(key, str) else describe(key)
     return text if len(text) <= MAX_KEY else text[:MAX_KEY] + "..."
 
 
 def describe(value: Any) -> str:
-    """A few words about a value of a pickle, never its text at length."""
+    """Describe a value of a pickle in a few words, never at length."""
     match value:
         case TensorView():
             return f"tensor {list(value.shape)}"

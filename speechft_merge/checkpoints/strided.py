@@ -1,4 +1,4 @@
-"""A tensor that is no contiguous range (transposed, sliced, expanded), offered as if it were one."""
+"""Reads a tensor that is not a contiguous range (transposed, sliced, expanded) as if it were one."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ import math
 import threading
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import CheckpointError
+from speechft_merge.errors import CheckpointError, quote
+from speechft_merge.sources import ByteSource
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.dtypes import DType
-    from speechft_merge.sources import ByteSource
 
 LIMIT = 64 << 20
-"""Bytes that such a tensor may span or take: it is gathered in memory, unlike every other."""
+"""Most bytes that such a tensor may span or take: unlike all others it is gathered in memory."""
 
 
-class StridedTensor:
+class StridedTensor(ByteSource):
     """A `ByteSource` of one tensor's elements in row-major order.
 
-    The elements are gathered at the first read and let go when the last of them was read.
+    The elements are gathered at the first read and freed after the last of them is read.
     """
-
-    identity = None
 
     def __init__(
         self, source: ByteSource, name: str, offset: int, extent: int, dtype: DType, shape: tuple[int, ...],
@@ -32,8 +30,9 @@ class StridedTensor:
         self.name = f"{source.name}: {name}"
         if max(extent, self.size) > LIMIT:
             raise CheckpointError(
-                f"{source.name}: tensor {name!r} is not contiguous (shape {list(shape)}, strides {list(strides)}) and "
-                f"larger than {LIMIT >> 20} MiB; load it with torch, call .contiguous() on it and save the file again"
+                f"{source.name}: tensor {quote(name)} is not contiguous (shape {quote(list(shape))}, strides "
+                f"{quote(list(strides))}) and larger than {LIMIT >> 20} MiB",
+                hint="load it with torch, call .contiguous() on it and save the file again",
             )
         self.seeks_cheaply = source.seeks_cheaply
         self._source, self._offset, self._extent = source, offset, extent
@@ -48,20 +47,14 @@ class StridedTensor:
             if self._gathered is None:
                 self._gathered, self._unread = self._gather(), self.size
             if offset + len(buffer) > self.size:
-                raise CheckpointError(f"{self.name}: bytes past the end of the tensor were asked for")
+                raise CheckpointError(f"{self.name}: bytes past the end of the tensor were requested")
             buffer[:] = self._gathered[offset : offset + len(buffer)]
             self._unread -= len(buffer)
             if self._unread <= 0:
                 self._gathered = None
 
-    def read(self, offset: int, length: int) -> bytes:
-        """`length` of the gathered bytes that start at `offset`."""
-        buffer = bytearray(length)
-        self.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
-
     def close(self) -> None:
-        """Let the gathered elements go; the file is closed by its owner."""
+        """Free the gathered elements; the file's owner closes it."""
         self._gathered = None
 
     def _gather(self) -> memoryview:

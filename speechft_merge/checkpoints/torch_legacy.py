@@ -1,4 +1,4 @@
-"""The container that torch.save wrote before torch 1.6: five pickles, then the storages one after another.
+"""Reads the container that torch.save wrote before torch 1.6: five pickles, then the storages one after another.
 
 Layout (torch/serialization.py, _legacy_save): magic number, protocol version, system information, the object, the list
 of storage keys; then for each key the element count as int64 and the raw elements.
@@ -7,11 +7,10 @@ of storage keys; then for each key the element count as int64 and the raw elemen
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.pickle_data import read_pickle
-from speechft_merge.checkpoints.torch_tensors import CONSTRUCTORS, Storage, storage_of
+from speechft_merge.checkpoints.torch_tensors import CONSTRUCTORS, Storage, TorchFile, storage_of
 from speechft_merge.errors import CheckpointError
 from speechft_merge.sources import SourceReader
 
@@ -24,31 +23,11 @@ MAGIC = b"\x8a\x0a" + MAGIC_NUMBER.to_bytes(10, "little") + b"."
 PROTOCOL_VERSION = 1001
 
 
-@dataclass(frozen=True, slots=True)
-class TorchLegacy:
-    """The object a legacy checkpoint holds, and where its storages lie."""
-
-    source: ByteSource
-    root: Any
-    records: dict[str, tuple[int, int]]
-    """Storage key -> (offset in the file, bytes held)."""
-
-    def locate(self, storage: Storage) -> tuple[int, int]:
-        """Offset and bytes held of a storage.
-
-        Raises:
-            CheckpointError: the file has no such storage.
-        """
-        if storage.key not in self.records:
-            raise CheckpointError(f"{self.source.name}: the storage {storage.key[:80]} is missing")
-        return self.records[storage.key]
-
-
-def read_torch_legacy(source: ByteSource) -> TorchLegacy:
+def read_torch_legacy(source: ByteSource) -> TorchFile:
     """Read the five pickles and the element counts; no storage is read.
 
     Raises:
-        CheckpointError: not such a file, big-endian, or cut short.
+        CheckpointError: it is not such a file, big-endian, or cut short.
     """
     storages: dict[str, Storage] = {}
 
@@ -63,7 +42,7 @@ def read_torch_legacy(source: ByteSource) -> TorchLegacy:
     if magic != MAGIC_NUMBER or version != PROTOCOL_VERSION:
         raise CheckpointError(f"{source.name} is not a checkpoint that torch.save wrote")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise CheckpointError(f"{source.name} was written on a big-endian machine; load and save it with torch")
+        raise CheckpointError(f"{source.name} was written on a big-endian machine", hint="load and save it with torch")
     if (
         not isinstance(keys, list)
         or not all(isinstance(key, str) for key in keys)
@@ -71,7 +50,9 @@ def read_torch_legacy(source: ByteSource) -> TorchLegacy:
         or not storages.keys() <= set(keys)
     ):
         raise CheckpointError(f"{source.name}: its list of storages does not match its tensors")
-    return TorchLegacy(source, root, _place_storages(source, stream.tell(), [storages.get(key) for key in keys]))
+    return TorchFile(
+        "torch legacy", source, root, _place_storages(source, stream.tell(), [storages.get(key) for key in keys])
+    )
 
 
 def _place_storages(source: ByteSource, offset: int, storages: list[Storage | None]) -> dict[str, tuple[int, int]]:
@@ -80,7 +61,7 @@ def _place_storages(source: ByteSource, offset: int, storages: list[Storage | No
         if storage is None or (storage.dtype is None and storage.type_name != "UntypedStorage"):
             kind = storage.type_name if storage else "a storage that no tensor uses"
             raise CheckpointError(
-                f"{source.name}: cannot tell the size of {kind}; load the file with torch and save it again"
+                f"{source.name}: cannot tell the size of {kind}", hint="load the file with torch and save it again"
             )
         if offset + 8 > source.size:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The tensors in a torch pickle: which calls build one, and the byte range that each stands for.
+"""Finds the tensors in a torch pickle: which calls build one, and the byte range of each.
 
 Source of the call signatures: torch/_utils.py and torch/storage.py of torch 0.4 to 2.13.
 """
@@ -13,9 +13,9 @@ from typing import Any
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
 from speechft_merge.checkpoints.pickle_data import Symbol, name_of
-from speechft_merge.checkpoints.safetensors import MAX_RANK
+from speechft_merge.checkpoints.safetensors import MAX_RANK, is_size
 from speechft_merge.checkpoints.strided import StridedTensor
-from speechft_merge.errors import CheckpointError
+from speechft_merge.errors import CheckpointError, quote
 from speechft_merge.sources import ByteSource
 
 _STORAGES = {
@@ -64,13 +64,37 @@ class TensorView:
 
 @dataclass(frozen=True, slots=True)
 class OddTensor:
-    """A tensor that is no strided view of known elements; the reason says why."""
+    """A tensor that is not a strided view of known elements, with the reason."""
 
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class TorchFile:
+    """The object that a file of torch.save's holds, and where its storages lie."""
+
+    container: str
+    source: ByteSource
+    root: Any
+    records: dict[str, tuple[int, int]]
+    """Record -> (offset in the file, bytes held)."""
+    folder: str = ""
+    """Prefix of a storage's key in the name of its record."""
+
+    def locate(self, storage: Storage) -> tuple[int, int]:
+        """Return offset and bytes held of a storage.
+
+        Raises:
+            CheckpointError: the file has no such record.
+        """
+        record = self.folder + storage.key
+        if record not in self.records:
+            raise CheckpointError(f"{self.source.name}: the record {record[:80]} is missing")
+        return self.records[record]
+
+
 def storage_of(persistent_id: object) -> object:
-    """The storage that a persistent id of torch names: ('storage', type, key, location, count, ...).
+    """Return the storage that a persistent id of torch names: ('storage', type, key, location, count, ...).
 
     Files before torch 1.6 also have ('module', class, source file, source): that is the class, its name and no more.
 
@@ -83,8 +107,8 @@ def storage_of(persistent_id: object) -> object:
         ):
             if rest and rest[0] is not None:
                 raise CheckpointError(
-                    "storages that are views of others (torch < 0.4) are not supported; "
-                    "load the file with an old torch and save it again"
+                    "storages that are views of others (torch < 0.4) are not supported",
+                    hint="load the file with an old torch and save it again",
                 )
             return Storage(key, _STORAGES.get(name), name, count)
         case ("module", Symbol() as cls, *_):
@@ -98,8 +122,10 @@ def _view(
     if not isinstance(storage, Storage):
         raise CheckpointError("a tensor's storage is missing in the pickle")
     sizes, steps = _sizes(shape), _sizes(strides)
-    if not _is_count(offset) or len(sizes) != len(steps):
-        raise CheckpointError(f"a tensor of shape {sizes} and strides {steps}: not a valid view of a storage")
+    if not is_size(offset) or len(sizes) != len(steps):
+        raise CheckpointError(
+            f"a tensor of shape {quote(sizes)} and strides {quote(steps)}: not a valid view of a storage"
+        )
     if dtype is None and storage.dtype is None:
         return OddTensor(f"elements of type {storage.type_name} are not supported")
     return TensorView(storage, dtype or storage.dtype, offset, sizes, steps)  # type: ignore[arg-type]
@@ -114,10 +140,9 @@ def _rebuild_v2(
     return _view(storage, offset, shape, strides)
 
 
-def _rebuild_v3(
-    storage: object, offset: object, shape: object, strides: object, _grad: object, _hooks: object, dtype: object,
-    metadata: object = None,
-) -> object:  # fmt: skip
+def _rebuild_v3(storage: object, offset: object, shape: object, strides: object, *rest: object) -> object:
+    """Rebuild a tensor from its arguments in a pickle: (..., requires_grad, hooks, dtype[, metadata])."""
+    _, _, dtype, metadata = rest if len(rest) == 4 else (*rest, None)
     if isinstance(metadata, dict) and any(metadata.values()):
         return OddTensor("a lazy view (conj or neg)")
     known = _TORCH_DTYPES.get(dtype) if isinstance(dtype, Symbol) else None
@@ -127,7 +152,7 @@ def _rebuild_v3(
 
 
 def _rebuild_typed(function: object, _type: object, arguments: object, _state: object) -> object:
-    """torch._tensor._rebuild_from_type_v2: a tensor with Python attributes, or of a subclass (mergekit issue 243)."""
+    """Rebuild as torch._tensor._rebuild_from_type_v2 does: with attributes, or of a subclass (mergekit issue 243)."""
     constructor = CONSTRUCTORS.get(function) if isinstance(function, Symbol) else None
     if constructor is None or constructor is _rebuild_typed or not isinstance(arguments, tuple):
         return OddTensor(f"it is rebuilt by {name_of(function)}")
@@ -163,11 +188,11 @@ CONSTRUCTORS: dict[Symbol, Callable[..., object]] = {
     Symbol("torch", "Size"): lambda sizes: _sizes(sizes),
     Symbol("collections", "OrderedDict"): _ordered_dict,
 }
-"""What a pickle may call: these functions of ours, by the names of torch's."""
+"""What a pickle may call: functions of ours, by the names of torch's."""
 
 
 def span_of(view: TensorView, name: str, source: ByteSource, start: int, held: int) -> TensorSpan:
-    """The byte range of a view into a storage of `held` bytes that starts at byte `start` of the file.
+    """Return the byte range of a view into a storage of `held` bytes that starts at byte `start` of the file.
 
     Raises:
         CheckpointError: the view reaches outside its storage, or is a large one that is not contiguous.
@@ -178,7 +203,7 @@ def span_of(view: TensorView, name: str, source: ByteSource, start: int, held: i
     last = view.offset + sum((size - 1) * step for size, step in zip(view.shape, view.strides, strict=True))
     if (last + 1) * itemsize > held:
         raise CheckpointError(
-            f"{source.name}: tensor {name!r} reaches past the end of its storage "
+            f"{source.name}: tensor {quote(name)} reaches past the end of its storage "
             f"(element {last} of {held // itemsize}): damaged or forged"
         )
     begin = start + view.offset * itemsize
@@ -198,11 +223,7 @@ def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
-
-
 def _sizes(value: object) -> tuple[int, ...]:
-    if not isinstance(value, (tuple, list)) or len(value) > MAX_RANK or not all(map(_is_count, value)):
-        raise CheckpointError(f"a {name_of(value)} is no shape or stride of a tensor")
+    if not isinstance(value, (tuple, list)) or len(value) > MAX_RANK or not all(map(is_size, value)):
+        raise CheckpointError(f"a {name_of(value)} is not a shape or stride of a tensor")
     return tuple(value)

@@ -1,19 +1,16 @@
-"""The container that torch.save writes since torch 1.6: a zip of a pickle and one stored record per storage."""
+"""Reads the container that torch.save writes since torch 1.6: a zip of a pickle and one stored record per storage."""
 
 from __future__ import annotations
 
-import bisect
-import hashlib
 import io
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.pickle_data import read_pickle
-from speechft_merge.checkpoints.torch_tensors import CONSTRUCTORS, Storage, storage_of
-from speechft_merge.errors import CheckpointError
+from speechft_merge.checkpoints.torch_tensors import CONSTRUCTORS, TorchFile, storage_of
+from speechft_merge.errors import CheckpointError, quote
 from speechft_merge.sources import SourceReader
 
 if TYPE_CHECKING:
@@ -21,101 +18,39 @@ if TYPE_CHECKING:
 
 MAGIC = b"PK\x03\x04"
 MAX_PICKLE = 64 << 20
-"""Bytes of data.pkl; that of HuBERT Base has 30 KB."""
+"""Most bytes of data.pkl; that of HuBERT Base has 30 KB."""
 
 ALIGNMENT = 64
 """Bytes; torch pads records to it."""
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # APPNOTE.TXT 4.3.7
-_DESCRIPTORS = {12: 0, 16: 4, 20: 0, 24: 4}
-"""Bytes of a data descriptor -> bytes in it before the CRC."""
 
 
-@dataclass(frozen=True, slots=True)
-class TorchZip:
-    """The object a zip checkpoint holds, and where its storages lie."""
-
-    source: ByteSource
-    root: Any
-    records: dict[str, tuple[int, int]]
-    """Storage key -> (offset in the file, bytes held)."""
-
-    def locate(self, storage: Storage) -> tuple[int, int]:
-        """Offset and bytes held of a storage.
-
-        Raises:
-            CheckpointError: the file has no such record.
-        """
-        if storage.key not in self.records:
-            raise CheckpointError(f"{self.source.name}: the record data/{storage.key[:80]} is missing")
-        return self.records[storage.key]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A stored record, and where the archive keeps the CRC-32 of it."""
-
-    offset: int
-    size: int
-    crc_places: tuple[int, ...]
-    """Offsets of 4 bytes each, little-endian."""
-
-    @property
-    def end(self) -> int:
-        """Offset behind its last byte."""
-        return self.offset + self.size
-
-
-@dataclass(frozen=True, slots=True)
-class Directory:
-    """What the archive tells of all its records, in its own order."""
-
-    records: list[Record]
-    digest: str
-    """sha256; it covers the names, sizes and CRCs of all records, and so their content."""
-
-
-def read_directory(source: ByteSource) -> Directory:
-    """The directory of a file that `read_torch_zip` has read."""
-    archive = _open_archive(source)
-    entries, directory = archive.infolist(), archive.start_dir
-    placed = _place_records(source, entries, directory)
-    starts = sorted([directory, *(entry.header_offset for entry in entries)])
-    content = source.read(directory, source.size - directory)
-    found, position = [], 0
-    for entry in entries:
-        name_length, extra_length, comment_length = struct.unpack_from("<3H", content, position + 28)
-        offset, size = placed[entry.filename.partition("/")[2]]
-        gap = starts[bisect.bisect_right(starts, entry.header_offset)] - (offset + size)
-        if entry.flag_bits & 8:  # then it stands in a descriptor behind the data, which may begin with a signature
-            inner = [offset + size + lead for length, lead in _DESCRIPTORS.items() if length == gap]
-        else:
-            inner = [entry.header_offset + 14]
-        found.append(Record(offset, size, (*inner, directory + position + 16)))
-        position += 46 + name_length + extra_length + comment_length
-    return Directory(found, hashlib.sha256(content).hexdigest())
-
-
-def read_torch_zip(source: ByteSource) -> TorchZip:
+def read_torch_zip(source: ByteSource) -> TorchFile:
     """Read the pickle and the list of records; no storage is read.
 
     Raises:
-        CheckpointError: not such a zip, big-endian, or records that are compressed or overlap.
+        CheckpointError: it is not such a zip, big-endian, or records that are compressed or overlap.
     """
-    archive = _open_archive(source)
+    archive = open_archive(source)
     entries, central_directory = archive.infolist(), archive.start_dir
     _require_checkpoint(source, [entry.filename.partition("/")[2] for entry in entries])
-    records = _place_records(source, entries, central_directory)
+    records = locate_records(source, entries, central_directory)
     if "byteorder" in records and source.read(*_checked(source, records, "byteorder", 16)) != b"little":
-        raise CheckpointError(f"{source.name} was written on a big-endian machine; load and save it with torch")
+        raise CheckpointError(f"{source.name} was written on a big-endian machine", hint="load and save it with torch")
     pickled = source.read(*_checked(source, records, "data.pkl", MAX_PICKLE))
     if zlib.crc32(pickled) != next(e.CRC for e in entries if e.filename.endswith("/data.pkl")):
-        raise CheckpointError(f"{source.name}: the checksum of its data.pkl is wrong; copy or download it again")
+        raise CheckpointError(f"{source.name}: the checksum of its data.pkl is wrong", hint="copy or download it again")
     root = read_pickle(io.BytesIO(pickled), source.name, CONSTRUCTORS, storage_of)
-    return TorchZip(source, root, {n.removeprefix("data/"): r for n, r in records.items() if n.startswith("data/")})
+    return TorchFile("torch zip", source, root, records, "data/")
 
 
-def _open_archive(source: ByteSource) -> zipfile.ZipFile:
+def open_archive(source: ByteSource) -> zipfile.ZipFile:
+    """Read the directory of a zip.
+
+    Raises:
+        CheckpointError: there is none that can be read.
+    """
     try:
         return zipfile.ZipFile(SourceReader(source))
     except (
@@ -129,11 +64,13 @@ def _open_archive(source: ByteSource) -> zipfile.ZipFile:
     ) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{source.name} is a damaged zip file ({error}); copy or download it again") from error
+        raise CheckpointError(
+            f"{source.name} is a damaged zip file ({error})", hint="copy or download it again"
+        ) from error
 
 
-def _place_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int) -> dict[str, tuple[int, int]]:
-    """Name without the archive's folder -> (offset, bytes), checked against local headers and neighbours."""
+def locate_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int) -> dict[str, tuple[int, int]]:
+    """Return name without the archive's folder -> (offset, bytes), checked against local headers and neighbours."""
     records: dict[str, tuple[int, int]] = {}
     previous_name, previous_end = "", 0
     entries = sorted(entries, key=lambda e: e.header_offset)
@@ -141,14 +78,15 @@ def _place_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int)
         name = entry.filename.partition("/")[2]
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise CheckpointError(
-                f"{source.name}: record {entry.filename!r} is compressed, which torch never does; unpack it and "
-                "pack it again without compression (zip -0)"
+                f"{source.name}: record {quote(entry.filename)} is compressed, which torch never does",
+                hint="unpack it and pack it again without compression (zip -0)",
             )
         if entry.flag_bits & 1:
-            raise CheckpointError(f"{source.name}: record {entry.filename!r} is encrypted")
+            raise CheckpointError(f"{source.name}: record {quote(entry.filename)} is encrypted")
         if entry.header_offset < previous_end:
             raise CheckpointError(
-                f"{source.name}: the records {previous_name!r} and {entry.filename!r} overlap: damaged or forged"
+                f"{source.name}: the records {quote(previous_name)} and {quote(entry.filename)} overlap: "
+                "damaged or forged"
             )
         offset = following - _descriptor_size(entry) - entry.file_size
         if source.seeks_cheaply or name == "data.pkl" or offset % ALIGNMENT:
@@ -156,18 +94,18 @@ def _place_records(source: ByteSource, entries: list[zipfile.ZipInfo], end: int)
         previous_name, previous_end = entry.filename, offset + entry.file_size
         if offset < entry.header_offset + _LOCAL_HEADER.size or previous_end > end:
             raise CheckpointError(
-                f"{source.name}: record {entry.filename!r} reaches past the end of the archive's data"
+                f"{source.name}: record {quote(entry.filename)} reaches past the end of the archive's data"
             )
         if name in records:
-            raise CheckpointError(f"{source.name}: two records are called {name!r}")
+            raise CheckpointError(f"{source.name}: two records are called {quote(name)}")
         records[name] = offset, entry.file_size
     return records
 
 
 def _descriptor_size(entry: zipfile.ZipInfo) -> int:
-    """Bytes between a record's data and the next record, as torch writes them: over a network, offsets are computed.
+    """Return the bytes between a record's data and the next record as torch writes them, to compute offsets.
 
-    Reading each record's local header would cost a request for each tensor.
+    Over a network, reading each record's local header would cost a request for each tensor.
     """
     if not entry.flag_bits & 8 or not entry.file_size:
         return 0
@@ -176,16 +114,16 @@ def _descriptor_size(entry: zipfile.ZipInfo) -> int:
 
 def _data_offset(source: ByteSource, entry: zipfile.ZipInfo) -> int:
     if not 0 <= entry.header_offset <= source.size - _LOCAL_HEADER.size:
-        raise CheckpointError(f"{source.name}: record {entry.filename!r} lies outside the file")
+        raise CheckpointError(f"{source.name}: record {quote(entry.filename)} lies outside the file")
     magic, *_, name_length, extra_length = _LOCAL_HEADER.unpack(source.read(entry.header_offset, _LOCAL_HEADER.size))
     if magic != MAGIC:
-        raise CheckpointError(f"{source.name}: no record begins where {entry.filename!r} should")
+        raise CheckpointError(f"{source.name}: no record begins where {quote(entry.filename)} should")
     return int(entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length)
 
 
 def _require_checkpoint(source: ByteSource, names: list[str]) -> None:
     if any(name.startswith("code/") for name in names) or "constants.pkl" in names:
-        raise CheckpointError(f"{source.name} is a TorchScript program; save the model's state_dict() instead")
+        raise CheckpointError(f"{source.name} is a TorchScript program", hint="save the model's state_dict() instead")
     if "data.pkl" not in names:
         kind = "a zip file, such as numpy's .npz or an archive of several files"
         raise CheckpointError(f"{source.name} is {kind}, not a checkpoint that torch.save wrote (no data.pkl in it)")

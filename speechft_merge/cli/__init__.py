@@ -1,1 +1,1 @@
-"""The command line: parses arguments, calls the library, prints and exits. Nothing else does any of these."""
+"""Parses arguments, calls the library, prints and exits; no other room does any of these."""

@@ -1,19 +1,22 @@
-"""The commands under one name, merge being the one that needs no word: `speechft-merge BASE FINETUNED`."""
+"""Joins the commands into one program; `merge` is the default: `speechft-merge BASE FINETUNED`."""
 
 from __future__ import annotations
 
 import difflib
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from speechft_merge import __version__
 from speechft_merge.cli.compare import compare
+from speechft_merge.cli.groups import GroupedHelp
 from speechft_merge.cli.inspect import inspect
 from speechft_merge.cli.merge import merge
 from speechft_merge.cli.push import push
+from speechft_merge.errors import UsageError
+from speechft_merge.version import __version__
 
 
 class MergeByDefault(TyperGroup):
@@ -21,18 +24,22 @@ class MergeByDefault(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put `merge` before arguments that begin with neither a command nor one of the group's own options."""
+        if not args and not ctx.resilient_parsing:
+            print(ctx.get_help(), file=sys.stderr)
+            ctx.exit(2)
         own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
         if args and args[0] not in own and args[0] not in self.commands:
-            self._guard_against_typo(ctx, args[0])
+            self._guard_against_typo(args[0])
             args = ["merge", *args]
         return super().parse_args(ctx, args)
 
-    def _guard_against_typo(self, ctx: Any, word: str) -> None:
-        """`inspct x` must not merge a model called inspct."""
+    def _guard_against_typo(self, word: str) -> None:
+        """Refuse `inspct x`, which must not merge a model called inspct."""
         close = difflib.get_close_matches(word, self.commands, cutoff=0.8)
         if close and "/" not in word and not Path(word).exists():
-            ctx.fail(
-                f"No such command {word!r}. Did you mean {close[0]!r}? (For a model of that name: merge {word} ...)"
+            raise UsageError(
+                f"no such command: {word!r}",
+                hint=f"did you mean {close[0]!r}? For a model of that name: speechft-merge merge {word} ...",
             )
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
@@ -47,7 +54,6 @@ class MergeByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=MergeByDefault,
-    no_args_is_help=True,
     rich_markup_mode=None,  # plain help and errors, in job logs too; and no import of rich
     pretty_exceptions_enable=False,
     subcommand_metavar="BASE FINETUNED... | COMMAND [ARGS]...",
@@ -55,10 +61,11 @@ app = typer.Typer(
     epilog="speechft-merge BASE FINETUNED is short for speechft-merge merge BASE FINETUNED; "
     "'speechft-merge merge --help' has the options.",
 )
-app.command()(merge)
-app.command()(inspect)
-app.command()(compare)
-app.command()(push)
+# short help: Typer would cut the first line after 45 characters
+app.command(cls=GroupedHelp, short_help="Write base + alpha * (finetuned - base) as a model (the default).")(merge)
+app.command(cls=GroupedHelp, short_help="Show what is in a checkpoint, or how two would be matched.")(inspect)
+app.command(cls=GroupedHelp, short_help="Compare the features of base, fine-tune and merge (CKA).")(compare)
+app.command(cls=GroupedHelp)(push)
 
 
 def _show_version(asked: bool) -> None:

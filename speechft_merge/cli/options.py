@@ -1,11 +1,20 @@
-"""Options that several commands share, each written once."""
+"""Defines the options of the commands, each once, in groups that commands share."""
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
+
+from speechft_merge.sizes import parse_size
+
+if TYPE_CHECKING:
+    from speechft_merge.merging import MergeOptions
+    from speechft_merge.push import PushTarget
+    from speechft_merge.recipe import Recipe
 
 Base = Annotated[
     str,
@@ -15,104 +24,141 @@ Base = Annotated[
     ),
 ]
 Finetuned = Annotated[list[str], typer.Argument(metavar="FINETUNED...", help="One or more fine-tunes of it, likewise.")]
-OutputDir = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="DIR", help="Directory to make; default: named after the fine-tune, here."),
-]
-Alpha = Annotated[
-    float | None,
-    typer.Option("--alpha", help="Weight of the fine-tune: 0 gives the base, 1 the fine-tune. Default: 0.25."),
-]
-LayerAlpha = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--layer-alpha",
-        metavar="SELECTOR=ALPHA",
-        help="An alpha for some tensors; may be repeated, later ones win. SELECTOR: layers (3 or 0-5, decoder.0-3), a "
-        "part (cnn, projection, pos_conv, layers, final_norm, other, head, encoder, decoder), or a pattern on whole "
-        "names (encoder.layers.*.attention.**). Over layers ALPHA may be a ramp, 0.1:0.5.",
-    ),
-]
-RecipeFile = Annotated[
-    Path | None,
-    typer.Option("--recipe", metavar="FILE", help="YAML file with all of this, or the manifest of a merge."),
-]
-Weight = Annotated[
-    list[float] | None,
-    typer.Option("--weight", help="Weight of each fine-tune in their mean, in their order; default: equal."),
-]
-DTypeName = Annotated[
-    str | None,
-    typer.Option("--dtype", metavar="TYPE", help="keep (the base's; default), float32, float16 or bfloat16."),
-]
-FormatName = Annotated[
-    str | None,
-    typer.Option(
-        "--format",
-        metavar="FORMAT",
-        help="auto (the base's own kind; default), safetensors (for transformers), s3prl or fairseq.",
-    ),
-]
-KeepHead = Annotated[
-    bool,
-    typer.Option("--keep-head", help="Write the fine-tuned class: its names, config and head; the encoder is merged."),
-]
-Extrapolate = Annotated[bool, typer.Option("--extrapolate", help="Allow alphas below 0 and above 1.")]
-MaxShardSize = Annotated[
-    str | None,
-    typer.Option("--max-shard-size", metavar="SIZE", help="Cut the weights into files of at most this (500MB)."),
-]
-Force = Annotated[
-    bool,
-    typer.Option("--force", help="Replace an existing output, and merge models that seem unrelated or share little."),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: as many as help.")]
-DownloadFirst = Annotated[
-    bool, typer.Option("--download", help="Fetch models from the Hub into its cache first, instead of reading ranges.")
-]
-Fsync = Annotated[
-    bool, typer.Option("--fsync/--no-fsync", help="Wait until the output is on the disk; off for throw-away merges.")
-]
-PushTo = Annotated[
-    str | None,
-    typer.Option("--push-to-hub", metavar="REPO", help="Push the result; without -o it is then removed here."),
-]
-Private = Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")]
-CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")]
-Branch = Annotated[str | None, typer.Option("--branch", help="Branch to commit to; it is made if it is not there.")]
-CommitMessage = Annotated[str | None, typer.Option("--commit-message", help="First line of the commit.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result; errors still go to stderr.")]
-Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-Cka = Annotated[
-    bool,
-    typer.Option("--cka", help="Then compare the features of base, fine-tune and merge on a probe batch of speech."),
-]
-ProbePaths = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--probe",
-        metavar="PATH",
-        help="Audio files or folders to compare on; may be repeated, - reads a list from stdin. Default: 24 clips "
-        "that come with the package.",
-    ),
-]
-ProbeSeconds = Annotated[float | None, typer.Option("--probe-seconds", help="Seconds of audio, at most; default: 120.")]
-EstimatorName = Annotated[
-    str | None,
-    typer.Option("--estimator", metavar="NAME", help="Of CKA: utterance (unbiased; default), frame or biased."),
-]
-Device = Annotated[str | None, typer.Option("--device", help="Where to run the models: cpu, cuda, cuda:1.")]
-Null = Annotated[bool, typer.Option("--null", help="Also measure the floor: the base on mismatched utterances.")]
-Memory = Annotated[
-    str | None,
-    typer.Option("--memory", metavar="SIZE", help="For features, which error bars need to be kept; default: 1GiB."),
-]
-Plot = Annotated[
-    Path | None, typer.Option("--plot", metavar="FILE", help="Draw layer against CKA into a .png, .svg, .pdf or .html.")
-]
-Heatmap = Annotated[
-    Path | None, typer.Option("--heatmap", metavar="FILE", help="Draw every layer against every other, likewise.")
-]
-CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the figures as CSV.")]
+
+
+@dataclass(frozen=True)
+class AlphaOptions:
+    """How much of the fine-tune goes in, and where."""
+
+    panel: ClassVar[str] = "Recipe"
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Weight of the fine-tune: 0 gives the base, 1 the fine-tune. Default: 0.25."),
+    ] = None
+    layer_alpha: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SELECTOR=ALPHA",
+            help="An alpha for some tensors; may be repeated, later ones win. SELECTOR: blocks (3 or 0-5, "
+            "decoder.0-3), a part (cnn, projection, pos_conv, layers, final_norm, other, head, encoder, decoder), or a "
+            "pattern on whole names (encoder.layers.*.attention.**). Over blocks ALPHA may be a ramp, 0.1:0.5.",
+        ),
+    ] = None
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML file with all of this, or the manifest of a merge.")
+    ] = None
+
+    @property
+    def given(self) -> bool:
+        """Whether any option of the group was passed."""
+        return self.alpha is not None or bool(self.layer_alpha or self.recipe)
+
+    def read(self) -> Recipe:
+        """Return the recipe of the file, if there is one, with the options on top; they have the names of its keys."""
+        from speechft_merge.recipe.recipe import Recipe, override, read_recipe  # not for --help
+        from speechft_merge.recipe.rules import parse_rule
+
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in vars(self).items()}
+        del given["recipe"]
+        given["layer_alpha"] = tuple(map(parse_rule, self.layer_alpha or ()))
+        return override(read_recipe(self.recipe) if self.recipe else Recipe(), **given)
+
+
+@dataclass(frozen=True)
+class RecipeOptions(AlphaOptions):
+    """What is mixed, and how."""
+
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="Weight of each fine-tune in their mean, in their order; default: equal."),
+    ] = None
+    keep_head: Annotated[
+        bool,
+        typer.Option(
+            "--keep-head", help="Write the fine-tuned class: its names, config and head; the encoder is merged."
+        ),
+    ] = False
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="keep (the base's; default), float32, float16 or bfloat16."),
+    ] = None
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="auto (the base's own kind; default), safetensors (for transformers), s3prl or fairseq.",
+        ),
+    ] = None
+    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow alphas below 0 and above 1.")] = False
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """How the work is done."""
+
+    panel: ClassVar[str] = "Work"
+    download: Annotated[
+        bool,
+        typer.Option("--download", help="Download models from the Hub to its cache first, instead of reading ranges."),
+    ] = False
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that work at once; default: by cores and size.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written, and where."""
+
+    panel: ClassVar[str] = "Output"
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Directory to make; default: named after the fine-tune."),
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it already exists.")] = False
+    allow_unrelated: Annotated[
+        bool, typer.Option("--allow-unrelated", help="Merge models that seem unrelated, or that share little.")
+    ] = False
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Split the weights into files of at most this size (500MB).")
+    ] = None
+    fsync: Annotated[
+        bool,
+        typer.Option(
+            "--fsync/--no-fsync", help="Wait until the output is on the disk; --no-fsync is for throw-away merges."
+        ),
+    ] = True
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False
+
+    def read(self, work: WorkOptions) -> MergeOptions:
+        """Return how the merge is done."""
+        from speechft_merge.merging import MergeOptions  # not for --help
+
+        return MergeOptions(
+            overwrite=self.overwrite,
+            allow_unrelated=self.allow_unrelated,
+            download=work.download,
+            workers=work.workers,
+            fsync=self.fsync,
+            max_shard_size=None if self.max_shard_size is None else parse_size(self.max_shard_size),
+            command=tuple(sys.argv[1:]),
+        )
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """How a model is pushed."""
+
+    panel: ClassVar[str] = "Hub"
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead of committing to the branch.")
+    ] = False
+    branch: Annotated[str | None, typer.Option(help="Branch to commit to; it is created if it does not exist.")] = None
+    commit_message: Annotated[str | None, typer.Option(help="First line of the commit.")] = None
+
+    def prepare(self, repository: str) -> PushTarget:
+        """Return the repository, after checking that it can be pushed to."""
+        from speechft_merge.push import prepare_push
+
+        return prepare_push(repository, private=self.private, create_pr=self.create_pr, branch=self.branch)

@@ -1,4 +1,4 @@
-"""`speechft-merge push DIR REPO`."""
+"""Defines `speechft-merge push DIR REPO`."""
 
 from __future__ import annotations
 
@@ -7,31 +7,23 @@ from typing import Annotated
 
 import typer
 
-from speechft_merge.cli import options
-from speechft_merge.cli.output import Output
+from speechft_merge.cli.groups import with_groups
+from speechft_merge.cli.options import HubOptions
+from speechft_merge.cli.sink import Shown, Sink
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The output of a merge.")]
 Repository = Annotated[
-    str, typer.Argument(metavar="REPO", help="Where to: org/name on the Hub; it is made if it is not there.")
+    str, typer.Argument(metavar="REPO", help="Where to: org/name on the Hub; it is created if it does not exist.")
 ]
 
 
-def push(
-    folder: Folder,
-    repository: Repository,
-    private: options.Private = False,
-    create_pr: options.CreatePr = False,
-    branch: options.Branch = None,
-    commit_message: options.CommitMessage = None,
-    quiet: options.Quiet = False,
-    json: options.Json = False,
-) -> None:
-    """Put a merged model on the Hub, in one commit."""
-    from speechft_merge import push as pushing
+@with_groups
+def push(folder: Folder, repository: Repository, hub: HubOptions, sink: Sink) -> None:
+    """Push a merged model to the Hub, in one commit."""
+    from speechft_merge.push import push as push_folder
+    from speechft_merge.push import require_merged
 
-    shown = Output(json, quiet)
-    pushing.require_merged(folder)
-    target = pushing.prepare_push(repository, private=private, create_pr=create_pr, branch=branch)
-    url = pushing.push(folder, target, commit_message)
-    shown.document({"repo": target.repo, "url": url})
-    shown.result(url)
+    require_merged(folder)
+    target = hub.prepare(repository)
+    url = push_folder(folder, target, hub.commit_message)
+    sink.show(Shown(lambda: {"repo": target.repo, "url": url}, lambda _: [url], url))

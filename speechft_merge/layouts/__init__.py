@@ -1,1 +1,1 @@
-"""Whose names the tensors bear: rules between naming schemes, pure functions of names and shapes."""
+"""Tells whose naming scheme a checkpoint follows and what its names mean: pure functions of names and shapes."""

@@ -1,6 +1,6 @@
-"""The config.json that transformers needs, derived from a lab's configuration and from the shapes of the tensors.
+"""Derives the config.json that transformers needs from a lab's configuration and from the shapes of the tensors.
 
-Shapes are evidence and come first; the configuration tells what no shape does (strides, heads, where norms stand).
+Shapes come first; the configuration adds what no shape shows (strides, attention heads, where norms are).
 Sources: transformers' configuration_{hubert,wav2vec2,wavlm}.py, fairseq's Wav2Vec2Config and HubertConfig.
 """
 
@@ -11,6 +11,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import CheckpointError
+from speechft_merge.layouts.heads import task_of
+from speechft_merge.layouts.structure import blocks_of, locate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,13 +24,13 @@ CLASSES = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}
 """model_type -> how transformers' classes of it begin."""
 
 MAX_TEXT = 1000
-"""Characters of `conv_feature_layers`."""
+"""Most characters of `conv_feature_layers`."""
 MAX_CONVOLUTIONS = 64
 
 _HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
 """Width -> attention heads, in every published model of these widths."""
 _KERNELS, _STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
-"""In every published model that downsamples 320-fold."""
+"""Of every published model that downsamples 320-fold."""
 _ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "gelu_accurate": "gelu_new", "gelu_fast": "gelu_new", "swish": "swish"}
 
 _DROPOUTS = {
@@ -41,7 +43,7 @@ _DROPOUTS = {
 
 
 def derive_config(model_type: str, shapes: Shapes, settings: Settings) -> dict[str, Any]:
-    """config.json of a model of HuBERT's, wav2vec 2.0's or WavLM's kind.
+    """Derive the config.json of a HuBERT, wav2vec 2.0 or WavLM model.
 
     Args:
         model_type: `hubert`, `wav2vec2` or `wavlm`.
@@ -49,30 +51,30 @@ def derive_config(model_type: str, shapes: Shapes, settings: Settings) -> dict[s
         settings: the lab's configuration of the model, by fairseq's names; may be empty.
 
     Raises:
-        CheckpointError: transformers has no such model, or a setting is told by neither.
+        CheckpointError: transformers has no such model, or a setting is in neither of the two.
     """
     try:
         return _derive(model_type, shapes, settings)
     except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError("the shapes of its tensors are not those of such a model") from error
+        raise CheckpointError("the shapes of its tensors do not fit its family") from error
 
 
 def _derive(model_type: str, shapes: Shapes, settings: Settings) -> dict[str, Any]:
     if model_type not in CLASSES:
-        raise CheckpointError(f"no config.json can be derived for a model of the kind {model_type}")
+        raise CheckpointError(f"no config.json can be derived for a model of type {model_type}")
     if settings.get("layer_type", "transformer") != "transformer":
-        raise CheckpointError(f"transformers has no class for layers of the kind {settings['layer_type']!s:.40}")
+        raise CheckpointError(f"transformers has no class for layers of type {settings['layer_type']!s:.40}")
     missing = [name for name in _NEEDED if name not in shapes]
     if missing:
-        raise CheckpointError(f"transformers has no class for such a model: it has no {missing[0]}")
+        raise CheckpointError(f"transformers has no class for this model: it has no {missing[0]}")
     hidden = shapes["encoder.layer_norm.weight"][0]
     return {
         "architectures": [CLASSES[model_type] + task_of(shapes)],
         "model_type": model_type,
         "hidden_size": hidden,
-        "num_hidden_layers": len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}),
+        "num_hidden_layers": len(blocks_of(locate(shapes).values()).get("encoder", ())),
         "num_attention_heads": _heads(hidden, shapes, settings),
         "intermediate_size": shapes["encoder.layers.0.feed_forward.intermediate_dense.weight"][0],
         "hidden_act": _activation(settings),
@@ -98,7 +100,7 @@ _NEEDED = (
 
 
 def derive_extractor(shapes: Shapes, model: Settings, task: Settings) -> dict[str, Any]:
-    """preprocessor_config.json: how waveforms are to be prepared."""
+    """Derive the preprocessor_config.json: how waveforms are prepared."""
     normalised = task.get("normalize", model.get("normalize", _has_layer_norm(shapes)))
     rate = task.get("sample_rate")
     return {
@@ -112,26 +114,18 @@ def derive_extractor(shapes: Shapes, model: Settings, task: Settings) -> dict[st
     }
 
 
-def task_of(shapes: Shapes) -> str:
-    """Ending of the class that has a place for the heads that are there."""
-    if "lm_head.weight" in shapes:
-        return "ForCTC"
-    quantized = ("quantizer.codevectors", "project_q.weight", "project_hid.weight")
-    return "ForPreTraining" if all(name in shapes for name in quantized) else "Model"
-
-
 def parse_convolutions(text: str) -> list[tuple[int, int, int]]:
-    """(channels, kernel, stride) of each convolution in `[(512,10,5)] + [(512,3,2)] * 4`, without running it.
+    """Parse (channels, kernel, stride) of each convolution in `[(512,10,5)] + [(512,3,2)] * 4`, without running it.
 
     Raises:
-        CheckpointError: it is no such expression.
+        CheckpointError: it is not such an expression.
     """
     try:
         layers = _evaluate(ast.parse(text.strip(), mode="eval").body) if len(text) <= MAX_TEXT else None
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         layers = None
     if not isinstance(layers, list) or not all(map(_is_convolution, layers)):
-        raise CheckpointError(f"conv_feature_layers {text[:80]!r} is no list of (channels, kernel, stride)")
+        raise CheckpointError(f"conv_feature_layers {text[:80]!r} is not a list of (channels, kernel, stride)")
     return layers
 
 
@@ -140,7 +134,7 @@ def _is_convolution(layer: Any) -> bool:
 
 
 def _evaluate(node: ast.expr) -> Any:
-    """Lists and tuples of whole numbers, added and repeated; ValueError for anything else."""
+    """Evaluate lists and tuples of whole numbers, added and repeated; raise ValueError for anything else."""
     match node:
         case ast.Constant(value=int(value)):
             return value
@@ -162,7 +156,7 @@ def _evaluate(node: ast.expr) -> Any:
 
 
 def _has_layer_norm(shapes: Shapes) -> bool:
-    """In every convolution; else group norm in the first."""
+    """Return whether every convolution has a layer norm; else the first has a group norm."""
     return "feature_extractor.conv_layers.1.layer_norm.weight" in shapes
 
 

@@ -1,10 +1,10 @@
-"""Which family of speech encoders a model is of, and how large, told by transformers' names of its tensors."""
+"""Detects the family and size of a speech encoder from transformers' names of its tensors."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from speechft_merge.layouts.structure import blocks_of, locate
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -24,31 +24,30 @@ _SIZES = {(12, 768): "Base", (24, 1024): "Large", (48, 1280): "X-Large", (48, 19
 _WHISPER = {(4, 384): "tiny", (6, 512): "base", (12, 768): "small", (24, 1024): "medium", (32, 1280): "large"}
 
 _HINTS = ("hubert", "wavlm", "wav2vec2", "wav2vec", "decoar2", "data2vec")
-"""What a lab's name of a model may have in it: fairseq's `_name` or `arch`, S3PRL's upstream."""
+"""What a lab's name for a model may contain: fairseq's `_name` or `arch`, S3PRL's upstream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What is known of the encoder."""
+class Family(NamedTuple):
+    """Family and size of an encoder."""
 
     model_type: str | None
-    """transformers' name of the family, or `decoar2`; None if nothing tells it."""
+    """transformers' name of the family, or `decoar2`; None if unknown."""
     title: str
-    """For people: HuBERT Base, WavLM Large."""
+    """Name to show: HuBERT Base, WavLM Large."""
 
 
 def family_of(shapes: Mapping[str, tuple[int, ...]], stated: str | None = None, hint: str | None = None) -> Family:
-    """The family and size of a model.
+    """Detect the family and size of a model.
 
     Args:
-        shapes: by transformers' names, without prefix for the encoder; heads may stand among them.
+        shapes: by transformers' names, without prefix for the encoder; heads may be among them.
         stated: the `model_type` of its config.json.
         hint: what a lab's configuration calls it.
     """
     model_type = stated or _by_names(shapes.keys()) or _by_hint(hint)
-    layers = {int(found[1]) for name in shapes if (found := re.match(r"encoder\.layers\.(\d+)\.", name))}
+    blocks = blocks_of(locate(shapes).values()).get("encoder", ())
     norm = shapes.get("encoder.layer_norm.weight", shapes.get("encoder.layers.0.final_layer_norm.weight", ()))
-    return Family(model_type, _title(model_type, shapes.keys(), len(layers), norm[0] if norm else 0))
+    return Family(model_type, _title(model_type, shapes.keys(), len(blocks), norm[0] if norm else 0))
 
 
 def _title(model_type: str | None, names: Collection[str], layers: int, width: int) -> str:
@@ -65,7 +64,7 @@ def _title(model_type: str | None, names: Collection[str], layers: int, width: i
 
 
 def _by_names(names: Collection[str]) -> str | None:
-    """What only one family has. HuBERT and wav2vec 2.0 differ in the heads of their pre-training, if in anything."""
+    """Detect the family by names that only it has. HuBERT and wav2vec 2.0 differ in their pre-training heads alone."""
     firsts = {name.partition(".")[0] for name in names}
     evidence = (
         ("whisper", "encoder.conv1.weight" in names),

@@ -1,4 +1,4 @@
-"""A reversible table between two naming schemes: how names begin in the one, and in the other."""
+"""Translates names from one layout to another by how they begin."""
 
 from __future__ import annotations
 
@@ -11,28 +11,23 @@ from functools import cached_property
 class Table:
     """Rows of two beginnings, in whole words; `*` stands for a number. The longest that fits a name is replaced.
 
-    What fits no row has the same name in both schemes. Rows are to be such that no two share a beginning on either
-    side: then `renamed` of the `reversed` table undoes `renamed`.
+    What fits no row has the same name in both layouts. No two rows may share a beginning on either side: then
+    the table with its columns exchanged undoes this one.
     """
 
     rows: tuple[tuple[str, str], ...]
 
     @staticmethod
     def parse(text: str) -> Table:
-        """One row a line, two columns."""
+        """Parse one row per line, two columns."""
         rows = [line.split() for line in text.strip().splitlines()]
         return Table(tuple((ours, theirs) for ours, theirs in rows))
 
     def __add__(self, other: Table) -> Table:
         return Table(self.rows + other.rows)
 
-    @property
-    def reversed(self) -> Table:
-        """The same table read from right to left."""
-        return Table(tuple((theirs, ours) for ours, theirs in self.rows))
-
     def renamed(self, name: str) -> str:
-        """The name in the other scheme."""
+        """Return the name in the other layout."""
         for pattern, template in self._patterns:
             found = pattern.match(name)
             if found:

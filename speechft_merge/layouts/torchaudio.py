@@ -1,4 +1,4 @@
-"""torchaudio's names of HuBERT, wav2vec 2.0 and WavLM, against transformers'.
+"""Maps torchaudio's names of HuBERT, wav2vec 2.0 and WavLM to transformers'.
 
 Source: torchaudio's models/wav2vec2/components.py and its utils/import_huggingface.py.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from speechft_merge.layouts import heads
 from speechft_merge.layouts.table import Table
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ MARK = re.compile(r"(?P<root>(?:.+\.)?)encoder\.transformer\.pos_conv_embed\.")
 PACKED = re.compile(r".+\.attention\.attention\.in_proj_(weight|bias)")
 """Query, key and value of its WavLM in one tensor, for which no other layout has a name."""
 
-HEADS = Table(())
-"""The head of a CTC fine-tune stands among the encoder's names, not beside them."""
+BESIDE = Table(())
 
 _COMMON = Table.parse("""
     encoder.feature_projection  feature_projection
@@ -31,12 +31,10 @@ _COMMON = Table.parse("""
 _WAVLM = Table.parse("""
     encoder.transformer.layers.*.attention.attention.out_proj  encoder.layers.*.attention.out_proj
 """)
-_HEAD = Table.parse("aux  lm_head")
-_OLD_HEAD = Table.parse("encoder.readout  lm_head")  # before torchaudio 0.10
 
 
 def table(names: Collection[str]) -> Table:
-    """The table for a model with these names, in either of the two schemes, without prefix."""
+    """Return the table for a model with these names, in either of the two layouts, without prefix."""
     wavlm = any(".attention.gru_rel_pos" in name for name in names)
     old_head = any(name.startswith("encoder.readout.") for name in names)
-    return _COMMON + (_WAVLM if wavlm else Table(())) + (_OLD_HEAD if old_head else _HEAD)
+    return _COMMON + (_WAVLM if wavlm else Table(())) + (heads.TORCHAUDIO_OLD if old_head else heads.TORCHAUDIO)

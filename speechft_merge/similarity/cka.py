@@ -1,4 +1,4 @@
-"""Centred kernel alignment of two representations, from sums over utterances: exact, one pass, O(width^2) memory.
+"""Computes centred kernel alignment of representations from sums over utterances: exact, one pass, O(width^2) memory.
 
 Rows are frames. The frames of one utterance are far from independent, so the estimator by default takes utterances as
 the independent units; the two that papers use, over frames as if they were independent, come from the same sums:
@@ -49,7 +49,7 @@ class Shifted:
 
 
 class Representation:
-    """What is known of one representation (one layer of one model) after some utterances."""
+    """Sums of one representation (one layer of one model) over some utterances."""
 
     def __init__(self) -> None:
         self._shift: Tensor | None = None
@@ -60,7 +60,7 @@ class Representation:
         self._means: list[Tensor] = []
 
     def add(self, frames: Tensor) -> Shifted:
-        """Count in one utterance: floats, (frames, width), at least one frame."""
+        """Add one utterance: floats, (frames, width), at least one frame."""
         if self._shift is None:
             self._shift = frames.float().mean(0)
         shifted = frames.float() - self._shift
@@ -74,13 +74,13 @@ class Representation:
 
     @property
     def sum(self) -> Tensor:
-        """Of all frames: float64, (width,)."""
+        """Sum of all frames: float64, (width,)."""
         assert self._sum is not None
         return self._sum
 
     @property
     def means(self) -> Tensor:
-        """Of each utterance: float64, (utterances, width)."""
+        """Mean of each utterance: float64, (utterances, width)."""
         return torch.stack(self._means)
 
     @property
@@ -108,14 +108,14 @@ class _Products:
 
     @classmethod
     def zeros(cls, x: Tensor, y: Tensor) -> _Products:
-        """Before the first utterance; x and y are vectors of the two widths."""
+        """Return the sums before the first utterance; x and y are vectors of the two widths."""
         matrix = torch.outer(torch.zeros_like(x), y)
         x, y = torch.zeros_like(x), torch.zeros_like(y)
         return cls(matrix, matrix.clone(), x, y, x.clone(), y.clone())
 
 
 class Cross:
-    """What is known of two representations together, or of one with itself for a denominator."""
+    """Sums of two representations together, or of one with itself for a denominator."""
 
     def __init__(self, x: Representation, y: Representation) -> None:
         self.x = x
@@ -130,12 +130,12 @@ class Cross:
 
     @property
     def sums(self) -> _Products:
-        """There from the first utterance on."""
+        """The sums; defined from the first utterance on."""
         assert self._sums is not None
         return self._sums
 
     def add(self, x: Shifted, y: Shifted) -> Tensor:
-        """Count in one utterance, as `Representation.add` returned it for either side.
+        """Add one utterance, as `Representation.add` returned it for either side.
 
         Returns:
             X'Y of its frames: float32, (width of x, width of y).
@@ -159,7 +159,7 @@ class Cross:
 
 
 def hsic(cross: Cross, estimator: Estimator) -> float:
-    """The Hilbert-Schmidt independence criterion with linear kernels; nan if there are too few units for it."""
+    """Estimate the Hilbert-Schmidt independence criterion with linear kernels; nan if there are too few units."""
     if estimator == "utterance":
         return _hsic_of_utterances(cross)
     x, y, sums, n = cross.x, cross.y, cross.sums, cross.x.frames
@@ -183,7 +183,7 @@ def hsic(cross: Cross, estimator: Estimator) -> float:
 
 
 def cka(cross: Cross, x: Cross, y: Cross, estimator: Estimator = "utterance") -> float:
-    """HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)); nan where a denominator is not positive.
+    """Return HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)); nan where a denominator is not positive.
 
     Args:
         cross: the two representations.
@@ -195,14 +195,14 @@ def cka(cross: Cross, x: Cross, y: Cross, estimator: Estimator = "utterance") ->
 
 
 def normalise(cross: float, x: float, y: float) -> float:
-    """CKA from its three HSICs."""
+    """Return CKA from its three HSICs."""
     return cross / math.sqrt(x * y) if x > 0 and y > 0 else math.nan
 
 
 def procrustes(cross: Cross) -> float:
-    """Orthogonal Procrustes similarity: ||C||_* / sqrt(tr Cxx tr Cyy) of the centred products, 1 up to a rotation.
+    """Return Procrustes similarity: ||C||_* / sqrt(tr Cxx tr Cyy) of the centred products, 1 up to a rotation.
 
-    Less ruled by the leading principal components than CKA (Cloos et al. 2024, arXiv:2407.07059). Nan where a
+    Less dominated by the leading principal components than CKA (Cloos et al. 2024, arXiv:2407.07059). Nan where a
     representation does not vary. To six digits: in double precision it would cost as much as all the rest.
     """
     scale = math.sqrt(max(cross.x.scatter, 0.0) * max(cross.y.scatter, 0.0))
@@ -213,12 +213,12 @@ def procrustes(cross: Cross) -> float:
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> float:
-    """Mean over frames of the cosine of two representations in the same coordinates, (frames, width) each."""
+    """Return the mean cosine of the frames of two representations in the same coordinates, (frames, width) each."""
     return float(torch.nn.functional.cosine_similarity(x.double(), y.double()).mean())
 
 
 def _hsic_of_utterances(cross: Cross) -> float:
-    """The U-statistic: mean over ordered four different utterances u, v, w, z of the frame-averaged
+    """Return the U-statistic: mean over ordered four different utterances u, v, w, z of the frame-averaged
     K_uv L_uv - 2 K_uv L_uw + K_uv L_wz, where K and L are the Gram matrices."""
     pairs, triples = _pairs_and_triples(cross)
     quadruples = float(_Quadruples(cross).all)
@@ -235,7 +235,7 @@ def _combine(utterances: int, pairs: _Sum, triples: _Sum, quadruples: _Sum) -> _
 
 
 def _pairs_and_triples(cross: Cross) -> tuple[float, float]:
-    """Sums over ordered different utterances of <C_u, C_v>, and of s_v' C_u t_w."""
+    """Return the sums over ordered different utterances of <C_u, C_v>, and of s_v' C_u t_w."""
     sums, s, t = cross.sums, cross.x.means, cross.y.means
     sum_s, sum_t = s.sum(0), t.sum(0)
     pairs = float(sums.utterances.square().sum()) - math.fsum(cross.norms)
@@ -285,7 +285,7 @@ class LeaveOneOut:
         self._terms: list[tuple[float, ...]] = []
 
     def add(self, x: Shifted, y: Shifted, product: Tensor | None = None) -> None:
-        """One utterance, as `Representation.add` returned it; and what `Cross.add` did, if it was kept."""
+        """Add one utterance, as `Representation.add` returned it; and what `Cross.add` did, if it was kept."""
         product = x.frames.T @ y.frames if product is None else product
         count, (sum_s, sum_t) = len(x.frames), self._sums
         x64, y64 = x.frames.double(), y.frames.double()
@@ -296,7 +296,7 @@ class LeaveOneOut:
         self._terms.append(tuple(terms.tolist()))
 
     def hsic(self) -> Tensor:
-        """HSIC without each utterance: float64, (utterances,)."""
+        """Return HSIC without each utterance: float64, (utterances,)."""
         cross, s, t, (sum_s, sum_t) = self._cross, self._s, self._t, self._sums
         w, right, left = cross.sums.utterances, cross.sums.right, cross.sums.left
         new = s.new_tensor
@@ -319,12 +319,12 @@ class LeaveOneOut:
 
 
 def replicates(cross: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """CKA without each utterance, from the three HSICs without each: (utterances,); nan where `cka` would be."""
+    """Return CKA without each utterance, from the three HSICs without each: (utterances,); nan where `cka` would be."""
     return torch.where((x > 0) & (y > 0), cross / (x * y).abs().sqrt(), math.nan)
 
 
 def standard_error(values: Tensor) -> float:
-    """Of an estimate, by the delete-one jackknife: sqrt((u - 1)/u sum over v of (value_v - mean)^2).
+    """Return an estimate's error by the delete-one jackknife: sqrt((u - 1)/u sum over v of (value_v - mean)^2).
 
     Args:
         values: the estimate without each utterance, (utterances,); one nan makes the error nan.

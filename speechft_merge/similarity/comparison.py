@@ -1,166 +1,112 @@
-"""The comparison from end to end: open the models, run them on a probe, measure every layer."""
+"""Compares opened models from end to end: runs them on a probe and measures every layer."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from speechft_merge import __version__
-from speechft_merge.checkpoints import open_checkpoint
-from speechft_merge.companions import FEATURE_EXTRACTOR
+from speechft_merge.checkpoints.companions import FEATURE_EXTRACTOR
 from speechft_merge.errors import CheckpointError, MismatchError
-from speechft_merge.layouts.anatomy import place_of
-from speechft_merge.layouts.naming import TRANSFORMERS
-from speechft_merge.layouts.view import TransformersView, transformers_view
-from speechft_merge.plan import Action, PlannedTensor, make_plan
-from speechft_merge.recipe import Recipe
 from speechft_merge.similarity.cka import LEAST_UTTERANCES
-from speechft_merge.similarity.encoders import WHISPER, build_encoder, choose_device, exact_products, load_weights
+from speechft_merge.similarity.encoders import build_encoder, choose_device, exact_products, load_weights
 from speechft_merge.similarity.inputs import InputMaker, settings_differ
-from speechft_merge.similarity.measure import measure, measure_grid, measure_kept, measure_null
+from speechft_merge.similarity.measure import measure, measure_grid, measure_kept, measure_null, torch_threads
+from speechft_merge.similarity.models import (
+    ComparedModels,
+    drift_by_layer,
+    encoder_sources,
+    measure_drifts,
+    merge_in_memory,
+)
 from speechft_merge.similarity.probe import Probe, read_probe
-from speechft_merge.similarity.report import PAIRS, Report, make_report
+from speechft_merge.similarity.report import PAIRS, Report, make_rows, mean_by_pair
 from speechft_merge.similarity.request import ProbeRequest
+from speechft_merge.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.executor.drift import Drift
+    from speechft_merge.record.layers import LayerKey
     from speechft_merge.similarity.encoders import Encoder
     from speechft_merge.similarity.inputs import Batch
-    from speechft_merge.similarity.measure import Utterance
+    from speechft_merge.similarity.measure import LayerResult, Utterance
+    from speechft_merge.similarity.models import EncoderSource
 
 FEW_UTTERANCES = 20
 """Below it the standard error is itself uncertain by a sixth or more."""
 ROLES = ("base", "finetuned", "merged")
 
 Progress = Callable[[int, int], None]
-"""Called with clips done and clips in all."""
+"""Called with the clips done and the total."""
 
 
-@dataclass(slots=True)
-class _Models:
-    """What is compared, opened: the weights are read later."""
-
-    checkpoints: list[Checkpoint]
-    sources: list[_Source]
-    warnings: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Where a model's weights come from, and what they are called in transformers' encoder."""
-
-    reference: str
-    config: dict[str, Any]
-    extractor: dict[str, Any]
-    """The settings of its feature extractor; empty where there are none."""
-    tensors: list[PlannedTensor]
-    names: dict[str, str]
-
-
-def compare(
-    base: str, finetuned: str | Sequence[str], merged: str | None = None, request: ProbeRequest | None = None, *,
-    recipe: Recipe | None = None, download: bool = False, progress: Progress | None = None,
-) -> Report:  # fmt: skip
-    """Compare the features of a base, a fine-tune and their merge on a probe, layer by layer. Nothing is written.
+def compare_models(
+    models: ComparedModels, request: ProbeRequest | None = None, progress: Progress | None = None
+) -> Report:
+    """Compare opened models.
 
     Args:
-        base: the pre-trained model, see `merging.prepare`.
-        finetuned: the fine-tune; of several, the first is compared, and all are merged.
-        merged: a merged model; None to interpolate in memory by `recipe`.
+        models: base, fine-tune, and the merge or the plan of it.
         request: the probe, the estimator, the device.
-        recipe: of the merge in memory.
-        download: fetch what lies on the Hub into huggingface_hub's cache first.
-        progress: called now and then.
+        progress: called after each clip.
 
     Raises:
-        NotFoundError, CheckpointError, HubError, TemporaryError: a model or the probe cannot be read, or not run.
+        NotFoundError, CheckpointError: a model or the probe cannot be read, or not run.
         MismatchError: the models do not fit each other, or give features that are not finite.
-        UsageError: the recipe does not fit, or a package is missing.
+        UsageError: a package is missing.
     """
     request = request or ProbeRequest()
-    finetuned = [finetuned] if isinstance(finetuned, str) else list(finetuned)
     device = choose_device(request.device)
-    models = _open([base, *finetuned], merged, recipe or Recipe(), download)
-    try:
-        maker = _make_inputs(models.sources[0], models.sources[1], models.warnings)
-        probe = read_probe(request.paths, maker.rate, request.seconds)
-        clips = _usable(probe, maker, models.warnings)
-        encoders = [build_encoder(source.reference, source.config, _load(source), device) for source in models.sources]
-    finally:
-        for checkpoint in models.checkpoints:
-            checkpoint.close()
-    with exact_products():
-        return _measure(models, encoders, maker, probe, clips, request, progress)
+    sources = encoder_sources(models)
+    maker, of_inputs = _make_inputs(sources[0], sources[1])
+    probe = read_probe(request.paths, maker.rate, request.seconds)
+    clips, of_clips = _usable(probe, maker)
+    encoders, drifts = _build_encoders(models, sources, device)
+    with torch_threads(request.workers), exact_products():
+        found = _measure(encoders, maker, clips, request, progress)
+    return Report(
+        models=dict(zip(ROLES, (encoder.name for encoder in encoders), strict=True)),
+        probe=probe.record,
+        estimator=request.estimator,
+        utterances=len(clips),
+        frames=found.frames,
+        layers=make_rows(found.results, drift_by_layer(drifts, encoders[0], found.results), found.nulls),
+        mean=mean_by_pair(found.results),
+        grids=found.grids,
+        warnings=(*models.warnings, *of_inputs, *of_clips, *found.warnings),
+        versions=_versions(),
+        seconds=found.seconds,
+    )
 
 
-def _open(references: list[str], merged: str | None, recipe: Recipe, download: bool) -> _Models:
-    """Open the models, and make sure that they fit each other."""
-    checkpoints = [open_checkpoint(reference, download) for reference in references]
-    base, first = checkpoints[0], checkpoints[1]
-    plan = make_plan(base, checkpoints[1:], recipe)
-    ours, theirs = transformers_view(base), transformers_view(first)
-    sources = [_source_of(base, ours, theirs.config), _source_of(first, theirs, ours.config)]
-    models = _Models(checkpoints, sources)
-    if len(references) > 2:
-        models.warnings.append(f"of {len(references) - 1} fine-tunes only the first is compared with base and merge")
-    if merged is None:
-        owner = sources[1] if recipe.keep_head else sources[0]
-        tensors = [tensor for tensor in plan.tensors if tensor.name in owner.names]
-        alphas = "alphas by layer" if recipe.rules else f"alpha {recipe.alpha:g}"
-        sources.append(replace(owner, reference=f"merged in memory, {alphas}", tensors=tensors))
-    else:
-        made = open_checkpoint(merged, download)
-        checkpoints.append(made)
-        make_plan(base, [made], Recipe())
-        sources.append(_source_of(made, transformers_view(made), sources[0].config))
-    return models
-
-
-def _source_of(checkpoint: Checkpoint, view: TransformersView, other_config: dict[str, Any] | None) -> _Source:
-    """By the model's own config; by that of the one beside it, whose encoder is the same, where it has none."""
-    config = view.config or other_config
-    if not config:
-        why = f" ({view.config_problem})" if view.layout != TRANSFORMERS else ""
-        raise CheckpointError(
-            f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}; put "
-            "the config.json of its encoder there"
-        )
-    names = _encoder_names(view, str(config.get("model_type")))
-    tensors = [
-        PlannedTensor(name, Action.COPIED, "", place_of(names[name]), span.dtype, span.shape, span)
-        for name, span in checkpoint.tensors.items()
-        if name in names
+def _build_encoders(
+    models: ComparedModels, sources: Sequence[EncoderSource], device: torch.device
+) -> tuple[list[Encoder], dict[str, Drift]]:
+    """Return base, fine-tune and merge, and the drift of each tensor by the names of the encoder's class."""
+    encoders = [
+        build_encoder(source.reference, source.config, load_weights(source.tensors)[0], device) for source in sources
     ]
-    return _Source(checkpoint.reference, config, view.extractor or {}, tensors, names)
+    known: dict[str, Drift] = {}
+    if models.merged is None:
+        merged, weights, known = merge_in_memory(models, sources)
+        encoders.append(build_encoder(merged.reference, merged.config, weights, device))
+    return encoders, measure_drifts(models, sources[0], known)
 
 
-def _encoder_names(view: TransformersView, model_type: str) -> dict[str, str]:
-    """Name in the file -> name in the encoder's class, heads and decoders left out."""
-    names = {name: inner for name, inner in view.names.items() if inner in view.tensors}
-    if model_type == WHISPER:
-        names = {
-            name: inner.removeprefix("encoder.") for name, inner in names.items() if place_of(inner).stack != "decoder"
-        }
-    return names
-
-
-def _load(source: _Source) -> dict[str, Tensor]:
-    return {source.names[name]: values for name, values in load_weights(source.tensors).items()}
-
-
-def _make_inputs(base: _Source, finetuned: _Source, warnings: list[str]) -> InputMaker:
-    """By the base's own settings."""
+def _make_inputs(base: EncoderSource, finetuned: EncoderSource) -> tuple[InputMaker, list[str]]:
+    """Return what makes inputs by the base's own settings, and warnings."""
+    warnings = []
     if not base.extractor:
         warnings.append(
             f"the base has no {FEATURE_EXTRACTOR}; "
@@ -171,15 +117,16 @@ def _make_inputs(base: _Source, finetuned: _Source, warnings: list[str]) -> Inpu
         warnings.append(
             f"base and fine-tune differ in {', '.join(differing)} of their {FEATURE_EXTRACTOR}; the base's are taken"
         )
-    return InputMaker(base.config, base.extractor or finetuned.extractor)
+    return InputMaker(base.config, base.extractor or finetuned.extractor), warnings
 
 
-def _usable(probe: Probe, maker: InputMaker, warnings: list[str]) -> list[Any]:
-    """The clips that are long enough for a frame.
+def _usable(probe: Probe, maker: InputMaker) -> tuple[list[NDArray[np.float32]], list[str]]:
+    """Return the clips that are long enough for a frame, and warnings.
 
     Raises:
-        CheckpointError: too few of them.
+        CheckpointError: there are too few.
     """
+    warnings = []
     if probe.skipped:
         path, why = next(iter(probe.skipped.items()))
         warnings.append(
@@ -191,8 +138,8 @@ def _usable(probe: Probe, maker: InputMaker, warnings: list[str]) -> list[Any]:
         warnings.append(f"{len(probe.clips) - len(clips)} clips are too short for one frame of the model")
     if len(clips) < LEAST_UTTERANCES:
         raise CheckpointError(
-            f"the probe has {len(clips)} usable utterances; at least {LEAST_UTTERANCES} are needed, better "
-            f"{FEW_UTTERANCES} or more (--probe, --probe-seconds)"
+            f"the probe has {len(clips)} usable utterances, at least {LEAST_UTTERANCES} are needed",
+            hint=f"give {FEW_UTTERANCES} or more (--probe, --probe-seconds)",
         )
     if len(clips) < FEW_UTTERANCES:
         warnings.append(
@@ -200,102 +147,95 @@ def _usable(probe: Probe, maker: InputMaker, warnings: list[str]) -> list[Any]:
         )
     if maker.longest is not None and any(len(clip) > maker.longest for clip in clips):
         warnings.append(f"clips longer than the model's window of {maker.longest / maker.rate:g} s are cut to it")
-    return clips
+    return clips, warnings
+
+
+@dataclass(slots=True)
+class _Figures:
+    """What is measured on the probe."""
+
+    frames: int
+    results: dict[LayerKey, LayerResult] = field(default_factory=dict)
+    nulls: list[float] = field(default_factory=list)
+    grids: dict[str, list[list[float]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ROLES, 0.0))
+    """Seconds that each step took."""
+    warnings: tuple[str, ...] = ()
 
 
 def _measure(
-    models: _Models, encoders: list[Encoder], maker: InputMaker, probe: Probe, clips: list[Any], request: ProbeRequest,
+    encoders: list[Encoder], maker: InputMaker, clips: list[NDArray[np.float32]], request: ProbeRequest,
     progress: Progress | None,
-) -> Report:  # fmt: skip
-    _require_repeatable(encoders[0], next(iter(maker.batches(clips[:1]))))
-    frames = sum(maker.frames_of(len(clip)) for clip in clips)
-    seconds = dict.fromkeys((*ROLES, "statistics"), 0.0)
+) -> _Figures:  # fmt: skip
+    keys = _layers_of(encoders[0], next(iter(maker.batches(clips[:1]))))
+    figures = _Figures(sum(maker.frames_of(len(clip)) for clip in clips))
     began = time.perf_counter()
-    utterances = _features(encoders, maker.batches(clips), len(clips), seconds, progress)
+    utterances = _reporting(_run(encoders, maker.batches(clips), figures.seconds), len(clips), progress)
     first = next(utterances)
-    nulls: list[float] = []
-    grids: dict[str, list[list[float]]] = {}
-    if _bytes_per_frame(first) * frames <= request.memory:
+    if _bytes_per_frame(first) * figures.frames <= request.memory:
         layers = [list(layer) for layer in zip(first, *utterances, strict=True)]
         results = measure_kept(layers, request.estimator)
-        nulls = measure_null(layers, request.estimator) if request.null else []
+        figures.nulls = measure_null(layers, request.estimator) if request.null else []
         wanted = ("base_finetuned", "base_merged") if request.grid else ()
-        grids = {name: measure_grid(layers, PAIRS[name], request.estimator) for name in wanted}
+        figures.grids = {name: measure_grid(layers, PAIRS[name], request.estimator) for name in wanted}
     else:
-        models.warnings.append(
-            f"the features of {frames} frames do not fit into {request.memory / 1e6:.0f} MB: no standard errors, floor "
-            "or grid (nothing is drawn for --heatmap); give fewer --probe-seconds or more --memory"
-        )
         results = measure(itertools.chain([first], utterances), request.estimator)
-    seconds["statistics"] = time.perf_counter() - began - sum(seconds.values())
-    return make_report(
-        results, _drifts(encoders[0], encoders[1]), nulls,
-        models=dict(zip(ROLES, (source.reference for source in models.sources), strict=False)), probe=probe.describe(),
-        estimator=request.estimator, utterances=len(clips), frames=frames, grids=grids,
-        warnings=tuple(models.warnings), versions=_versions(), seconds=seconds,
-    )  # fmt: skip
+        figures.warnings = (
+            f"the features of {figures.frames} frames do not fit into {request.memory / 1e6:.0f} MB: no standard "
+            "errors, floor or grid (nothing is drawn for --heatmap); pass fewer --probe-seconds or more --memory",
+        )
+    figures.results = dict(zip(keys, results, strict=True))
+    figures.seconds["statistics"] = time.perf_counter() - began - sum(figures.seconds.values())
+    return figures
 
 
-def _require_repeatable(encoder: Encoder, batch: Batch) -> None:
-    """The same weights must read exactly 1: run twice, the base gives the same bits.
+def _layers_of(encoder: Encoder, batch: Batch) -> list[LayerKey]:
+    """Return the rows that an encoder gives, after checking that equal weights read exactly 1.
 
     Raises:
-        MismatchError: it does not, and no figure could be trusted.
+        MismatchError: run twice, it does not give the same bits, so no figure could be trusted.
     """
-    pairs = zip(encoder.run(batch)[0], encoder.run(batch)[0], strict=True)
-    if not all(torch.equal(once, again) for once, again in pairs):
+    once, again = encoder.run(batch)[0], encoder.run(batch)[0]
+    if not all(torch.equal(state, again[key]) for key, state in once.items()):
         raise MismatchError(
-            f"{encoder.name} gives other features each time it is run, so equal weights would not read 1; "
-            "try --device cpu"
+            f"{encoder.name} gives other features each time it is run, so equal weights would not read 1",
+            hint="pass --device cpu",
         )
+    return [*once]
 
 
-def _features(
-    encoders: list[Encoder], batches: Iterable[Batch], total: int, seconds: dict[str, float], progress: Progress | None
-) -> Iterator[list[Utterance]]:
-    """Of each clip, layer by layer, the features of all encoders."""
-    done = 0
+def _run(encoders: list[Encoder], batches: Iterable[Batch], seconds: dict[str, float]) -> Iterator[list[Utterance]]:
+    """Yield the features of all encoders, clip by clip: of each, layer by layer. Add up the seconds of each encoder."""
     for batch in batches:
         found = []
-        for role, encoder in zip(ROLES, encoders, strict=False):
+        for role, encoder in zip(ROLES, encoders, strict=True):
             began = time.perf_counter()
             found.append(encoder.run(batch))
             seconds[role] += time.perf_counter() - began
-        for clips in zip(*found, strict=True):
-            depths = [len(layers) for layers in clips]
-            if len({*depths}) > 1:
-                told = ", ".join(f"{role} {depth}" for role, depth in zip(ROLES, depths, strict=False))
-                raise MismatchError(
-                    f"the models differ in depth ({told} layers): there is no layer-by-layer comparison"
-                )
-            yield [list(sides) for sides in zip(*clips, strict=True)]
-            done += 1
-            if progress is not None:
-                progress(done, total)
+        for clip in zip(*found, strict=True):
+            _require_same_layers(clip)
+            yield [list(sides) for sides in zip(*(states.values() for states in clip), strict=True)]
+
+
+def _reporting(
+    utterances: Iterator[list[Utterance]], total: int, progress: Progress | None
+) -> Iterator[list[Utterance]]:
+    for done, utterance in enumerate(utterances, 1):
+        yield utterance
+        if progress is not None:
+            progress(done, total)
+
+
+def _require_same_layers(clip: Sequence[dict[LayerKey, Tensor]]) -> None:
+    if any(states.keys() != clip[0].keys() for states in clip):
+        told = ", ".join(
+            f"{role} ends in layer {[*states][-1].label}" for role, states in zip(ROLES, clip, strict=False)
+        )
+        raise MismatchError(f"the models differ in depth ({told}): there is no layer-by-layer comparison")
 
 
 def _bytes_per_frame(utterance: list[Utterance]) -> float:
-    """Of the features of all layers and models, as they are kept."""
     return sum(features.numel() * 4 / len(features) for layer in utterance for features in layer)
-
-
-def _drifts(base: Encoder, finetuned: Encoder) -> dict[int, float]:
-    """||finetuned - base|| / ||base|| of the weights that each layer adds; layer 0 has all before the blocks."""
-    sums: dict[int, list[float]] = {}
-    theirs = finetuned.weights
-    for name, ours in base.weights.items():
-        if name in theirs and ours.is_floating_point() and ours.shape == theirs[name].shape:
-            place = place_of(name)
-            last = place.part == "final_norm"
-            layer = -1 if last else 0 if place.layer is None else place.layer + 1
-            found = sums.setdefault(layer, [0.0, 0.0])
-            found[0] += float(ours.double().square().sum())
-            found[1] += float((theirs[name].double() - ours.double()).square().sum())
-    after = sums.pop(-1, [0.0, 0.0])
-    last_layer = sums.setdefault(max(sums, default=0), [0.0, 0.0])
-    last_layer[0] += after[0]
-    last_layer[1] += after[1]
-    return {layer: math.sqrt(delta / square) for layer, (square, delta) in sorted(sums.items()) if square}
 
 
 def _versions() -> dict[str, str]:

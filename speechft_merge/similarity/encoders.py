@@ -1,8 +1,9 @@
-"""Weights of any origin, run through transformers' own class of their family for their hidden states."""
+"""Runs weights of any origin in transformers' class of their family, for their hidden states."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +11,19 @@ import numpy as np
 import torch
 
 from speechft_merge.errors import CheckpointError, MismatchError
-from speechft_merge.layouts.anatomy import canonical
-from speechft_merge.similarity.extra import needs_extra
+from speechft_merge.layouts.structure import locate
+from speechft_merge.layouts.weight_norm import canonical
+from speechft_merge.packages import needs_extra
+from speechft_merge.record.layers import INPUT, OUTPUT, LayerKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
-    from speechft_merge.plan import PlannedTensor
+    from speechft_merge.executor.drift import Drift
+    from speechft_merge.layouts.structure import Location
+    from speechft_merge.plan.plan import PlannedTensor
     from speechft_merge.similarity.inputs import Batch
 
 WHISPER = "whisper"
@@ -31,24 +36,27 @@ MAY_LACK = frozenset({"masked_spec_embed"})
 """Canonical names of what only training uses."""
 
 
-def load_weights(tensors: Sequence[PlannedTensor]) -> dict[str, Tensor]:
+def load_weights(tensors: Sequence[PlannedTensor]) -> tuple[dict[str, Tensor], dict[str, Drift]]:
     """Carry out a plan in memory: tensors on the CPU by the plan's names, float32 where they are floats.
 
     Rounded to the plan's element types first, so that they hold what the plan writes to a file.
 
+    Returns:
+        The tensors, and the drift of those that are interpolated.
+
     Raises:
-        MismatchError, CheckpointError: see `stream.execute`.
+        MismatchError, CheckpointError: see `executor.execute`.
     """
-    from speechft_merge.stream import Placed, execute
+    from speechft_merge.executor.executor import execute
 
     buffers = {tensor.name: _Buffer(tensor.nbytes) for tensor in tensors}
-    execute([Placed(tensor, buffers[tensor.name], 0) for tensor in tensors], workers=1)
+    drifts = execute([(tensor.at(0), buffers[tensor.name]) for tensor in tensors], workers=1)
     loaded = {}
     for tensor in tensors:
         raw, kind = buffers.pop(tensor.name).raw, getattr(torch, tensor.dtype.torch_name)
         values = torch.from_numpy(raw).view(kind) if len(raw) else torch.empty(0, dtype=kind)
         loaded[tensor.name] = (values.float() if tensor.dtype.interpolated else values).reshape(tensor.shape)
-    return loaded
+    return loaded, drifts
 
 
 class _Buffer:
@@ -58,7 +66,7 @@ class _Buffer:
         self.raw = np.empty(size, np.uint8)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Put `data` at `offset`."""
+        """Write `data` at `offset`."""
         self.raw[offset : offset + len(data)] = data
 
 
@@ -68,40 +76,81 @@ class Encoder:
 
     name: str
     model: Any
+    layers: Mapping[LayerKey, Any]
+    """Its blocks, in order, and the norm beside them."""
+    locations: Mapping[str, Location]
+    """Where in the model each of its weights is, by canonical names."""
     device: torch.device
 
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """Its parameters, by canonical name."""
-        return {canonical(name): values for name, values in self.model.state_dict().items()}
+    def run(self, batch: Batch) -> list[dict[LayerKey, Tensor]]:
+        """Return the hidden states of each clip, layer by layer: float32, (frames, width), padding cut off.
 
-    def run(self, batch: Batch) -> list[list[Tensor]]:
-        """Hidden states of each clip, layer by layer: float32, (frames, width), padding cut off.
-
-        Layer 0 is the input of the first transformer block; the last is the encoder's output.
+        `INPUT` is the input of the first block, then the output of each block, then that of the norm after them;
+        where the encoder gives something else again, that is `OUTPUT`.
 
         Raises:
+            CheckpointError: the model cannot be run.
             MismatchError: a hidden state is not finite.
         """
         inputs = {name: values.to(self.device) for name, values in batch.inputs.items()}
         try:
-            with torch.inference_mode():
-                out = self.model(**inputs, output_hidden_states=True, return_dict=True)
+            with torch.inference_mode(), _recorded(self.layers) as states:
+                last = self.model(**inputs, output_hidden_states=False, return_dict=True).last_hidden_state
         except Exception as error:  # out of memory, or inputs that its config does not go with
             told = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{self.name} cannot be run on {self.device}: {told}") from error
-        # transformers 5.16 took the norm after the last block out of hidden_states[-1]
-        states = [*out.hidden_states[:-1], out.last_hidden_state]
-        counts = batch.frames or [states[-1].shape[1]]
-        clips = [[layer[i, :count].float() for layer in states] for i, count in enumerate(counts)]
-        for number, layer in enumerate(states):
-            if not all(torch.isfinite(clip[number]).all() for clip in clips):
-                raise MismatchError(f"{self.name}: layer {number} is not finite on the probe ({tuple(layer.shape)})")
+        if not torch.equal(last, [*states.values()][-1]):
+            states[OUTPUT] = last
+        counts = batch.frames or [last.shape[1]]
+        clips = [{key: state[i, :count].float() for key, state in states.items()} for i, count in enumerate(counts)]
+        for key, state in states.items():
+            if not all(torch.isfinite(clip[key]).all() for clip in clips):
+                raise MismatchError(f"{self.name}: layer {key.label} is not finite on the probe ({tuple(state.shape)})")
         return clips
 
 
+@contextlib.contextmanager
+def _recorded(layers: Mapping[LayerKey, Any]) -> Iterator[dict[LayerKey, Tensor]]:
+    """Fill a dictionary with the hidden states of one pass, by hooks.
+
+    What transformers itself returns as hidden states changed: 5.16 took the norm after the last block out of them.
+    """
+    states: dict[LayerKey, Tensor] = {}
+    *_, last = (key for key in layers if key.block is not None)
+
+    def keep_input(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states[INPUT] = args[0] if args else kwargs["hidden_states"]
+
+    def keep_output(key: LayerKey, _: Any, __: Any, output: Any) -> None:
+        if key.block is not None or last in states:  # a norm before the blocks belongs to their input
+            states[key] = output if isinstance(output, torch.Tensor) else output[0]
+
+    handles = [next(iter(layers.values())).register_forward_pre_hook(keep_input, with_kwargs=True)]
+    for key, module in layers.items():
+        handles.append(module.register_forward_hook(functools.partial(keep_output, key)))
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_layers(model: Any, locations: Mapping[str, Location]) -> dict[LayerKey, Any]:
+    """Return the encoder's blocks, and the norm beside them, found by their names; empty if there are no blocks."""
+    stacks = {name: location.stack for name, location in locations.items() if location.block == 0}
+    blocks: dict[LayerKey, Any] = {}
+    norms: dict[LayerKey, Any] = {}
+    for name, module in model.named_modules():
+        stack = next((stack for first, stack in stacks.items() if first.startswith(f"{name}.0.")), None)
+        if stack is not None and not blocks:
+            blocks = {LayerKey("layers", stack, number): block for number, block in enumerate(module)}
+        elif f"{name}.weight" in locations and locations[f"{name}.weight"].part == "final_norm":
+            norms[LayerKey.of(locations[f"{name}.weight"])] = module
+    return blocks and blocks | norms
+
+
 def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tensor], device: torch.device) -> Encoder:
-    """The encoder class of a configuration, with weights under its names (no prefix, no heads).
+    """Build the encoder class of a configuration, with weights under its names (no prefix, no heads).
 
     Raises:
         CheckpointError: transformers does not know the model, or the weights do not fill it.
@@ -116,22 +165,29 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
         else transformers.MODEL_MAPPING.get(type(settings), None)
     )
     if model_class is None:
-        raise CheckpointError(f"{name}: transformers has no plain model for {settings.model_type!r}")
-    settings.add_adapter = False  # what stands behind the encoder's output
+        raise CheckpointError(f"{name}: transformers has no bare model class for {settings.model_type!r}")
+    settings.add_adapter = False  # it follows the encoder's output
     try:
         with _quiet():
             model, found = model_class.from_pretrained(
                 None, config=settings, state_dict=dict(weights), output_loading_info=True, dtype=torch.float32
             )
-    except Exception as error:  # whatever a config.json of foreign origin makes of it
-        raise CheckpointError(f"{name}: its config does not make a model: {error}") from error
+    except Exception as error:  # a foreign config.json may raise anything
+        raise CheckpointError(f"{name}: its config does not describe a model: {error}") from error
     wrong = [key for key in found["missing_keys"] if canonical(key) not in MAY_LACK] or list(found["mismatched_keys"])
     if wrong:
         raise CheckpointError(
             f"{name}: {len(wrong)} tensors of {model_class.__name__} are not in it, or have other shapes, first "
-            f"{wrong[0]!r}; its config.json must be of the same model as its weights"
+            f"{wrong[0]!r}",
+            hint="give it the config.json of the same model as its weights",
         )
-    return Encoder(name, model.eval().to(device), device)
+    locations = locate({canonical(name): tuple(values.shape) for name, values in model.state_dict().items()})
+    layers = find_layers(model, locations)
+    if not layers:
+        raise CheckpointError(
+            f"{name}: {model_class.__name__} has no list of transformer blocks that could be compared"
+        )
+    return Encoder(name, model.eval().to(device), layers, locations, device)
 
 
 def _configuration(name: str, config: Mapping[str, Any]) -> Any:
@@ -140,15 +196,15 @@ def _configuration(name: str, config: Mapping[str, Any]) -> Any:
     kind = config.get("model_type")
     try:
         return transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k not in HOW_TO_RUN})
-    except Exception as error:  # whatever a config.json of foreign origin makes of it
+    except Exception as error:  # a foreign config.json may raise anything
         raise CheckpointError(
             f"{name}: transformers {transformers.__version__} does not know its model_type {kind!r}, or cannot "
-            "use what its config.json says of it"
+            "use its config.json"
         ) from error
 
 
 def choose_device(asked: str | None) -> torch.device:
-    """The device that was asked for; by default a GPU if there is one.
+    """Return the requested device; by default a GPU if there is one.
 
     Raises:
         CheckpointError: torch does not know it, or cannot use it.
@@ -165,7 +221,7 @@ def choose_device(asked: str | None) -> torch.device:
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Float32 matrix products without TF32, which has ten bits."""
+    """Compute float32 matrix products without TF32, whose mantissa has ten bits."""
     switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]
     for switch in switches:
@@ -179,7 +235,7 @@ def exact_products() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Transformers without its load report and progress bars: what is missing is checked here. For one thread only."""
+    """Silence transformers' load report and progress bars: what is missing is checked here. For one thread only."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

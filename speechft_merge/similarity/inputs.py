@@ -1,4 +1,4 @@
-"""From audio to what a model takes: the feature extractor of the base, batches, and how many frames are valid."""
+"""Turns audio into model inputs: the base's feature extractor, batches, and how many frames are valid."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import CheckpointError
-from speechft_merge.similarity.extra import needs_extra
+from speechft_merge.packages import needs_extra
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 RATE = 16_000
 """Samples a second, where the settings do not say."""
 RATES = 4_000, 192_000
-"""That any model of speech may want."""
+"""Samples a second, at least and at most, that a speech model may take."""
 BATCH_SECONDS = 30.0
-"""Of padded audio in one batch: the activations of a Large model stay below a gigabyte."""
+"""Seconds of padded audio in one batch: the activations of a Large model stay below a gigabyte."""
 
 BATCHED = frozenset({"hubert", "wav2vec2", "wavlm"})
 """Families that are run in batches, where their CNN allows it; any other one clip at a time, which is always right."""
@@ -62,14 +62,14 @@ class InputMaker:
             self.rate = int(getattr(self._extractor, "sampling_rate", RATE))
             self.frames_of(self.rate)
             usable = RATES[0] <= self.rate <= RATES[1] and bool(self._extractor.model_input_names)
-        except Exception as error:  # whatever settings of foreign origin make of it
+        except Exception as error:  # foreign settings may raise anything
             raise CheckpointError(f"preprocessor_config.json or config.json cannot be used: {error}") from error
         if not usable:
-            raise CheckpointError(f"preprocessor_config.json: a sampling_rate of {self.rate} cannot be meant")
+            raise CheckpointError(f"preprocessor_config.json: sampling_rate {self.rate} is not one of speech")
 
     @property
     def longest(self) -> int | None:
-        """Samples that the model takes at the most; None without a bound (Whisper's window has one)."""
+        """Most samples that the model takes; None without a bound (Whisper's window has one)."""
         positions = self._config.get("max_source_positions") if self._config.get("model_type") == "whisper" else None
         return None if positions is None else int(positions) * 2 * int(self._extractor.hop_length)
 
@@ -83,7 +83,7 @@ class InputMaker:
         return self._config.get("feat_extract_norm") == "layer" and self._config.get("model_type") in BATCHED
 
     def frames_of(self, samples: int) -> int:
-        """Frames that a clip of so many samples has at the encoder's output; 0 if it is too short for one."""
+        """Return the frames that a clip of so many samples has at the encoder's output; 0 if it is too short."""
         if self.longest is not None:
             return min(-(-samples // (2 * int(self._extractor.hop_length))), int(self._config["max_source_positions"]))
         kernels, strides = self._config.get("conv_kernel"), self._config.get("conv_stride")
@@ -98,7 +98,7 @@ class InputMaker:
         return "input_values" in self._extractor.model_input_names
 
     def batches(self, clips: Sequence[NDArray[np.float32]]) -> Iterator[Batch]:
-        """All clips, each (samples,), shortest first where several share a batch."""
+        """Yield all clips, each (samples,), shortest first where several share a batch."""
         if not self.batches_alike:
             for clip in clips:
                 yield self._make([clip])
@@ -141,7 +141,7 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_differ(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Settings of two feature extractors that change what a model sees, and differ where both state them."""
+    """Return the settings of two feature extractors that change what a model sees, and differ where both state them."""
     changing = (
         "feature_extractor_type",
         "sampling_rate",

@@ -1,4 +1,4 @@
-"""From hidden states to figures: every layer of two or three encoders on one probe, one utterance at a time."""
+"""Measures every layer of two or three encoders on one probe, from hidden states, one utterance at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
@@ -26,31 +26,35 @@ from speechft_merge.similarity.cka import (
 from speechft_merge.similarity.request import ESTIMATORS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor
 
     from speechft_merge.similarity.cka import Shifted
     from speechft_merge.similarity.request import Estimator
 
+    _Side = tuple[Representation, Cross, list[Shifted]]  # of one encoder: its sums, those with itself, its features
+
 THREADS = 8
-"""At the most: each has the sums of a layer, and the products, in memory."""
+"""Most threads: each has the sums of a layer, and the products, in memory."""
 PRODUCTS = 256 << 20
 """Bytes of products, of one pair of encoders in one layer, that are kept for the second pass rather than made again."""
+
+_Result = TypeVar("_Result")
 
 Utterance = list["Tensor"]
 """The features of one utterance in one layer, one tensor (frames, width) for each encoder."""
 
 Pair = tuple[int, int]
-"""Two encoders, by their places; the first one is smaller."""
+"""Two encoders, by their indexes, the smaller one first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Similarity:
-    """Of two representations; nan where a figure is not defined."""
+    """How alike two representations are; nan where a figure is not defined."""
 
     cka: float
-    """By the estimator that was asked for."""
+    """CKA by the requested estimator."""
     se: float
     """Its standard error; of the estimator `utterance` only, and where the features could be kept."""
     frame: float
@@ -81,13 +85,13 @@ class LayerMeter:
         self._cosines = dict.fromkeys(itertools.combinations(range(encoders), 2), 0.0)
 
     def add(self, utterance: Utterance) -> None:
-        """Count in one utterance."""
+        """Add one utterance."""
         shifted = self._shift(utterance)
         for (i, j), cross in self._crosses.items():
             cross.add(shifted[i], shifted[j])
 
     def add_all(self, utterances: Sequence[Utterance], errors: bool) -> dict[Pair, Tensor]:
-        """Count in all utterances, one pair of encoders after the other.
+        """Add all utterances, one pair of encoders after the other.
 
         Returns:
             With `errors`, CKA without each utterance: of each pair, float64, (utterances,).
@@ -118,7 +122,7 @@ class LayerMeter:
         return [side.add(frames) for side, frames in zip(self._sides, utterance, strict=True)]
 
     def finish(self, estimator: Estimator, without: dict[Pair, Tensor] | None = None) -> LayerResult:
-        """The figures; with standard errors if `without` is what `add_all` returned."""
+        """Return the figures; with standard errors if `without` is what `add_all` returned."""
         found = {name: {pair: hsic(cross, name) for pair, cross in self._crosses.items()} for name in ESTIMATORS}
         values = {
             name: {(i, j): normalise(hsics[i, j], hsics[i, i], hsics[j, j]) for i, j in self._cosines}
@@ -139,7 +143,7 @@ class LayerMeter:
 
 
 def measure(utterances: Iterable[Sequence[Utterance]], estimator: Estimator) -> list[LayerResult]:
-    """In one pass, nothing kept: no standard errors.
+    """Measure in one pass, nothing kept: no standard errors.
 
     Args:
         utterances: of each, its features layer by layer.
@@ -148,13 +152,12 @@ def measure(utterances: Iterable[Sequence[Utterance]], estimator: Estimator) -> 
     meters: list[LayerMeter] = []
     for layers in utterances:
         meters = meters or [LayerMeter(len(layer)) for layer in layers]
-        with _side_by_side(layers[0][0]) as pool:
-            list(pool.map(LayerMeter.add, meters, layers))
+        _for_each(layers[0][0], LayerMeter.add, meters, layers)
     return [meter.finish(estimator) for meter in meters]
 
 
 def measure_kept(layers: Sequence[Sequence[Utterance]], estimator: Estimator) -> list[LayerResult]:
-    """Layer by layer, from features that are in memory: with standard errors, and the sums of few layers at a time.
+    """Measure layer by layer, from features in memory: with standard errors, and the sums of few layers at a time.
 
     Args:
         layers: of each, its features utterance by utterance.
@@ -166,28 +169,35 @@ def measure_kept(layers: Sequence[Sequence[Utterance]], estimator: Estimator) ->
         without = meter.add_all(utterances, errors=estimator == "utterance")
         return meter.finish(estimator, without)
 
-    with _side_by_side(layers[0][0][0]) as pool:
-        return list(pool.map(measure_layer, layers))
+    return _for_each(layers[0][0][0], measure_layer, layers)
 
 
-@contextlib.contextmanager
-def _side_by_side(where: Tensor) -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has, within reason, each of which runs its operations alone; one for a GPU.
+def _for_each(where: Tensor, function: Callable[..., _Result], *items: Iterable[Any]) -> list[_Result]:
+    """Call a function on as many threads as torch has, within reason, each running its operations alone; one for a GPU.
 
     These are many and small: shared among threads, they took three times as long on two cores as on one.
     A GPU has its own, and torch's linear algebra there fails if several threads begin with it (PyTorch issue 90613).
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a thread takes this over with its first operation
+    with (
+        torch_threads(1) as before,  # which a thread takes over with its first operation
+        ThreadPoolExecutor(min(before, THREADS) if where.device.type == "cpu" else 1) as pool,
+    ):
+        return list(pool.map(function, *items))
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None) -> Iterator[int]:
+    """Let torch use so many threads, None for as many as it does; yield how many it used before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
     try:
-        with ThreadPoolExecutor(min(threads, THREADS) if where.device.type == "cpu" else 1) as pool:
-            yield pool
+        yield before
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def measure_null(layers: Sequence[Sequence[Utterance]], estimator: Estimator) -> list[float]:
-    """What the measure reads where nothing is common: CKA of the first encoder with itself on another utterance.
+    """Measure the floor, where nothing is in common: CKA of the first encoder with itself on another utterance.
 
     Utterance u is paired with u + half of them, and both are cut to the shorter one's frames.
     """
@@ -200,27 +210,20 @@ def measure_null(layers: Sequence[Sequence[Utterance]], estimator: Estimator) ->
             meter.add([ours[:count], other[:count]])
         return meter.finish(estimator).pairs[0, 1].cka
 
-    with _side_by_side(layers[0][0][0]) as pool:
-        return list(pool.map(measure_layer, layers))
+    return _for_each(layers[0][0][0], measure_layer, layers)
 
 
 def measure_grid(layers: Sequence[Sequence[Utterance]], pair: Pair, estimator: Estimator) -> list[list[float]]:
-    """CKA of every layer of one encoder (rows) with every layer of another (columns)."""
-    rows = [_with_itself(utterances, pair[0]) for utterances in layers]
-    columns = [_with_itself(utterances, pair[1]) for utterances in layers]
+    """Measure CKA of every layer of one encoder (rows) with every layer of another (columns)."""
+    rows, columns = ([_with_itself(utterances, which) for utterances in layers] for which in pair)
 
-    def measure_row(row: tuple[Representation, Cross, list[Shifted]]) -> list[float]:
+    def measure_row(row: _Side) -> list[float]:
         return [_between(row, column, estimator) for column in columns]
 
-    with _side_by_side(layers[0][0][0]) as pool:
-        return list(pool.map(measure_row, rows))
+    return _for_each(layers[0][0][0], measure_row, rows)
 
 
-def _between(
-    row: tuple[Representation, Cross, list[Shifted]],
-    column: tuple[Representation, Cross, list[Shifted]],
-    estimator: Estimator,
-) -> float:
+def _between(row: _Side, column: _Side, estimator: Estimator) -> float:
     (x, own_x, ours), (y, own_y, theirs) = row, column
     cross = Cross(x, y)
     for one, other in zip(ours, theirs, strict=True):
@@ -228,7 +231,7 @@ def _between(
     return cka(cross, own_x, own_y, estimator)
 
 
-def _with_itself(utterances: Sequence[Utterance], which: int) -> tuple[Representation, Cross, list[Shifted]]:
+def _with_itself(utterances: Sequence[Utterance], which: int) -> _Side:
     side = Representation()
     own = Cross(side, side)
     shifted = [side.add(utterance[which]) for utterance in utterances]
@@ -238,7 +241,7 @@ def _with_itself(utterances: Sequence[Utterance], which: int) -> tuple[Represent
 
 
 def mean_over_layers(results: Sequence[LayerResult], pair: Pair) -> tuple[float, float]:
-    """Mean CKA of a pair over the layers where it is defined, and its standard error (nan without replicates)."""
+    """Return a pair's mean CKA over the layers where it is defined, and its standard error (nan without replicates)."""
     values = [result.pairs[pair].cka for result in results if math.isfinite(result.pairs[pair].cka)]
     if not values:
         return math.nan, math.nan

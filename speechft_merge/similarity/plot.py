@@ -1,4 +1,4 @@
-"""The figure: layer against CKA, a line for each pair of models with a band of its standard error; and the grid."""
+"""Draws figures: layer against CKA, a line for each pair of models with a band of its standard error; and grids."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import UsageError
-from speechft_merge.similarity.extra import needs_extra
+from speechft_merge.packages import needs_extra
 from speechft_merge.similarity.report import LABELS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from speechft_merge.similarity.report import Report
 
 STYLES = {  # Okabe and Ito's colours, which the colour-blind can tell apart; and markers, for print in grey
@@ -29,32 +31,81 @@ COLUMN = 3.5
 
 
 def draw_lines(report: Report, kind: str) -> bytes:
-    """Layer against CKA, as a file of one of `request.FIGURES`; a page has the table too.
+    """Draw layer against CKA, as a file of one of `request.FIGURES`; a page has the table too.
 
     Raises:
         UsageError: matplotlib is not installed.
     """
+    return _draw(report, kind, (COLUMN, 2.4), _fill_lines)
+
+
+def draw_grids(report: Report, kind: str) -> bytes:
+    """Draw every layer of the base against every layer of the other models, on the fixed scale 0 to 1.
+
+    Raises:
+        UsageError: matplotlib is not installed, or the report has no grids.
+    """
+    if not report.grids:
+        raise UsageError("the report has no grid of layers to draw")
+    return _draw(report, kind, (COLUMN * len(report.grids), 3.0), _fill_grids)
+
+
+def _draw(report: Report, kind: str, size: tuple[float, float], fill: Callable[[Any, Report], None]) -> bytes:
+    """Return the file's bytes, without the date: equal figures, equal files."""
     if kind == ".html":
-        return _page(report, draw_lines(report, ".svg").decode())
+        return _page(report, _draw(report, ".svg", size, fill).decode())
     with needs_extra("matplotlib"):
         import matplotlib
         from matplotlib.figure import Figure
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(COLUMN, 2.4), layout="constrained")
-        axes = figure.subplots()
-        numbers = [layer.layer for layer in report.layers]
-        for pair, style in STYLES.items():
-            if pair in report.mean:
-                _line(axes, numbers, [layer.pairs[pair] for layer in report.layers], LABELS[pair], style)
-        floor = [math.nan if layer.null is None else layer.null for layer in report.layers]
-        if any(map(math.isfinite, floor)):
-            axes.plot(numbers, floor, color="0.5", linestyle=":", label="floor (mismatched)")
-        axes.set_xlabel("layer")
-        axes.set_ylabel("CKA" if report.estimator == "utterance" else f"CKA ({report.estimator})")
-        axes.set_xticks(numbers[:: 1 + len(numbers) // 14])
-        axes.set_ylim(top=1.02, bottom=min(0.0, axes.get_ylim()[0]))
-        figure.legend(frameon=False, loc="outside upper center", ncols=2)
-        return _saved(figure, kind)
+        figure = Figure(figsize=size, layout="constrained")
+        fill(figure, report)
+        content = io.BytesIO()
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
+        figure.savefig(content, format=kind.lstrip("."), dpi=300, metadata=metadata)
+    return content.getvalue()
+
+
+def _fill_lines(figure: Any, report: Report) -> None:
+    axes = figure.subplots()
+    numbers = [*range(len(report.layers))]
+    for pair, style in STYLES.items():
+        if pair in report.mean:
+            _line(axes, numbers, [layer.pairs[pair] for layer in report.layers], LABELS[pair], style)
+    floor = [math.nan if layer.null is None else layer.null for layer in report.layers]
+    if any(map(math.isfinite, floor)):
+        axes.plot(numbers, floor, color="0.5", linestyle=":", label="floor (mismatched)")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("CKA" if report.estimator == "utterance" else f"CKA ({report.estimator})")
+    _label_layers(axes.xaxis, report)
+    axes.set_ylim(top=1.02, bottom=min(0.0, axes.get_ylim()[0]))
+    figure.legend(frameon=False, loc="outside upper center", ncols=2)
+
+
+def _fill_grids(figure: Any, report: Report) -> None:
+    panels = figure.subplots(1, len(report.grids), squeeze=False)[0]
+    for axes, (pair, grid) in zip(panels, report.grids.items(), strict=True):
+        ours, theirs = LABELS[pair].split(", ")
+        image = axes.imshow(grid, vmin=0, vmax=1, origin="lower", cmap="viridis")
+        axes.spines[:].set_visible(True)
+        axes.set_xlabel(f"layer, {theirs}")
+        axes.set_ylabel(f"layer, {ours}")
+        _label_layers(axes.xaxis, report)
+        _label_layers(axes.yaxis, report)
+    figure.colorbar(image, ax=panels, label="CKA", shrink=0.8)
+
+
+def _label_layers(axis: Any, report: Report) -> None:
+    """Label the rows of a report along an axis: as many blocks as there is room for beside the words at its ends."""
+    keys = [layer.key for layer in report.layers]
+    step = 1 + len(keys) // 14
+    words = [place for place, key in enumerate(keys) if key.block is None]
+    free = [place for place in range(len(keys)) if all(abs(place - word) >= step for word in words)]
+    ticks = sorted([*words, *(place for place in free if (keys[place].block or 0) % step == 0)])
+    axis.set_ticks(ticks, [keys[place].label for place in ticks])
+    for tick, place in zip(axis.get_major_ticks(), ticks, strict=True):
+        if axis.axis_name == "x" and place in words:  # wider than the room of one block
+            tick.label1.set_rotation(90)
 
 
 def _line(axes: Any, numbers: list[int], found: list[Any], label: str, style: dict[str, Any]) -> None:
@@ -66,47 +117,14 @@ def _line(axes: Any, numbers: list[int], found: list[Any], label: str, style: di
     axes.plot(numbers, values, label=label, **style)
 
 
-def draw_grids(report: Report, kind: str) -> bytes:
-    """Every layer of the base against every layer of the other models, on the fixed scale 0 to 1.
-
-    Raises:
-        UsageError: matplotlib is not installed, or the report has no grids.
-    """
-    if not report.grids:
-        raise UsageError("the report has no grid of layers to draw")
-    if kind == ".html":
-        return _page(report, draw_grids(report, ".svg").decode())
-    with needs_extra("matplotlib"):
-        import matplotlib
-        from matplotlib.figure import Figure
-    with matplotlib.rc_context(SETTINGS | {"axes.spines.top": True, "axes.spines.right": True}):
-        figure = Figure(figsize=(COLUMN * len(report.grids), 3.0), layout="constrained")
-        panels = figure.subplots(1, len(report.grids), squeeze=False)[0]
-        for axes, (pair, grid) in zip(panels, report.grids.items(), strict=True):
-            ours, theirs = LABELS[pair].split(", ")
-            image = axes.imshow(grid, vmin=0, vmax=1, origin="lower", cmap="viridis")
-            axes.set_xlabel(f"layer, {theirs}")
-            axes.set_ylabel(f"layer, {ours}")
-        figure.colorbar(image, ax=panels, label="CKA", shrink=0.8)
-        return _saved(figure, kind)
-
-
-def _saved(figure: Any, kind: str) -> bytes:
-    """The file's bytes, without the date: equal figures, equal files."""
-    content = io.BytesIO()
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
-    figure.savefig(content, format=kind.lstrip("."), dpi=300, metadata=metadata)
-    return content.getvalue()
-
-
 def _page(report: Report, svg: str) -> bytes:
-    """One self-contained page with a figure, its figures in a table, and what they mean."""
+    """Return one self-contained page with a figure, its figures in a table, and what they mean."""
     heads, *rows = report.to_table()
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     titles = "".join(f"<th>{html.escape(head)}</th>" for head in heads)
     models = "".join(f"<li>{role}: {html.escape(name)}</li>" for role, name in report.models.items())
     words = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in report.in_words())
-    probe = f"{report.utterances} utterances, {report.frames} frames, probe {report.probe['sha256'][:12]}"
+    probe = f"{report.utterances} utterances, {report.frames} frames, probe {report.probe.sha256[:12]}"
     style = (
         "body{font:15px sans-serif;max-width:46em;margin:2em auto}svg{width:100%;height:auto}td,th{padding:.2em 1em}"
     )

@@ -1,16 +1,16 @@
-"""The probe: recordings that two models are compared on, read, brought to the model's rate and cut to a bound."""
+"""Reads the probe: recordings that models are compared on, resampled to the model's rate and bounded in length."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from speechft_merge.errors import CheckpointError, NotFoundError
-from speechft_merge.similarity.extra import needs_extra
+from speechft_merge.packages import needs_extra
 from speechft_merge.similarity.request import SECONDS
 
 if TYPE_CHECKING:
@@ -19,21 +19,37 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BUILT_IN = Path(__file__).with_name("probe_audio")
-"""24 clips of real speech in four languages; their licences stand beside them."""
+"""24 clips of real speech in four languages; their licences are beside them."""
 
 SUFFIXES = frozenset(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .sph .nist .w64 .caf".split())
-"""Files that are taken from a folder; a file that is named itself is tried whatever its suffix."""
+"""Suffixes of files that are taken from a folder; a file that is named itself is always tried."""
 
 LONGEST = 30.0
 """Seconds up to which a file is one utterance; a longer one is a recording, and is cut into pieces."""
 PIECES = 20
-"""The number of pieces that one recording gives of itself, where its length allows: enough for an error bar."""
+"""Pieces that one recording is cut into where its length allows: enough for an error bar."""
 PIECE = 1.0, 15.0
 """Seconds of a piece, at least and at most."""
 BELIEVABLE = 1e6
-"""Seconds of a file, at the most: eleven days."""
+"""Most seconds of a file: eleven days."""
 SILENCE = 1e-4
 """Greatest amplitude of a clip that counts as silent (-80 dB of full scale)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRecord:
+    """What a report says of its probe; its fields are the keys in JSON."""
+
+    origin: str
+    """`built-in`, or the names of files and folders."""
+    sha256: str
+    """Digest of the clips as decoded, before resampling to `rate`: equal for equal probes."""
+    clips: int
+    seconds: float
+    rate: int
+    """Samples a second that the models took."""
+    skipped: dict[str, str]
+    """Files that were not used, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +62,20 @@ class Probe:
     """Samples a second."""
     origin: str
     sha256: str
-    """Over the clips as decoded, before they were brought to `rate`: equal for equal probes."""
     skipped: dict[str, str]
-    """Files that were not used, and why."""
+    """As `ProbeRecord` has them."""
 
     @property
     def seconds(self) -> float:
-        """Of all clips."""
+        """Seconds of all clips."""
         return sum(map(len, self.clips)) / self.rate
 
-    def describe(self) -> dict[str, Any]:
-        """As the report has it."""
-        return {
-            "origin": self.origin, "sha256": self.sha256, "clips": len(self.clips), "seconds": round(self.seconds, 3),
-            "rate": self.rate, "skipped": self.skipped,
-        }  # fmt: skip
+    @property
+    def record(self) -> ProbeRecord:
+        """What the report says of it."""
+        return ProbeRecord(
+            self.origin, self.sha256, len(self.clips), round(self.seconds, 3), self.rate, dict(self.skipped)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,31 +98,39 @@ def read_probe(paths: Sequence[Path] | None, rate: int, seconds: float = SECONDS
     Args:
         paths: audio files, and folders that are searched for some; None for the probe that ships with the package.
         rate: samples a second that the models take.
-        seconds: of audio, at the most.
+        seconds: most seconds of audio.
 
     Raises:
-        NotFoundError: no audio file is there.
+        NotFoundError: there is no audio file.
         CheckpointError: none of them can be used.
         UsageError: soundfile or soxr is not installed.
     """
     files = sorted(BUILT_IN.glob("*.flac")) if paths is None else _find(paths)
     skipped: dict[str, str] = {}
-    clips = _thin([clip for path in files for clip in _cut(path, seconds, skipped)], seconds)
+    clips: list[_Clip] = []
+    for path in files:
+        try:
+            clips += _cut(path, seconds)
+        except _UnusableError as error:
+            skipped[str(path)] = str(error)
     digest, audio = hashlib.sha256(), []
-    for clip in clips:
-        samples = _read(clip, skipped)
-        if samples is not None:
-            digest.update(f"{clip.rate}\0{len(samples)}\0".encode() + samples.tobytes())
-            audio.append(_resample(samples, clip.rate, rate))
+    for clip in _thin(clips, seconds):
+        try:
+            samples = _read(clip)
+        except _UnusableError as error:
+            skipped[str(clip.path)] = str(error)
+            continue
+        digest.update(f"{clip.rate}\0{len(samples)}\0".encode() + samples.tobytes())
+        audio.append(_resample(samples, clip.rate, rate))
     if not audio:
         first = "; ".join(f"{path}: {why}" for path, why in list(skipped.items())[:3])
-        raise CheckpointError(f"no clip of the probe can be used ({first}); give other audio files (--probe)")
+        raise CheckpointError(f"no clip of the probe can be used ({first})", hint="give other audio files (--probe)")
     origin = "built-in" if paths is None else ", ".join(path.name or str(path) for path in paths[:4])
     return Probe(tuple(audio), rate, origin, digest.hexdigest(), skipped)
 
 
 def _find(paths: Iterable[Path]) -> list[Path]:
-    """The files among `paths`, and the audio files below the folders, each once, in the order given."""
+    """Return the files among `paths`, and the audio files below the folders, each once, in the order given."""
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
@@ -120,27 +143,32 @@ def _find(paths: Iterable[Path]) -> list[Path]:
         else:
             raise NotFoundError(f"there is no audio file or folder {path}")
     if not found:
-        raise NotFoundError("the probe names no audio file; give files or folders (--probe)")
+        raise NotFoundError("the probe names no audio file", hint="give files or folders (--probe)")
     return list(found)
 
 
-def _cut(path: Path, seconds: float, skipped: dict[str, str]) -> list[_Clip]:
-    """The utterances of a file; none if it cannot be read, and then `skipped` says why."""
+class _UnusableError(Exception):
+    """Why a file is left out, in a few words."""
+
+
+def _cut(path: Path, seconds: float) -> list[_Clip]:
+    """Return the utterances of a file.
+
+    Raises:
+        _UnusableError: it has none.
+    """
     with needs_extra("soundfile"):
         import soundfile
     try:
         info = soundfile.info(str(path))
     except (soundfile.LibsndfileError, OSError) as error:
-        skipped[str(path)] = f"cannot be read: {getattr(error, 'error_string', error)}"
-        return []
+        raise _UnusableError(f"cannot be read: {getattr(error, 'error_string', error)}") from error
     frames, rate = int(info.frames), int(info.samplerate)
     if frames <= 0 or rate <= 0:
-        skipped[str(path)] = "is empty"
-        return []
+        raise _UnusableError("is empty")
     length = frames / rate
-    if length > BELIEVABLE:  # libsndfile's word for a length that a header does not tell is 2^63 - 1 frames
-        skipped[str(path)] = "does not tell its length (written to a pipe?); write it anew as a file"
-        return []
+    if length > BELIEVABLE:  # libsndfile says 2^63 - 1 frames where a header does not tell the length
+        raise _UnusableError("does not state its length (written to a pipe?); write it again as a file")
     if length <= LONGEST:
         return [_Clip(path, 0, frames, rate)]
     piece = int(rate * min(max(min(seconds, length) / PIECES, PIECE[0]), PIECE[1]))
@@ -148,7 +176,7 @@ def _cut(path: Path, seconds: float, skipped: dict[str, str]) -> list[_Clip]:
 
 
 def _thin(clips: list[_Clip], seconds: float) -> list[_Clip]:
-    """So many of the clips, evenly spread, that they stay within `seconds`; one that alone is longer is cut."""
+    """Keep so many of the clips, evenly spread, that they stay within `seconds`; one that alone is longer is cut."""
     total = sum(clip.seconds for clip in clips)
     if total > seconds:
         count = max(1, int(len(clips) * seconds / total))
@@ -161,8 +189,12 @@ def _thin(clips: list[_Clip], seconds: float) -> list[_Clip]:
     return clips
 
 
-def _read(clip: _Clip, skipped: dict[str, str]) -> NDArray[np.float32] | None:
-    """Samples of a clip, channels averaged: (frames,), at the file's own rate; None if it is of no use."""
+def _read(clip: _Clip) -> NDArray[np.float32]:
+    """Return the samples of a clip, channels averaged: (frames,), at the file's own rate.
+
+    Raises:
+        _UnusableError: it cannot be read, or is silent.
+    """
     import soundfile
 
     try:
@@ -170,15 +202,12 @@ def _read(clip: _Clip, skipped: dict[str, str]) -> NDArray[np.float32] | None:
             file.seek(clip.start)
             samples: NDArray[np.float32] = file.read(clip.stop - clip.start, dtype="float32", always_2d=True).mean(1)
     except (soundfile.LibsndfileError, OSError) as error:
-        skipped[str(clip.path)] = f"cannot be read: {getattr(error, 'error_string', error)}"
-        return None
+        raise _UnusableError(f"cannot be read: {getattr(error, 'error_string', error)}") from error
     if not np.isfinite(samples).all():
-        skipped[str(clip.path)] = "holds samples that are not finite"
-    elif float(np.abs(samples).max(initial=0)) < SILENCE:
-        skipped[str(clip.path)] = "is silent"
-    else:
-        return samples
-    return None
+        raise _UnusableError("holds samples that are not finite")
+    if float(np.abs(samples).max(initial=0)) < SILENCE:
+        raise _UnusableError("is silent")
+    return samples
 
 
 def _resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:

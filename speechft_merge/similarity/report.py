@@ -1,4 +1,4 @@
-"""What was measured, as plain data: for JSON, CSV, tables and figures. Pure; nothing here prints or draws."""
+"""Defines the report: what was measured, as plain data for JSON, CSV, tables and figures. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.record.layers import INPUT, drift_cell
 from speechft_merge.similarity.measure import Similarity, mean_over_layers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from speechft_merge.record.layers import LayerKey
     from speechft_merge.similarity.measure import LayerResult, Pair
+    from speechft_merge.similarity.probe import ProbeRecord
     from speechft_merge.similarity.request import Estimator
 
-SCHEMA = 1
-"""Of the JSON document."""
+SCHEMA = 2
+"""Version of the JSON document."""
 
 PAIRS: dict[str, Pair] = {"base_finetuned": (0, 1), "base_merged": (0, 2), "finetuned_merged": (1, 2)}
 """Key in the document -> the models, by their order base, finetuned, merged."""
@@ -31,15 +34,15 @@ LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class LayerSimilarity:
-    """One layer: 0 is the input of the first transformer block, k the output of block k - 1."""
+    """One row: the input of the first block, the output of a block, or that of the norm after them."""
 
-    layer: int
+    key: LayerKey
     pairs: dict[str, Similarity]
-    """By the keys of `PAIRS`; those with the merged model only where there is one."""
+    """Figures by the keys of `PAIRS`; those with the merged model only where there is one."""
     drift: float | None
-    """||finetuned - base|| / ||base|| of the weights that this layer adds to the one before."""
+    """||finetuned - base|| / ||base|| of the weights that this layer adds to the one before: the merge's own figure."""
     null: float | None
-    """The floor: CKA of the base with itself on other utterances; None if it was not asked for."""
+    """The floor: CKA of the base with itself on other utterances; None if not requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,8 @@ class Report:
     """A comparison of two or three models on a probe."""
 
     models: dict[str, str]
-    """Role -> what the model was called."""
-    probe: dict[str, Any]
+    """Role -> reference of the model."""
+    probe: ProbeRecord
     estimator: Estimator
     utterances: int
     frames: int
@@ -56,18 +59,18 @@ class Report:
     mean: dict[str, tuple[float, float]]
     """Mean over layers of each pair's CKA, and its standard error."""
     grids: dict[str, list[list[float]]]
-    """CKA of every layer of the first model (rows) with every layer of the second; empty if not asked for."""
+    """CKA of every layer of the first model (rows) with every layer of the second; empty if not requested."""
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    """What took how long; not in the document, which is the same from run to run."""
+    """Seconds that each step took; not in the document, which is the same from run to run."""
 
     def to_json(self) -> dict[str, Any]:
-        """The document; null where a figure is not defined."""
+        """Return the document; null where a figure is not defined."""
         return {
             "schema": SCHEMA,
             "models": self.models,
-            "probe": self.probe,
+            "probe": asdict(self.probe),
             "estimator": self.estimator,
             "utterances": self.utterances,
             "frames": self.frames,
@@ -79,47 +82,50 @@ class Report:
         }
 
     def to_csv(self) -> str:
-        """One line for each layer and pair."""
+        """Return CSV with one line for each layer and pair."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         figures = [*Similarity.__dataclass_fields__]
-        writer.writerow(["layer", "pair", *figures, "drift", "null"])
+        writer.writerow([*INPUT.to_json(), "pair", *figures, "drift", "null"])
         for layer in self.layers:
             for pair, similarity in layer.pairs.items():
                 values = [*(asdict(similarity)[name] for name in figures), layer.drift, layer.null]
-                writer.writerow([layer.layer, pair, *("" if _number(value) is None else value for value in values)])
+                cells = ["" if _number(value) is None else value for value in values]
+                writer.writerow([*layer.key.to_json().values(), pair, *cells])  # None is written as an empty cell
         return out.getvalue()
 
     def to_table(self) -> list[list[str]]:
-        """For people: titles, a row for each layer, and the mean."""
-        rows = [
-            [str(layer.layer), *(with_error(layer.pairs[pair].cka, layer.pairs[pair].se) for pair in self.mean)]
-            for layer in self.layers
-        ]
-        titles = ["layer", *(LABELS[pair] for pair in self.mean)]
-        return [titles, *rows, ["mean", *(with_error(*mean) for mean in self.mean.values())]]
+        """Return the table for people: titles, a row for each layer, and the mean."""
+        columns = {
+            "layer": [*(layer.key.label for layer in self.layers), "mean"],
+            "drift": [*(drift_cell(layer.drift) for layer in self.layers), "-"],
+        }
+        for pair, mean in self.mean.items():
+            found = [layer.pairs[pair] for layer in self.layers]
+            columns[LABELS[pair]] = [*(with_error(one.cka, one.se) for one in found), with_error(*mean)]
+        if any(layer.null is not None for layer in self.layers):
+            columns["floor"] = [*(with_error(layer.null) for layer in self.layers), "-"]
+        return [[*columns], *map(list, zip(*columns.values(), strict=True))]
 
     def in_words(self) -> list[str]:
-        """Two sentences on what the figures mean for this merge."""
+        """Return two sentences on what the figures mean for this merge."""
         return [_what_moved(self), _what_came_back(self)]
 
 
-def make_report(
-    results: Sequence[LayerResult], drifts: Mapping[int, float], nulls: Sequence[float] = (), **told: Any
-) -> Report:
-    """Put the figures of all layers together; `told` is what `Report` has beside them."""
-    pairs = {name: pair for name, pair in PAIRS.items() if pair in results[0].pairs}
-    layers = tuple(
-        LayerSimilarity(
-            layer=number,
-            pairs={name: result.pairs[pair] for name, pair in pairs.items()},
-            drift=drifts.get(number),
-            null=nulls[number] if nulls else None,
-        )
-        for number, result in enumerate(results)
+def make_rows(
+    results: Mapping[LayerKey, LayerResult], drifts: Mapping[LayerKey, float | None], nulls: Sequence[float]
+) -> tuple[LayerSimilarity, ...]:
+    """Return the rows of a report: the figures of each layer, its drift, and its floor unless `nulls` is empty."""
+    floors: Sequence[float | None] = nulls or [None] * len(results)
+    return tuple(
+        LayerSimilarity(key, {name: result.pairs[pair] for name, pair in PAIRS.items()}, drifts.get(key), null)
+        for (key, result), null in zip(results.items(), floors, strict=True)
     )
-    mean = {name: mean_over_layers(results, pair) for name, pair in pairs.items()}
-    return Report(layers=layers, mean=mean, **told)
+
+
+def mean_by_pair(results: Mapping[LayerKey, LayerResult]) -> dict[str, tuple[float, float]]:
+    """Return the mean CKA over layers of each pair of models, and its standard error."""
+    return {name: mean_over_layers([*results.values()], pair) for name, pair in PAIRS.items()}
 
 
 def _layer_document(layer: LayerSimilarity) -> dict[str, Any]:
@@ -128,11 +134,11 @@ def _layer_document(layer: LayerSimilarity) -> dict[str, Any]:
         for pair, similarity in layer.pairs.items()
     }
     null = {} if layer.null is None else {"null": _number(layer.null)}
-    return {"layer": layer.layer, **figures, "drift": _number(layer.drift), **null}
+    return {**layer.key.to_json(), **figures, "drift": _number(layer.drift), **null}
 
 
 def _number(value: float | None) -> float | None:
-    """JSON has no nan."""
+    """Return None for nan, which JSON lacks."""
     return None if value is None or not math.isfinite(value) else value
 
 
@@ -144,8 +150,9 @@ def _what_moved(report: Report) -> str:
     found, mean = lowest.pairs["base_finetuned"], report.mean["base_finetuned"]
     if found.cka > 0.999:
         return f"Fine-tuning hardly changed the features: CKA to the base is {found.cka:.4f} or more in every layer."
+    where = "in the input of the first block" if lowest.key == INPUT else f"in layer {lowest.key.label}"
     return (
-        f"Fine-tuning moved the features most in layer {lowest.layer}: there CKA to the base is "
+        f"Fine-tuning moved the features most {where}: there CKA to the base is "
         f"{with_error(found.cka, found.se)}, on average over layers {with_error(*mean)}."
     )
 
@@ -164,8 +171,8 @@ def _what_came_back(report: Report) -> str:
     )
 
 
-def with_error(value: float, error: float) -> str:
-    """`0.812 ±0.034`, or without an error what is known; `-` where there is no value."""
-    if not math.isfinite(value):
+def with_error(value: float | None, error: float = math.nan) -> str:
+    """Return `0.812 ±0.034`; `0.812` without an error, `-` without a value."""
+    if value is None or not math.isfinite(value):
         return "-"
     return f"{value:.3f} ±{error:.3f}" if math.isfinite(error) else f"{value:.3f}"

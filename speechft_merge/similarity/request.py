@@ -1,26 +1,29 @@
-"""On what, where and how to compare: parsed and checked once, before anything large is imported or read."""
+"""Defines on what, where and how to compare: checked once, before anything large is imported or read."""
 
 from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from speechft_merge.errors import NotFoundError, UsageError
-from speechft_merge.similarity.extra import not_installed
+from speechft_merge.packages import not_installed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Estimator = Literal["utterance", "frame", "biased"]
 ESTIMATORS: tuple[Estimator, ...] = ("utterance", "frame", "biased")
 """See `cka`."""
 
 SECONDS = 120.0
-"""Of audio, unless more is asked for: past it the error bars shrink slowly and the models take minutes."""
+"""Seconds of audio by default: beyond it error bars shrink slowly and the models take minutes."""
 MEMORY = 1 << 30
 """Bytes that the features of all models may take; beyond it they are summed as they come, without error bars."""
 
 FIGURES = (".png", ".svg", ".pdf", ".html")
-"""What a figure can be drawn into."""
+"""Suffixes of the files that a figure can be drawn into."""
 
 PACKAGES = ("torch", "transformers", "soundfile", "soxr")
 """What running models on audio needs."""
@@ -28,7 +31,7 @@ PACKAGES = ("torch", "transformers", "soundfile", "soxr")
 
 @dataclass(frozen=True, slots=True)
 class ProbeRequest:
-    """What is asked of a comparison."""
+    """On what audio to compare, where and how."""
 
     paths: tuple[Path, ...] | None = None
     """Audio files and folders; None for the built-in probe."""
@@ -39,40 +42,51 @@ class ProbeRequest:
     null: bool = False
     """Also measure the floor."""
     grid: bool = False
-    """Also compare every layer with every other."""
+    """Also compare every layer with every other (--heatmap)."""
     memory: int = MEMORY
+    workers: int | None = None
+    """Threads of torch that run the models; None leaves it to torch."""
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
-            raise UsageError(f"estimator {self.estimator!r} is unknown; expected one of {', '.join(ESTIMATORS)}")
+            raise UsageError(f"estimator {self.estimator!r} is unknown", hint=f"use one of {', '.join(ESTIMATORS)}")
         if not self.seconds > 0:
-            raise UsageError(f"a probe of {self.seconds:g} seconds holds nothing; give a positive number")
+            raise UsageError(f"a probe of {self.seconds:g} seconds holds nothing", hint="give a positive number")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"{self.workers} workers cannot do any work", hint="give 1 or more")
 
-    def require_means(self, *packages: str) -> None:
-        """Find out whether the packages and the files are there, without importing or reading any.
+    def require_means(self, *packages: str, figures: Sequence[Path] = ()) -> None:
+        """Fail early if something is missing, without importing or reading more than that takes.
 
         Args:
             packages: needed besides those that run the models.
+            figures: files that are to be drawn.
 
         Raises:
-            UsageError: a package is not installed.
-            NotFoundError: a file or folder of the probe is not there.
+            UsageError: a package is not installed, or a figure cannot be of that kind.
+            NotFoundError: a file or folder of the probe does not exist.
+            CheckpointError: the device cannot be used.
         """
-        for package in (*PACKAGES, *packages):
+        kinds = [figure_kind(path) for path in figures]
+        for package in (*PACKAGES, *packages, *(["matplotlib"] if kinds else [])):
             if importlib.util.find_spec(package) is None:
                 raise not_installed(package)
         for path in self.paths or ():
             if not path.exists():
                 raise NotFoundError(f"there is no audio file or folder {path}")
+        if self.device is not None:
+            from speechft_merge.similarity.encoders import choose_device
+
+            choose_device(self.device)
 
 
 def figure_kind(path: Path) -> str:
-    """The kind of figure that a path asks for.
+    """Return the kind of figure that a path asks for.
 
     Raises:
         UsageError: none of `FIGURES`.
     """
     kind = path.suffix.lower()
     if kind not in FIGURES:
-        raise UsageError(f"a figure cannot be drawn into {path}; its name must end in one of {', '.join(FIGURES)}")
+        raise UsageError(f"a figure cannot be drawn into {path}", hint=f"end its name in one of {', '.join(FIGURES)}")
     return kind

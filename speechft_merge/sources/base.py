@@ -1,9 +1,11 @@
-"""What the rest of the program may ask of a file or a folder, wherever it lies."""
+"""Defines what a file and a folder offer to the rest of the program, on disk or on the Hub."""
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
 
 from speechft_merge.errors import CheckpointError
 
@@ -11,25 +13,19 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class ByteSource(Protocol):
-    """A file of known size, read by ranges. Safe to use from several threads at once."""
+class ByteSource(ABC):
+    """A file of known size, read by ranges. Safe to use from several threads at once; closes itself on exit."""
 
-    @property
-    def name(self) -> str:
-        """What to call it in messages."""
+    name: str
+    """Its name in messages."""
+    size: int
+    """Bytes in the file."""
+    identity: str | None = None
+    """Checksum known without reading the file (the Hub's etag), or None."""
+    seeks_cheaply: bool
+    """Whether many small reads cost next to nothing; over a network each is a request."""
 
-    @property
-    def size(self) -> int:
-        """Bytes in the file."""
-
-    @property
-    def identity(self) -> str | None:
-        """What the place it lies in knows as its checksum; None where nothing is known without reading it."""
-
-    @property
-    def seeks_cheaply(self) -> bool:
-        """Whether many small reads cost next to nothing; over a network each is a request."""
-
+    @abstractmethod
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes that start at `offset`.
 
@@ -38,10 +34,38 @@ class ByteSource(Protocol):
         """
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes that start at `offset`."""
+        """Return `length` bytes that start at `offset`.
 
-    def close(self) -> None:
-        """Release what the source holds; closing twice is no error."""
+        Raises:
+            CheckpointError: they lie outside the file; checked before memory is allocated.
+        """
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise CheckpointError(
+                f"{self.name}: bytes {offset} to {offset + length} lie outside the file ({self.size} bytes)"
+            )
+        buffer = bytearray(length)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def close(self) -> None:  # noqa: B027
+        """Release what the source holds; closing twice is allowed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class HubOrigin:
+    """A repository on the Hub, pinned to a commit."""
+
+    repo: str
+    revision: str
+    commit: str
+    license: str | None
+    """The licence that its card states."""
 
 
 class Folder(Protocol):
@@ -49,32 +73,17 @@ class Folder(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """Its name in messages."""
 
     @property
-    def origin(self) -> dict[str, str]:
-        """Repository, revision, commit, and licence if it is stated; empty for a local folder."""
+    def hub(self) -> HubOrigin | None:
+        """Where on the Hub it is; None for a local folder."""
 
     def names(self) -> list[str]:
-        """Names of the regular files in it, sorted; sub-folders are not listed."""
+        """Return the names of the regular files in it, sorted; sub-folders are not listed."""
 
     def open(self, name: str) -> ByteSource:
-        """One of its files."""
-
-
-def read_range(source: ByteSource, offset: int, length: int) -> bytes:
-    """`length` bytes of `source` that start at `offset`.
-
-    Raises:
-        CheckpointError: they lie outside of the file; found out before memory is taken for them.
-    """
-    if offset < 0 or length < 0 or offset + length > source.size:
-        raise CheckpointError(
-            f"{source.name}: bytes {offset} to {offset + length} lie outside the file ({source.size} bytes)"
-        )
-    buffer = bytearray(length)
-    source.read_into(offset, memoryview(buffer))
-    return bytes(buffer)
+        """Open one of its files."""
 
 
 MAX_READ = 64 << 20
@@ -84,7 +93,7 @@ MAX_READ = 64 << 20
 class SourceReader(io.BufferedReader):
     """A seekable file object over a `ByteSource`, for parsers that want one (zipfile, pickletools).
 
-    It takes no memory for what the file does not hold: a hostile file may claim a text of any length.
+    It allocates no memory for what the file does not hold: a hostile file may claim a string of any length.
     """
 
     def __init__(self, source: ByteSource) -> None:
@@ -92,19 +101,19 @@ class SourceReader(io.BufferedReader):
         self._size = source.size
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Up to `size` bytes.
+        """Read up to `size` bytes.
 
         Raises:
-            ValueError: these are more than `MAX_READ`.
+            ValueError: `size` is more than `MAX_READ`.
         """
         left = max(0, self._size - self.tell())
         size = left if size is None or size < 0 else min(size, left)
         if size > MAX_READ:
-            raise ValueError(f"{size} bytes were asked for at once, at most {MAX_READ} are allowed")
+            raise ValueError(f"{size} bytes were requested at once, at most {MAX_READ} are allowed")
         return super().read(size)
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        """As of any file; a line above `MAX_READ` bytes comes cut off."""
+        """Read a line; one above `MAX_READ` bytes is cut off."""
         return super().readline(MAX_READ)
 
 

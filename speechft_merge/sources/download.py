@@ -1,20 +1,20 @@
-"""Ranges of one file over HTTP: resolved once, then read on the signed URL, resumed from the byte reached."""
+"""Reads ranges of one file over HTTP: resolves it once, then reads its signed URL, resuming at the byte reached."""
 
 from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from speechft_merge.errors import CheckpointError, TemporaryError
 from speechft_merge.sources.hub_errors import HubError, hub_errors
 from speechft_merge.sources.retries import RETRIED, TRIES, pause, retry_after
+from speechft_merge.sources.token import authorization
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MOST_FAILURES = 40
-"""Failures of one range in all: a connection that breaks every few bytes must end, too."""
+"""Failures of one range in total: a connection that breaks every few bytes must end, too."""
 
 
 class _Again(Exception):  # noqa: N818  (not an error: what to do next)
@@ -27,7 +27,7 @@ class _Again(Exception):  # noqa: N818  (not an error: what to do next)
 
 
 class Download:
-    """The way to a file's bytes. Threads may call `fetch` at once; one resolves, the others use its answer."""
+    """Access to a file's bytes. Threads may call `fetch` at once; one resolves the URL, the others use its answer."""
 
     def __init__(self, repo: str, path: str, commit: str, size: int, etag: str, small: bool = False) -> None:
         from huggingface_hub import hf_hub_url
@@ -43,7 +43,7 @@ class Download:
 
         Raises:
             TemporaryError: the server or the network failed too often.
-            CheckpointError: the server answered something else than was asked.
+            CheckpointError: the server sent something other than what was requested.
             HubError, NotFoundError: the Hub refuses.
         """
         done = tries = failures = 0
@@ -53,17 +53,17 @@ class Download:
             try:
                 for data in self._stream(location, offset + done, offset + len(buffer)):
                     if done + len(data) > len(buffer):
-                        raise CheckpointError(f"{self._what}: the server sent more bytes than it was asked for")
+                        raise CheckpointError(f"{self._what}: the server sent more bytes than were requested")
                     buffer[done : done + len(data)] = data
                     done += len(data)
                 if done < len(buffer):
-                    raise _Again("the answer ended early")
+                    raise _Again("the response ended early")
             except _Again as again:
                 failures += 1
                 tries = 1 if done > before else tries + 1
                 if tries >= TRIES or failures >= MOST_FAILURES:
                     raise TemporaryError(
-                        f"{self._what}: {again}; gave up after {failures} failures; try again later"
+                        f"{self._what}: {again}; gave up after {failures} failures", hint="try again later"
                     ) from again
                 if again.expired:
                     self._resolve(location)
@@ -71,7 +71,7 @@ class Download:
                     pause(tries, again.seconds)
 
     def _resolve(self, stale: str | None) -> str:
-        """The URL to read from; a new one if it is still the stale one."""
+        """Return the URL to read from; a new one if it is still the stale one."""
         from huggingface_hub import get_hf_file_metadata
 
         with self._lock:
@@ -80,18 +80,16 @@ class Download:
             with hub_errors(self._repo):
                 metadata = get_hf_file_metadata(self._url, retry_on_errors=True)
             if metadata.size != self._size or (metadata.etag or self._etag) != self._etag:
-                raise HubError(f"{self._what} is not the file that the Hub listed a moment ago; run again")
+                raise HubError(f"{self._what} is not the file that the Hub listed a moment ago", hint="run again")
             self._location = metadata.location
             return self._location
 
     def _stream(self, location: str, start: int, stop: int) -> Any:
-        """The bytes of one request, as they come."""
+        """Yield the bytes of one request as they arrive."""
         from huggingface_hub import constants, get_session
-        from huggingface_hub.utils import build_hf_headers, httpx  # type: ignore[attr-defined]
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-        # the token is the Hub's business only: a signed URL on another host must not see it
-        headers = build_hf_headers() if _origin(location) == _origin(constants.ENDPOINT) else {}
-        headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        headers = authorization(location) | {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
             with get_session().stream("GET", location, headers=headers, timeout=timeout) as response:
@@ -109,11 +107,6 @@ class Download:
         whole = status == 200 and start == 0 and stop == self._size and headers.get("Content-Range") is None
         if not whole and (status != 206 or headers.get("Content-Range") != expected):
             raise CheckpointError(
-                f"{self._what}: asked for {expected}, the server answered HTTP {status} "
+                f"{self._what}: requested {expected}, the server answered HTTP {status} "
                 f"{headers.get('Content-Range', 'without Content-Range')}"
             )
-
-
-def _origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc

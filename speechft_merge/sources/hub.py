@@ -1,4 +1,4 @@
-"""A repository on the Hub: one commit of it, listed once; its files read by ranges, or from the local cache."""
+"""Reads a repository on the Hub: pins one commit, lists it once, reads files by ranges or from the local cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import CheckpointError, NotFoundError
-from speechft_merge.sources.base import read_range
+from speechft_merge.sources.base import ByteSource, HubOrigin
 from speechft_merge.sources.download import Download
 from speechft_merge.sources.hub_errors import hub_errors
 from speechft_merge.sources.local import LocalFile, LocalFolder
@@ -16,7 +16,7 @@ from speechft_merge.sources.retries import RETRIED, pause, retry_after
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-    from speechft_merge.sources.base import ByteSource, Folder
+    from speechft_merge.sources.base import Folder
     from speechft_merge.sources.reference import HubReference
 
 HEAD = 96 << 10
@@ -26,15 +26,15 @@ TAIL = 128 << 10
 SMALL = 4 << 20
 """Bytes up to which a file is fetched whole, with one request."""
 LISTING_TRIES = 4
-"""Fewer than of a range: no work is lost yet."""
+"""Fewer than for a range, since no work is lost yet."""
 
 
 def open_hub_folder(reference: HubReference, download: bool = False) -> tuple[Folder, str | None]:
-    """The folder of a repository that a reference names, pinned to one commit; and the file, if it names one.
+    """Return the folder of a repository that a reference names, pinned to one commit; and the file, if it names one.
 
     Args:
         reference: the repository, and perhaps revision and path.
-        download: fetch weights through huggingface_hub into its cache, and read them there.
+        download: download weights to huggingface_hub's cache first, and read them there.
 
     Raises:
         NotFoundError, HubError, TemporaryError: see `hub_errors`.
@@ -53,14 +53,14 @@ def open_hub_folder(reference: HubReference, download: bool = False) -> tuple[Fo
     files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     folder = inner if any(name.startswith(inner + "/") for name in files) else inner.rpartition("/")[0]
     if inner and inner not in files and folder != inner:
-        raise NotFoundError(f"{reference}: the repository has no {inner!r}; it has {', '.join(sorted(files)[:12])}")
+        raise NotFoundError(f"{reference}: the repository has no {inner!r}", found=", ".join(sorted(files)[:12]))
     license_name = getattr(info.card_data, "license", None)
     file = inner.rpartition("/")[2] if inner in files else None
     return HubFolder(reference, str(info.sha), folder, files, download, license_name), file
 
 
 def _list_repository(reference: HubReference) -> ModelInfo:
-    """The commit and the files of a revision; the client tries this request once, and busy Hubs refuse it first."""
+    """Return the commit and files of a revision. Retry, since the client does not and a busy Hub refuses this first."""
     from huggingface_hub import HfApi, constants, errors
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
@@ -75,7 +75,7 @@ def _list_repository(reference: HubReference) -> ModelInfo:
                 raise
             wait = retry_after(error.response.headers)
         except httpx.TransportError as error:
-            if isinstance(error, httpx.ConnectError) or tries == LISTING_TRIES:  # nobody is there: say so at once
+            if isinstance(error, httpx.ConnectError) or tries == LISTING_TRIES:  # no server: fail at once
                 raise
             wait = None
         pause(tries, wait)
@@ -94,9 +94,8 @@ class HubFolder:
         self._inner = f"{inner}/" if inner else ""
         self._files = files
         self._download = download
-        self.origin = {"repo": reference.repo, "revision": reference.revision or "main", "commit": commit}
-        if isinstance(license_name, str):
-            self.origin["license"] = license_name
+        stated = license_name if isinstance(license_name, str) else None
+        self.hub = HubOrigin(reference.repo, reference.revision or "main", commit, stated)
 
     @property
     def name(self) -> str:
@@ -104,12 +103,12 @@ class HubFolder:
         return f"{self.reference.repo}@{self.commit[:8]}" + (f":{self._inner.rstrip('/')}" if self._inner else "")
 
     def names(self) -> list[str]:
-        """Names of the files in the folder, sorted."""
+        """Return the names of the files in the folder, sorted."""
         inner = [name.removeprefix(self._inner) for name in self._files if name.startswith(self._inner)]
         return sorted(name for name in inner if "/" not in name)
 
     def open(self, name: str) -> ByteSource:
-        """One of its files: from the cache if it is there, else by ranges."""
+        """Open one of its files: in the cache if it is there, else by ranges."""
         path = self._inner + name
         sibling = self._files.get(path)
         if sibling is None or sibling.size is None:
@@ -124,7 +123,7 @@ class HubFolder:
         return HubFile(self.reference.repo, path, self.commit, sibling.size, etag, label)
 
     def _cached(self, path: str, etag: str, size: int) -> Path | None:
-        """The file in huggingface_hub's cache: under this commit, or the same content under another."""
+        """Return the file in huggingface_hub's cache: of this commit, or the same content of another."""
         from huggingface_hub import constants, try_to_load_from_cache
 
         found = try_to_load_from_cache(self.reference.repo, path, revision=self.commit)
@@ -138,7 +137,7 @@ class HubFolder:
         from huggingface_hub import hf_hub_download
 
         with hub_errors(str(self.reference)):
-            # by the name that was asked for: only then does the cache learn which commit it stands for
+            # by the given revision: only then does the cache record which commit it stands for
             found = hf_hub_download(self.reference.repo, path, revision=self.reference.revision)
             if self.commit not in found:  # the branch moved since it was listed
                 found = hf_hub_download(self.reference.repo, path, revision=self.commit)
@@ -146,37 +145,21 @@ class HubFolder:
 
 
 def _open_cached(snapshot: Path, reference: HubReference) -> tuple[Folder, str | None]:
-    """The same when the Hub may not be asked."""
-    place = snapshot / (reference.path or "")
-    origin = {"repo": reference.repo, "revision": reference.revision or "main", "commit": snapshot.name}
-    if place.is_dir():
-        return _CachedFolder(place, origin), None
-    if not place.exists():
+    """Return the same from the cache alone: HF_HUB_OFFLINE is set."""
+    path = snapshot / (reference.path or "")
+    hub = HubOrigin(reference.repo, reference.revision or "main", snapshot.name, None)
+    name = f"{hub.repo}@{hub.commit[:8]} (HF_HUB_OFFLINE is set; the cache)"
+    if path.is_dir():
+        return LocalFolder(path, name, hub), None
+    if not path.exists():
         raise NotFoundError(
-            f"HF_HUB_OFFLINE is set and {reference} is not in the cache; fetch it where there is a network "
-            "(--download), or unset HF_HUB_OFFLINE"
+            f"HF_HUB_OFFLINE is set and {reference} is not in the cache",
+            hint="download it where there is a network (--download), or unset HF_HUB_OFFLINE",
         )
-    return _CachedFolder(place.parent, origin), place.name
+    return LocalFolder(path.parent, name, hub), path.name
 
 
-class _CachedFolder(LocalFolder):
-    """What the cache has of a repository."""
-
-    def __init__(self, path: Path, origin: dict[str, str]) -> None:
-        super().__init__(path)
-        self.origin = origin
-
-    def open(self, name: str) -> LocalFile:
-        """One of its files; the blob's name in the cache is the Hub's checksum."""
-        return LocalFile(self.path / name, None, (self.path / name).resolve().name)
-
-    @property
-    def name(self) -> str:
-        """Repository and commit, and where the answer comes from."""
-        return f"{self.origin['repo']}@{self.origin['commit'][:8]} (HF_HUB_OFFLINE is set; the cache)"
-
-
-class HubFile:
+class HubFile(ByteSource):
     """A file at one commit, read by ranges."""
 
     seeks_cheaply = False
@@ -188,10 +171,10 @@ class HubFile:
         self._pages: list[tuple[int, bytes]] = []
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer`, from what a look at the file's ends has fetched if it is there."""
+        """Fill `buffer`, from the pages fetched at the file's ends where these hold the bytes."""
         stop = offset + len(buffer)
         if stop > self.size:
-            raise CheckpointError(f"{self.name} has {self.size} bytes, not the {stop} that are expected")
+            raise CheckpointError(f"{self.name} has {self.size} bytes; at least {stop} were expected")
         if not buffer:
             return
         page = self._page(offset, stop)
@@ -201,20 +184,16 @@ class HubFile:
             start, data = page
             buffer[:] = data[offset - start : stop - start]
 
-    def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes that start at `offset`; the length is checked against the file before memory is taken."""
-        return read_range(self, offset, length)
-
     def fetch(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with one request; for a reader that plans its requests itself."""
         self._download.fetch(offset, buffer)
 
     def close(self) -> None:
-        """Forget what was fetched."""
+        """Free what was fetched."""
         self._pages.clear()
 
     def _page(self, offset: int, stop: int) -> tuple[int, bytes] | None:
-        """The fetched stretch that holds these bytes; at the ends of the file it is fetched now."""
+        """Return the fetched page that holds these bytes; one at an end of the file is fetched if needed."""
         with self._lock:
             for start, data in self._pages:
                 if start <= offset and stop <= start + len(data):

@@ -1,4 +1,4 @@
-"""What can go wrong with the Hub, and what to say: huggingface_hub's exceptions as ours."""
+"""Turns huggingface_hub's exceptions into ours, which say what went wrong and what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class HubError(SpeechFTMergeError):
 
 @contextlib.contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Within it, whatever the client raises about `repo` comes out as one of our errors."""
+    """Turn what the client raises about `repo` into one of our errors."""
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx in 1.x, httpx2 in 2.x
 
@@ -27,82 +27,85 @@ def hub_errors(repo: str) -> Iterator[None]:
     except SpeechFTMergeError:
         raise
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise explain(error, repo) from error
+        raise _translate(error, repo) from error
     except httpx.HTTPError as error:
-        raise unreachable(error) from error
+        raise _unreachable(error) from error
     except (errors.HFValidationError, ConnectionError) as error:
-        raise explain(error, repo) from error
+        raise _translate(error, repo) from error
     except RuntimeError as error:  # what the client raises when an upload breaks off
         cause = error.__cause__ or error
-        raise TemporaryError(f"{repo}: {error} ({type(cause).__name__}: {_first_line(cause)}); try again") from error
+        raise TemporaryError(
+            f"{repo}: {error} ({type(cause).__name__}: {_first_line(cause)})", hint="try again"
+        ) from error
     except ValueError as error:  # no JSON: a proxy's log-in page, perhaps
         raise TemporaryError(
-            f"what answers for the Hub is not the Hub ({type(error).__name__}); check HF_ENDPOINT and proxies"
+            f"the server that answers is not the Hub ({type(error).__name__})", hint="check HF_ENDPOINT and proxies"
         ) from error
 
 
-def explain(error: Exception, repo: str) -> SpeechFTMergeError:
-    """Our error for one of the client's; the order of the tests is that of its class hierarchy."""
+def _translate(error: Exception, repo: str) -> SpeechFTMergeError:
+    """Return our error for one of the client's, tested in the order of its class hierarchy."""
     from huggingface_hub import constants, errors
 
     cause = error.__cause__
     if isinstance(error, errors.LocalEntryNotFoundError) and cause is not None:
-        return explain(cause, repo) if isinstance(cause, errors.OfflineModeIsEnabled) else unreachable(cause)
+        return _translate(cause, repo) if isinstance(cause, errors.OfflineModeIsEnabled) else _unreachable(cause)
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
         return NotFoundError(
-            f"HF_HUB_OFFLINE is set and {repo} is not in the cache {constants.HF_HUB_CACHE}; "
-            "fetch it where there is a network (--download), or unset HF_HUB_OFFLINE"
+            f"HF_HUB_OFFLINE is set and {repo} is not in the cache {constants.HF_HUB_CACHE}",
+            hint="download it where there is a network (--download), or unset HF_HUB_OFFLINE",
         )
     if isinstance(error, errors.GatedRepoError):
         return NotFoundError(
-            f"{repo} is gated; accept its terms at {constants.ENDPOINT}/{repo} with the account of your token, "
-            "then run again"
+            f"{repo} is gated",
+            hint=f"accept its terms at {constants.ENDPOINT}/{repo} with the account of your token, then run again",
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return NotFoundError(f"{repo} has no such revision; give a branch, a tag, a commit or refs/pr/N after the @")
+        return NotFoundError(
+            f"{repo} has no such revision", hint="give a branch, a tag, a commit or refs/pr/N after the @"
+        )
     if isinstance(error, errors.EntryNotFoundError):
         return NotFoundError(f"{repo}: no such file in the repository ({_first_line(error)})")
-    status = status_of(error)
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401 and "Invalid" in str(error) and not isinstance(error, errors.RepositoryNotFoundError):
-        return HubError("the Hub rejected your token (HF_TOKEN, or what 'hf auth login' stored): expired or mistyped")
+        return HubError(
+            "the Hub rejected your token: expired or mistyped", hint="run 'hf auth login' again, or correct HF_TOKEN"
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
         return NotFoundError(
-            f"{repo} is no local path, and the Hub has no such model, or you have no access to it; check the "
-            "name, and for a private model run 'hf auth login' or set HF_TOKEN"
+            f"{repo} is not a local path, and the Hub has no such model or you have no access to it",
+            hint="check the name, and for a private model run 'hf auth login' or set HF_TOKEN",
         )
     if status == 403:
         return HubError(
-            f"your token may not do that with {repo}: {_first_line(error)}; use a token with write role, another "
-            "repository, or --create-pr"
+            f"your token may not do that with {repo}: {_first_line(error)}",
+            hint="use a token with write role, push to another repository, or pass --create-pr",
         )
     if status == 412:
-        return HubError(f"{repo} changed meanwhile, nothing was pushed; run again, or use --create-pr")
+        return HubError(f"{repo} changed meanwhile, nothing was pushed", hint="run again, or pass --create-pr")
     if status in RETRIED:
-        return TemporaryError(f"the Hub is busy or failing (HTTP {status}: {_first_line(error)}); try again later")
+        return TemporaryError(
+            f"the Hub is busy or failing (HTTP {status}: {_first_line(error)})", hint="try again later"
+        )
     if isinstance(error, ConnectionError) and "xet-write-token" in str(error):
         return HubError(
-            f"the Hub gave no upload token for {repo}: {_first_line(error)}; use a token with write role, or set "
-            "HF_HUB_DISABLE_XET=1 for a server without Xet"
+            f"the Hub gave no upload token for {repo}: {_first_line(error)}",
+            hint="use a token with write role, or set HF_HUB_DISABLE_XET=1 for a server without Xet",
         )
     return HubError(f"{repo}: {_first_line(error)}")
 
 
-def unreachable(error: BaseException) -> TemporaryError:
-    """No answer at all."""
+def _unreachable(error: BaseException) -> TemporaryError:
+    """Return the error for a Hub that does not answer."""
     from huggingface_hub import constants
 
     return TemporaryError(
-        f"cannot reach {constants.ENDPOINT}: {type(error).__name__}: {_first_line(error)}; check the network, "
-        "HF_ENDPOINT and proxies, and try again"
+        f"cannot reach {constants.ENDPOINT}: {type(error).__name__}: {_first_line(error)}",
+        hint="check the network, HF_ENDPOINT and proxies, and try again",
     )
 
 
-def status_of(error: BaseException) -> int | None:
-    """The HTTP status behind an error."""
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
 def _first_line(error: BaseException) -> str:
-    """The server's own words where there are any; never a URL, which may be signed."""
+    """Return the server's own words where there are any; never a URL, which may be signed."""
     text = getattr(error, "server_message", None) or str(error).strip().split("\n")[0]
     return " ".join(word for word in text.split() if "://" not in word)[:300]

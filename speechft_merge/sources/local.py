@@ -1,4 +1,4 @@
-"""Files and folders on a local or network file system."""
+"""Reads files and folders on a local or network file system."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import stat
 from pathlib import Path
 
 from speechft_merge.errors import CheckpointError, NotFoundError
-from speechft_merge.sources.base import read_range
+from speechft_merge.sources.base import ByteSource, HubOrigin
 
 
-class LocalFile:
+class LocalFile(ByteSource):
     """A regular file, read with `preadv`.
 
     Not mapped: a page that vanishes from a mapping (a file cut short on a network file system) kills the process with
@@ -33,11 +33,7 @@ class LocalFile:
         if not stat.S_ISREG(self.status.st_mode):
             self.close()
             raise NotFoundError(f"{path} is not a regular file")
-
-    @property
-    def size(self) -> int:
-        """Bytes in the file when it was opened."""
-        return self.status.st_size
+        self.size = self.status.st_size
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes that start at `offset`."""
@@ -52,10 +48,6 @@ class LocalFile:
                 )
             buffer, offset = buffer[count:], offset + count
 
-    def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes that start at `offset`; the length is checked against the file before memory is taken."""
-        return read_range(self, offset, length)
-
     def close(self) -> None:
         """Close the file descriptor."""
         if self._fd >= 0:
@@ -67,24 +59,21 @@ class LocalFile:
 
 
 class LocalFolder:
-    """A directory on disk."""
+    """A directory on disk; with `hub`, the cached files of a repository."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None, hub: HubOrigin | None = None) -> None:
         self.path = path
-        self.origin: dict[str, str] = {}
-
-    @property
-    def name(self) -> str:
-        """The path as it was given."""
-        return str(self.path)
+        self.name = name or str(path)
+        self.hub = hub
 
     def names(self) -> list[str]:
-        """Names of the regular files in it (links to such files too, as a Hub cache has them), sorted."""
+        """Return the names of the regular files in it (and links to such files, as in a Hub cache), sorted."""
         try:
             return sorted(entry.name for entry in self.path.iterdir() if entry.is_file())
         except OSError as error:
             raise NotFoundError(f"cannot list {self.path}: {error.strerror}") from error
 
     def open(self, name: str) -> LocalFile:
-        """One of its files."""
-        return LocalFile(self.path / name)
+        """Open one of its files; the name of a blob in the cache is the Hub's checksum."""
+        path = self.path / name
+        return LocalFile(path, identity=path.resolve().name if self.hub is not None else None)

@@ -1,25 +1,24 @@
-"""Which ranges of a remote file to fetch, and when: pure.
+"""Plans which ranges of a remote file to fetch, and when. Pure.
 
-Tensors are wanted in the order of the output, which need not be that of the file. Looking ahead a window of bytes at
-a time, neighbours in the file are joined into runs: few requests, and no more than about a window is held.
+Tensors are wanted in the order of the output, which need not be that of the file. Within a
+window of bytes ahead, neighbours in the file are joined into runs: few requests, and about a window in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 WINDOW = 126 << 20
-"""Bytes wanted in a row that are fetched together: four runs less the gaps in them. Most that a file's runs take of
-memory, where its order is not that of the output; files as transformers writes them differ within a layer or two."""
+"""Wanted bytes that are planned together: four runs less the gaps in them. Bounds the memory of a file's runs where
+its order is not that of the output; in files that transformers wrote it differs within a layer or two."""
 MAX_RUN = 32 << 20
 """Bytes of one request: enough to make its latency small, few enough to lose little when it breaks."""
 MAX_GAP = 64 << 10
-"""Unwanted bytes between neighbours that are fetched along rather than paid for with a request."""
+"""Unwanted bytes between neighbours that are fetched along to save a request."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """Bytes `start` to `stop` of a file."""
 
     start: int
@@ -27,11 +26,11 @@ class Run:
     pieces: tuple[tuple[int, int], ...]
     """(offset, length) of what will be read of it; the rest are gaps, which other runs may want."""
     need: int
-    """The first of the wanted ranges that it serves, by its place in the list."""
+    """Index of the first wanted range that it serves."""
 
 
 def plan_runs(wanted: Sequence[tuple[int, int]]) -> list[Run]:
-    """Runs in the order in which they are first needed.
+    """Return runs in the order in which they are first needed.
 
     Args:
         wanted: (offset, length) of what will be read, in the order of reading.
@@ -40,7 +39,7 @@ def plan_runs(wanted: Sequence[tuple[int, int]]) -> list[Run]:
 
 
 def _windows(wanted: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int, int]]]:
-    """Cut the wanted ranges into groups of `WINDOW` bytes: (offset, length, place in the list)."""
+    """Cut the wanted ranges into groups of `WINDOW` bytes: (offset, length, index in the list)."""
     window: list[tuple[int, int, int]] = []
     room = WINDOW
     for need, (offset, length) in enumerate(wanted):
@@ -56,7 +55,7 @@ def _windows(wanted: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int,
 
 
 def _join(window: list[tuple[int, int, int]]) -> list[Run]:
-    """Neighbours in the file as runs, in the order of need."""
+    """Join neighbours in the file into runs, in the order of need."""
     runs: list[Run] = []
     for offset, length, need in sorted(window):
         while length:

@@ -1,4 +1,4 @@
-"""Fetches the runs of remote files before they are asked for, a few at a time, within a bound of memory."""
+"""Fetches runs of remote files before they are needed, a few at a time, in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from speechft_merge.sources.base import ByteSource
 
 FETCHERS = 4
-"""Requests under way at once; more gain nothing that the rate limits would not take away."""
+"""Requests at once; what more would gain, the rate limits take away."""
 BUDGET = 192 << 20
 """Bytes fetched and not yet read."""
 
 
 @contextlib.contextmanager
 def read_ahead(wanted: Sequence[tuple[ByteSource, int, int]]) -> Iterator[dict[int, ReadAhead]]:
-    """Within it, the wanted ranges of remote files are fetched ahead.
+    """Fetch the wanted ranges of remote files ahead, as a context manager.
 
     Args:
         wanted: (source, offset, length) of every read to come, in order.
@@ -40,7 +40,7 @@ def read_ahead(wanted: Sequence[tuple[ByteSource, int, int]]) -> Iterator[dict[i
     seen: set[tuple[int, int]] = set()
     for place, (source, offset, length) in enumerate(wanted):
         key = id(source)
-        if isinstance(source, HubFile) and length and (key, offset) not in seen:  # of tied tensors, the first
+        if isinstance(source, HubFile) and length and (key, offset) not in seen:  # the first of tied tensors
             remote[key] = source
             seen.add((key, offset))
             ranges[key].append((offset, length))
@@ -81,11 +81,11 @@ class ReadAhead:
         self._starts = [offset for offset, _, _ in pieces]
 
     def stop(self) -> None:
-        """Let whoever waits for bytes go; they get an error."""
+        """Wake every waiting reader with an error."""
         self._pool.stop()
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer`; what no run holds (any more) is fetched by itself."""
+        """Fill `buffer`; bytes that no run holds (any more) are fetched separately."""
         while buffer:
             i = bisect.bisect_right(self._starts, offset) - 1
             stop, slot = self._pieces[i] if i >= 0 else (0, None)
@@ -101,8 +101,8 @@ class ReadAhead:
 class _Pool:
     """Threads that fetch slots in the order of need while there is room.
 
-    The windows of `plan_runs` see to it that what is needed fits. Where wide gaps make runs much larger than what is
-    wanted of them it may not, and then a reader that waits has the next slot fetched without room.
+    The windows of `plan_runs` make sure that what is needed fits. Where wide gaps make runs much larger than their
+    wanted bytes it may not; then a reader that waits has the next slot fetched beyond the budget.
     """
 
     def __init__(self, budget: int) -> None:
@@ -113,13 +113,13 @@ class _Pool:
         self._starving = False
 
     def start(self, slots: list[_Slot]) -> None:
-        """Begin to fetch."""
+        """Start the threads."""
         self._todo = slots[::-1]
         for _ in range(min(FETCHERS, len(slots))):
             threading.Thread(target=self._work, daemon=True).start()
 
     def take(self, slot: _Slot, offset: int, buffer: memoryview) -> bool:
-        """Copy bytes out of a slot once it is there; False if it was read already and let go."""
+        """Copy bytes out of a slot once it is fetched; return False if it was already read and freed."""
         with self._condition:
             while slot.data is None and slot.error is None and slot.unread > 0 and not self._stopped:
                 if not slot.admitted:
@@ -144,7 +144,7 @@ class _Pool:
         return True
 
     def stop(self) -> None:
-        """End; requests under way are left to end by themselves, in daemon threads."""
+        """Stop; requests in flight end by themselves, in daemon threads."""
         with self._condition:
             self._stopped = True
             self._condition.notify_all()
@@ -153,7 +153,7 @@ class _Pool:
         while (slot := self._next()) is not None:
             error: BaseException | None = None
             try:
-                data = mmap.mmap(-1, slot.run.stop - slot.run.start)  # malloc would keep what is freed
+                data = mmap.mmap(-1, slot.run.stop - slot.run.start)  # freed, it goes back to the system
                 slot.source.fetch(slot.run.start, memoryview(data))
             except BaseException as failure:
                 error = failure

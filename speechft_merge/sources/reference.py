@@ -1,18 +1,24 @@
-"""What a user may call a model: a path, or a repository on the Hub with a revision and a file in it."""
+"""Parses what a user calls a model: a path, or a repository on the Hub with a revision and a file in it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 
 from speechft_merge.errors import NotFoundError
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-"""What weights files are called; what is in them, only their bytes tell."""
+"""Suffixes of weights files; what is in them, only their bytes tell."""
+
+Reference = str | PathLike[str]
+"""What the library's functions take for a model."""
 
 _REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 _SPECIAL = r"refs/(?:pr/\d+|convert/[\w.-]+|heads/[\w.-]+)"
+# a revision may hold slashes (refs/pr/2); in a URL as huggingface_hub writes it, they are %2F
 _SHORT = re.compile(rf"({_REPO})(?:@([^:]+))?(?::(.+))?")
 _URL = re.compile(rf"({_REPO})(?:@({_SPECIAL}|[^/:]+))?(?:[/:](.*))?")
 
@@ -31,11 +37,17 @@ class HubReference:
         return f"{self.repo}{revision}" + (f":{self.path}" if self.path else "")
 
 
+def list_references(base: Reference, finetuned: Reference | Sequence[Reference]) -> list[str]:
+    """Return the references of a base and of one fine-tune or several as text."""
+    several = (finetuned,) if isinstance(finetuned, (str, PathLike)) else finetuned
+    return [fspath(reference) for reference in (base, *several)]
+
+
 def parse_reference(text: str) -> Path | HubReference:
-    """A path if there is one by that name, or if it is written like one; else a repository.
+    """Return a path if it exists or is written like one, else a reference to a repository.
 
     Raises:
-        NotFoundError: no such path, and no name that a repository can have.
+        NotFoundError: no such path, and not a valid reference to a repository.
     """
     if not text.startswith("hf://"):
         path = local_path(text)
@@ -43,16 +55,17 @@ def parse_reference(text: str) -> Path | HubReference:
             return path
         if text.startswith(("/", "./", "../", "~")):
             raise NotFoundError(f"{text[:200]}: no such file or directory")
-    found = _parse_url(text.removeprefix("hf://")) if text.startswith("hf://") else _parse_short(text)
+    found = _checked((_URL if text.startswith("hf://") else _SHORT).fullmatch(text.removeprefix("hf://")))
     if found is None:
         raise NotFoundError(
-            f"{text[:200]}: no such file or directory, and not a Hub reference (org/name, org/name@revision:file)"
+            f"{text[:200]}: no such file or directory, and not a Hub reference",
+            hint="write a model on the Hub as org/name or org/name@revision:file",
         )
     return found
 
 
 def local_path(text: str) -> Path | None:
-    """The path, if there is anything at it."""
+    """Return the path if it exists."""
     try:
         path = Path(text).expanduser()
         return path if path.exists() else None
@@ -60,18 +73,8 @@ def local_path(text: str) -> Path | None:
         return None
 
 
-def _parse_short(text: str) -> HubReference | None:
-    """`org/name@revision:path`; a revision may hold slashes (`refs/pr/2`)."""
-    return _checked(_SHORT.fullmatch(text))
-
-
-def _parse_url(text: str) -> HubReference | None:
-    """`org/name@revision/path`, as huggingface_hub's file system has it after hf://; a revision's slashes are %2F."""
-    return _checked(_URL.fullmatch(text))
-
-
 def _checked(found: re.Match[str] | None) -> HubReference | None:
-    """The parts of a reference, if they can be meant: no name with -- or .., no path that leads out."""
+    """Return the parts of a reference if they are valid: no name with -- or .., no path that leads outside."""
     if found is None:
         return None
     repo, revision, path = found.groups()

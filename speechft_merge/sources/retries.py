@@ -1,4 +1,4 @@
-"""When to try a request again, and how long to wait before."""
+"""Decides when to retry a request, and after how long."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Status codes that a later try may not meet."""
+"""Status codes that are worth a retry."""
 TRIES = 6
-"""Failures in a row after which a request is given up."""
+"""Failures in a row after which a request is abandoned."""
 LONGEST_WAIT = 60.0
-"""Seconds that a server's Retry-After is heeded at the most."""
+"""Most seconds for which a server's Retry-After is honoured."""
 
 
 def pause(tries: int, seconds: float | None = None) -> None:
-    """Wait after so many failures in a row, at least one; as long as the server said if it did."""
+    """Wait after `tries` (at least 1) failures in a row; as long as the server asked, if it did."""
     if seconds is not None:
         time.sleep(min(seconds, LONGEST_WAIT))
     else:
@@ -27,7 +27,7 @@ def pause(tries: int, seconds: float | None = None) -> None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by the Hub's RateLimit header (`"api";r=0;t=37`) or by Retry-After."""
+    """Return the seconds to wait by the Hub's RateLimit header (`"api";r=0;t=37`) or by Retry-After."""
     limit = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
     if limit and re.search(r"\br=0\b", headers.get("RateLimit", "")):
         return float(limit[1]) + 1

@@ -41,7 +41,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 paths = None if sys.argv[4] == "-" else (Path(sys.argv[4]),)
 report = compare(sys.argv[1], sys.argv[2], request=ProbeRequest(paths=paths, seconds=60))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-told = {"frames": report.frames, "utterances": report.utterances, "audio": report.probe["seconds"]}
+told = {"frames": report.frames, "utterances": report.utterances, "audio": report.probe.seconds}
 print(json.dumps(told | {"seconds": report.seconds, "peak": peak, "libraries": before}))
 """
 

@@ -1,17 +1,22 @@
+import gc
 import gzip
 import io
+import json
 import os
 import sys
 import tarfile
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from container_files import Open, Tensors, assert_holds, content, pickled, saved
+from container_files import Open, Tensors, assert_holds, content, pickled, saved, zip_file
 from safetensors.torch import save
 
 from speechft_merge.checkpoints import open_checkpoint
+from speechft_merge.checkpoints.companions import read_companions
 from speechft_merge.errors import CheckpointError, NotFoundError, SpeechFTMergeError
 
 A, B = {"a": torch.arange(3.0)}, {"b": torch.arange(4)}
@@ -101,12 +106,12 @@ def test_an_adapter_beside_a_model_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"holds no weights \(expected model\.safetensors, .*it holds nothing"):
+    with pytest.raises(NotFoundError, match=r"holds no weights \(expected model\.safetensors, .*found nothing$"):
         open_checkpoint(str(tmp_path))
 
 
 def test_a_directory_without_weights_is_refused_with_what_it_holds(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"it holds config\.json, vocab\.txt$"):
+    with pytest.raises(NotFoundError, match=r"found config\.json, vocab\.txt$"):
         open_checkpoint(filled(tmp_path, "vocab.txt", "config.json"))
 
 
@@ -269,7 +274,7 @@ def test_a_link_to_nothing_is_refused(target: str, tmp_path: Path) -> None:
             open_checkpoint(str(path))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything; test_cli_errors.py has a way around it")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything; cli/test_entry.py has a way around it")
 @pytest.mark.parametrize("closed", ["model.safetensors", "."])
 def test_what_may_not_be_read_is_refused(closed: str, tmp_path: Path) -> None:
     path = tmp_path / "model" / "model.safetensors"
@@ -312,11 +317,98 @@ def test_a_checkpoint_can_be_closed_twice(tmp_path: Path) -> None:
         content(checkpoint.tensors["a"])
 
 
+# descriptors
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def damaged_shard(folder: Path) -> str:
+    """One of four is cut short; those before it are open by then."""
+    files = {f"shard-{i}": save({f"t{i}": torch.ones(3)}) for i in range(4)}
+    for name, file in (files | {"shard-2": files["shard-2"][:-5]}).items():
+        filled(folder, name, content=file)
+    return indexed(folder, {f"t{i}": f"shard-{i}" for i in range(4)})
+
+
+def indexed(folder: Path, weight_map: object) -> str:
+    return filled(folder, USUAL[1], content=json.dumps({"weight_map": weight_map}).encode())
+
+
+def shards_that_overlap(folder: Path) -> str:
+    filled(folder, "one", "two")
+    return indexed(folder, {"a": "one", "b": "two"})
+
+
+def hostile_pickle(folder: Path) -> str:
+    return filled(folder, "x.pt", content=zip_file({"x/data.pkl": b"\x80\x02" + b"(" * 100 + b"R."}))
+
+
+BAD: dict[str, Callable[[Path], str]] = {
+    "a damaged shard": damaged_shard,
+    "shards that overlap": shards_that_overlap,
+    "a shard of no known kind": lambda folder: indexed(Path(filled(folder, "s", content=b"text")), {"a": "s"}),
+    "no index": lambda folder: indexed(folder, None),
+    "an index without its shards": lambda folder: indexed(folder, {"a": "s"}),
+    "a hostile pickle": hostile_pickle,
+    "no tensors": lambda folder: filled(folder, "model.safetensors", content=save({})),
+    "half a letter": lambda folder: filled(folder, "x.pt", content=saved({"\ud800": torch.ones(3)})),
+    **{
+        f"{container} cut short": lambda folder, file=file: filled(folder, "x.pt", content=file[:-5])
+        for container, file in FILES.items()
+    },
+    "an empty file": lambda folder: filled(folder, "x.pt", content=b""),
+}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
-@pytest.mark.parametrize("file", [b"", *(file[:-5] for file in FILES.values())], ids=["empty", *FILES])
-def test_a_file_that_is_refused_is_closed(file: bytes, open_bytes: Open) -> None:
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    for _ in range(5):
-        with pytest.raises(CheckpointError):
-            open_bytes(file)
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+@pytest.mark.parametrize("bad", BAD)
+def test_a_failed_opening_leaves_no_file_open(bad: str, tmp_path: Path) -> None:
+    """Though nothing collects the files: the errors, and with them the frames, are kept."""
+    reference = BAD[bad](tmp_path)
+    kept: list[BaseException] = []
+    gc.disable()
+    try:
+        before = descriptors()
+        for _ in range(5):
+            with pytest.raises(SpeechFTMergeError) as failure:
+                open_checkpoint(reference)
+            kept.append(failure.value)
+        assert descriptors() == before
+    finally:
+        gc.enable()
+    assert len(kept) == 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_checkpoint_closes_its_files_on_exit(shards: bool, tmp_path: Path) -> None:
+    reference = filled(tmp_path, "model.safetensors")
+    if shards:
+        (tmp_path / "model.safetensors").rename(tmp_path / "one")
+        filled(tmp_path, "two", content=save(B))
+        indexed(tmp_path, {"a": "one", "b": "two"})
+    before = descriptors()
+    with open_checkpoint(reference) as checkpoint:
+        assert descriptors() == before + 1 + shards
+    assert descriptors() == before
+    with pytest.raises(SpeechFTMergeError):
+        content(checkpoint.tensors["a"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
+def test_a_companion_that_cannot_be_read_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path, "model.safetensors", "config.json")
+    monkeypatch.setattr("speechft_merge.checkpoints.companions.MAX_SIZE", 10)
+    with open_checkpoint(str(tmp_path)) as checkpoint:
+        before = descriptors()
+        with pytest.raises(CheckpointError, match="at most 10") as failure:
+            read_companions(checkpoint, ("config.json",))
+        assert descriptors() == before
+    assert failure.value
+
+
+def test_a_checkpoint_cannot_be_changed(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(filled(tmp_path, "model.safetensors"))
+    with pytest.raises(FrozenInstanceError):
+        checkpoint.file = "other"  # type: ignore[misc]
+    assert checkpoint.file == "model.safetensors"

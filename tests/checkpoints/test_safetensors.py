@@ -95,8 +95,8 @@ def test_the_most_dimensions_allowed_are_read(open_bytes: Open) -> None:
 def test_tensors_in_one_place_have_one_place(open_bytes: Open) -> None:
     spans = open_bytes(safetensors_file({"a": entry(0, 2), "b": entry(2, 4)}, b"1234")).tensors
     again = TensorSpan(spans["a"].source, spans["a"].offset, DType.U8, (2,))
-    assert spans["a"].place == again.place
-    assert spans["a"].place != spans["b"].place
+    assert spans["a"].storage_key == again.storage_key
+    assert spans["a"].storage_key != spans["b"].storage_key
 
 
 def test_parameters_are_counted(open_bytes: Open) -> None:
@@ -232,7 +232,9 @@ def test_nesting_near_the_limit_of_the_interpreter_is_refused_too(levels: int, o
 
 
 def test_messages_name_the_file_and_the_tensor(open_bytes: Open) -> None:
-    with pytest.raises(CheckpointError, match=r"weights: tensor 'conv\.0' has the unknown dtype 'F4'; known: F64, F32"):
+    with pytest.raises(
+        CheckpointError, match=r"weights: tensor 'conv\.0' has the unknown dtype 'F4'; use one of F64, F32"
+    ):
         open_bytes(lying(**{"conv.0": entry(0, 4, dtype="F4")}))
 
 

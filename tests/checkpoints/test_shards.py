@@ -94,7 +94,7 @@ def test_tensors_that_cannot_be_read_are_told_of_all_shards(tmp_path: Path) -> N
 def test_each_tensor_is_read_from_its_own_shard(tmp_path: Path) -> None:
     spans = open_checkpoint(indexed(tmp_path, MAP, SHARDS)).tensors
     assert spans["a"].source is not spans["b"].source
-    assert spans["a"].place != spans["b"].place
+    assert spans["a"].storage_key != spans["b"].storage_key
     assert len(content(spans["b"])) == 32
 
 
@@ -164,7 +164,7 @@ def test_a_shard_outside_the_folder_is_refused_by_name(file: object, tmp_path: P
     (tmp_path / "model" / "sub").mkdir(parents=True)
     (tmp_path / "model" / "sub" / "one.safetensors").write_bytes(save(A))
     folder = indexed(tmp_path / "model", {"a": file}, {"one.safetensors": A})
-    with pytest.raises(CheckpointError, match="shards lie in the index's own folder"):
+    with pytest.raises(CheckpointError, match="shards must be in the index's folder"):
         open_checkpoint(folder)
 
 

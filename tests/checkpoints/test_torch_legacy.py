@@ -60,7 +60,7 @@ def test_the_old_container_opens_under_later_pickle_protocols(protocol: int, ope
 
 def test_tied_tensors_of_the_old_container_have_one_place(open_bytes: Open) -> None:
     spans = open_bytes(saved(VIEWS["tied"], legacy=True)).tensors
-    assert spans["a"].place == spans["b"].place
+    assert spans["a"].storage_key == spans["b"].storage_key
 
 
 def test_storages_are_found_in_the_order_of_the_list_not_of_the_names(open_bytes: Open) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PRELOADED = """
-numpy yaml typer httpx httpx2 speechft_merge.cli.app speechft_merge.merging speechft_merge.lane speechft_merge.stream
-speechft_merge.sources.hub speechft_merge.sources.readahead speechft_merge.push speechft_merge.report
+numpy yaml typer httpx httpx2 speechft_merge.cli.app speechft_merge.merging speechft_merge.executor.chunk
+speechft_merge.executor.executor speechft_merge.sources.hub speechft_merge.sources.readahead speechft_merge.push
+speechft_merge.record.layers
 """.split()
 
 

@@ -254,7 +254,7 @@ def test_the_same_push_again_succeeds(pair: Pair, hub: HubServer, target: str, s
 @pytest.mark.parametrize(
     ("token", "code", "said"),
     [
-        (READER, 1, ("only read", "write")),
+        (READER, 1, ("read-only", "write")),
         (UNKNOWN, 1, ("rejected your token",)),
         (None, 1, ("hf auth login", "HF_TOKEN")),
         (STRANGER, 1, ("alice/merged", "--create-pr")),
@@ -282,7 +282,7 @@ def test_private_does_not_mean_a_repository_that_is_public(
     pair: Pair, hub: HubServer, empty: str, spawn: Run, tmp_path: Path
 ) -> None:
     ran = spawn(*pair.args, "-o", "out", "--push-to-hub", empty, "--private", env=hub.env())
-    assert_refused(ran, 1, f"{empty} is there already and is public", "leave --private out")
+    assert_refused(ran, 1, f"{empty} already exists and is public", "leave --private out")
     assert not (tmp_path / "out").exists()
 
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 from harness import READER, WRITER, HubServer
+from options import UNSYNCED
 
 from speechft_merge import merging
 
@@ -43,7 +44,7 @@ def merged(tmp_path: Path) -> Callable[..., bytes]:
 
     def merged(base: Path, finetuned: Path, **arguments: Any) -> bytes:
         output = tmp_path / "local" / "out"
-        merging.merge(str(base), str(finetuned), output, durable=False, **arguments)
+        merging.merge(str(base), str(finetuned), output, **arguments, options=UNSYNCED)
         content = (output / SINGLE).read_bytes()
         shutil.rmtree(output.parent)
         return content

@@ -2,42 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from models import build, fine_tune
 
-from speechft_merge.similarity.probe import BUILT_IN
-
-SavedPair = tuple[str, str]
-SavePair = Callable[..., SavedPair]
 WriteAudio = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def few_clips() -> tuple[Path, ...]:
-    """Of the built-in probe: enough for a figure, and quick."""
-    return tuple(sorted(BUILT_IN.glob("*.flac"))[:5])
-
-
-@pytest.fixture(scope="session")
-def save_pair(tmp_path_factory: pytest.TempPathFactory) -> SavePair:
-    """A base and a fine-tune with random weights, saved by transformers; each made once."""
-    made: dict[str, SavedPair] = {}
-
-    def save(family: str, kind: str = "Model", base_kind: str = "Model", **config: Any) -> SavedPair:
-        key = repr((family, kind, base_kind, sorted(config.items())))
-        if key not in made:
-            folder = tmp_path_factory.mktemp("models")
-            base = build(family, base_kind, **config)
-            base.save_pretrained(folder / "base")
-            fine_tune(base, family, kind, **config).save_pretrained(folder / "finetuned")
-            made[key] = str(folder / "base"), str(folder / "finetuned")
-        return made[key]
-
-    return save
 
 
 @pytest.fixture

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import re
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lab_files
@@ -15,14 +18,18 @@ import soundfile
 import torch
 from lab_models import LABS, build_lab, shaken
 from models import model_class, transformers
+from options import UNSYNCED
 
-from speechft_merge import ProbeRequest, Recipe, compare, merge
-from speechft_merge.errors import CheckpointError, MismatchError, UsageError
-from speechft_merge.selectors import parse_rule
+from speechft_merge import ProbeRequest, Recipe, compare, merge, open_merge
+from speechft_merge.checkpoints import open_checkpoint
+from speechft_merge.errors import CheckpointError, MismatchError, SpeechFTMergeError, UsageError
+from speechft_merge.output.formats import decide_form
+from speechft_merge.plan.plan import make_plan
+from speechft_merge.recipe.rules import parse_rule
+from speechft_merge.similarity.comparison import compare_models
+from speechft_merge.similarity.models import ComparedModels
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conftest import SavePair
     from numpy.typing import NDArray
 
@@ -97,7 +104,9 @@ def test_a_labs_files_are_run_as_the_labs_own_module_runs_them(
         for model, found in zip((base, finetuned), both, strict=True):
             with torch.no_grad():
                 found.append([state[0].double().numpy() for state in model(samples[None])])
-    for number, layer in enumerate(report.layers):
+    layers = [layer for layer in report.layers if layer.key.block != lab.layers - 1 or not lab.large]
+    assert len(layers) == lab.layers + 1  # with a norm after the blocks, the lab's module has no state before it
+    for number, layer in enumerate(layers):
         x, y = (np.concatenate([clip[number] for clip in found]) for found in both)
         assert layer.pairs["base_finetuned"].biased == pytest.approx(oracles.cka_biased(x, y), abs=1e-4)
 
@@ -115,7 +124,8 @@ def test_encoders_of_any_class_are_run(
     family: str, kind: str, base_kind: str, save_pair: SavePair, few_clips: tuple[Path, ...]
 ) -> None:
     report = compare(*save_pair(family, kind, base_kind), request=ProbeRequest(paths=few_clips))
-    assert [layer.layer for layer in report.layers] == [0, 1, 2]
+    norm = ["final_norm"] if family == "Whisper" else []
+    assert [layer.key.label for layer in report.layers] == ["input", "0", "1", *norm]
     for layer in report.layers:
         assert layer.pairs["base_finetuned"].cka < layer.pairs["base_merged"].cka <= 1.0001
 
@@ -159,27 +169,137 @@ def test_alpha_0_reads_exactly_one_against_the_base_and_alpha_1_against_the_fine
 
 
 @pytest.mark.parametrize(
-    "recipe", [Recipe(alpha=0.4), Recipe(rules=(parse_rule("0=0.1"), parse_rule("1=0.9")))], ids=["alpha", "layers"]
+    "recipe",
+    [Recipe(alpha=0.4), Recipe(layer_alpha=(parse_rule("0=0.1"), parse_rule("1=0.9")))],
+    ids=["alpha", "layers"],
 )
 def test_merged_in_memory_or_read_from_a_file_the_figures_are_the_same(
     recipe: Recipe, save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path
 ) -> None:
     base, finetuned = save_pair("Hubert", "ForCTC")
-    merge(base, finetuned, tmp_path / "merged", recipe, durable=False)
+    merge(base, finetuned, tmp_path / "merged", recipe, options=UNSYNCED)
     request = ProbeRequest(paths=few_clips)
     in_memory = compare(base, finetuned, request=request, recipe=recipe)
     from_file = compare(base, finetuned, str(tmp_path / "merged"), request)
     assert in_memory.layers == from_file.layers
 
 
-def test_the_drift_of_a_layer_is_that_of_its_weights(save_pair: SavePair, few_clips: tuple[Path, ...]) -> None:
-    base, finetuned = save_pair("Hubert")
+@pytest.mark.parametrize(
+    ("family", "config", "norm_is_last"),
+    [
+        ("Hubert", {}, False),
+        ("Hubert", LARGE, True),
+        ("Wav2Vec2", LARGE, True),
+        ("Whisper", {}, True),
+        ("Wav2Vec2Bert", {}, False),
+    ],
+)
+def test_the_drift_of_every_layer_from_the_first_to_the_last_is_that_of_its_weights(
+    family: str, config: dict[str, Any], norm_is_last: bool, save_pair: SavePair, few_clips: tuple[Path, ...]
+) -> None:
+    """By float64 torch; of the encoder's weights each counts once, and those of adapter and decoder nowhere."""
+    base, finetuned = save_pair(family, **config)
     report = compare(base, finetuned, request=ProbeRequest(paths=few_clips))
-    ours = transformers().HubertModel.from_pretrained(base).encoder.layers[0].state_dict()
-    theirs = transformers().HubertModel.from_pretrained(finetuned).encoder.layers[0].state_dict()
-    moved = sum(float((theirs[name].double() - ours[name].double()).square().sum()) for name in ours)
-    whole = sum(float(values.double().square().sum()) for values in ours.values())
-    assert report.layers[1].drift == pytest.approx(math.sqrt(moved / whole))
+    ours, theirs = (model_class(family, "Model").from_pretrained(path).state_dict() for path in (base, finetuned))
+    sums: dict[str, list[float]] = {}
+    for name, values in ours.items():
+        if name.startswith(("adapter.", "decoder.")):
+            continue
+        block = re.match(r"encoder\.layers\.(\d+)\.", name)
+        norm = norm_is_last and name.startswith("encoder.layer_norm.")
+        found = sums.setdefault(block[1] if block else "final_norm" if norm else "input", [0.0, 0.0])
+        found[0] += float((theirs[name].double() - values.double()).square().sum())
+        found[1] += float(values.double().square().sum())
+    assert {*sums} == {"input", "0", "1"} | ({"final_norm"} if norm_is_last else set())
+    drifts = {layer.key.label: layer.drift for layer in report.layers}
+    assert drifts == {label: pytest.approx(math.sqrt(moved / whole)) for label, (moved, whole) in sums.items()}
+
+
+def test_the_drift_does_not_depend_on_what_is_merged_how(save_pair: SavePair, few_clips: tuple[Path, ...]) -> None:
+    pair = save_pair("Hubert", "ForCTC")
+    recipes = [
+        Recipe(), Recipe(alpha=0), Recipe(alpha=1), Recipe(keep_head=True), Recipe(layer_alpha=(parse_rule("1=0"),))
+    ]  # fmt: skip
+    reports = [compare(*pair, request=ProbeRequest(paths=few_clips), recipe=recipe) for recipe in recipes]
+    drifts = [[layer.drift for layer in report.layers] for report in reports]
+    assert all(drift is not None for drift in drifts[0])
+    assert all(found == drifts[0] for found in drifts)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "measured"),
+    [
+        (Recipe(alpha=0), set()),
+        (Recipe(alpha=1), set()),
+        (Recipe(alpha=0, layer_alpha=(parse_rule("0=0.5"),)), {"0"}),
+        (Recipe(layer_alpha=(parse_rule("0=0"), parse_rule("1=1"))), {"input"}),
+        (Recipe(layer_alpha=(parse_rule("0=1"),)), {"input", "1"}),
+    ],
+    ids=["alpha 0", "alpha 1", "one block alone", "all blocks by rules", "one block aside"],
+)
+def test_a_merge_and_the_comparison_after_it_have_one_drift(
+    recipe: Recipe, measured: set[str], save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path
+) -> None:
+    """Where the merge had nothing to measure, since it copied a layer, both have none."""
+    with open_merge(*save_pair("Hubert", "ForCTC"), recipe, UNSYNCED) as opened:
+        result = opened.write(tmp_path / "merged")
+        report = opened.compare(ProbeRequest(paths=few_clips), result)
+        again = opened.compare(ProbeRequest(paths=few_clips), opened.write(tmp_path / "merged"))
+    merged = {row.key.label: row.drift for row in result.manifest.layers if row.interpolated or row.alpha == 0}
+    compared = {layer.key.label: layer.drift for layer in report.layers}
+    assert {label for label, drift in compared.items() if drift is not None} == measured
+    assert [compared[block] for block in "01"] == [merged[block] for block in "01"]
+    assert (compared["input"] is None) == all(drift is None for label, drift in merged.items() if label not in "01")
+    assert all(layer.drift is not None for layer in again.layers)  # done already, that merge measured nothing
+
+
+def test_of_several_fine_tunes_the_drift_is_the_merges_own(
+    save_pair: SavePair, few_clips: tuple[Path, ...], tmp_path: Path
+) -> None:
+    base, first = save_pair("Hubert", "ForCTC")
+    fine_tunes = [first, save_pair("Hubert", "ForSequenceClassification")[1]]
+    rows = merge(base, fine_tunes, tmp_path / "merged", options=UNSYNCED).manifest.layers
+    report = compare(base, fine_tunes, request=ProbeRequest(paths=few_clips))
+    merged = {row.key: row.drift for row in rows}
+    assert [layer.drift for layer in report.layers[1:]] == [merged[layer.key] for layer in report.layers[1:]]
+
+
+def test_a_plan_in_the_form_in_which_it_is_written_is_carried_out_in_memory_too(
+    few_clips: tuple[Path, ...], tmp_path: Path
+) -> None:
+    """A lab's base, to be written for transformers: the plan then has other names than its file."""
+    lab = LABS["HuBERT"]
+    base = build_lab(lab).state_dict()
+    for name, weights in (("base.pt", base), ("finetuned.pt", shaken(base))):
+        torch.save(lab_files.s3prl_base(lab, weights), tmp_path / name)
+    request = ProbeRequest(paths=few_clips)
+    whole = compare(str(tmp_path / "base.pt"), str(tmp_path / "finetuned.pt"), request=request)
+    opened, other = (open_checkpoint(str(tmp_path / name)) for name in ("base.pt", "finetuned.pt"))
+    plan = decide_form(make_plan(opened, [other], Recipe(format="safetensors")), opened, other, None).plan
+    assert {tensor.name for tensor in plan.tensors} != opened.tensors.keys()
+    assert compare_models(ComparedModels(opened, [other], plan), request).layers == whole.layers
+    opened.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "merged", "recipe"),
+    [({}, None, Recipe(weight=(1.0, 2.0))), ({}, "nowhere", None), ({"num_hidden_layers": 3}, None, None)],
+)
+def test_a_comparison_that_fails_leaves_no_file_open(
+    config: dict[str, Any], merged: str | None, recipe: Recipe | None, save_pair: SavePair, few_clips: tuple[Path, ...]
+) -> None:
+    base, finetuned = save_pair("Hubert", **config)[0], save_pair("Hubert")[1]
+    request = ProbeRequest(paths=few_clips)
+    gc.collect()
+    gc.disable()
+    try:
+        before = len([*Path("/proc/self/fd").iterdir()])
+        with pytest.raises(SpeechFTMergeError):
+            compare(base, finetuned, merged, request, recipe=recipe)
+        assert len([*Path("/proc/self/fd").iterdir()]) == before
+    finally:
+        gc.enable()
 
 
 def test_without_memory_for_the_features_the_figures_are_the_same_but_for_the_errors(
@@ -242,7 +362,9 @@ def test_the_document_has_the_fields_that_were_promised(save_pair: SavePair, few
     assert document["estimator"] == "utterance"
     assert document["utterances"] == 5
     assert len(document["probe"]["sha256"]) == 64
-    assert {"layer", "base_finetuned", "base_merged", "finetuned_merged", "drift", "null"} == set(document["layers"][0])
+    assert {"layer", "part", "stack", "base_finetuned", "base_merged", "finetuned_merged", "drift", "null"} == set(
+        document["layers"][0]
+    )
     assert {"cka", "se", "frame", "biased", "procrustes", "cosine"} == set(document["layers"][0]["base_merged"])
     assert {"cka", "se"} == set(document["mean"]["base_merged"])
 
@@ -253,7 +375,7 @@ def test_the_document_has_the_fields_that_were_promised(save_pair: SavePair, few
 def test_three_utterances_are_refused_with_the_number_that_is_needed(
     save_pair: SavePair, few_clips: tuple[Path, ...]
 ) -> None:
-    with pytest.raises(CheckpointError, match="3 usable utterances; at least 4 are needed, better 20"):
+    with pytest.raises(CheckpointError, match="3 usable utterances, at least 4 are needed; give 20"):
         compare(*save_pair("Hubert"), request=ProbeRequest(paths=few_clips[:3]))
 
 
@@ -270,7 +392,7 @@ def test_models_of_other_widths_are_refused(save_pair: SavePair) -> None:
 
 def test_models_of_other_depths_are_refused(save_pair: SavePair, few_clips: tuple[Path, ...]) -> None:
     deep = save_pair("Hubert", num_hidden_layers=3)
-    with pytest.raises(MismatchError, match=r"differ in depth \(base 4, finetuned 3, merged 4 layers\)"):
+    with pytest.raises(MismatchError, match=r"base ends in layer 2, finetuned ends in layer 1, merged ends in layer 2"):
         compare(deep[0], save_pair("Hubert")[1], request=ProbeRequest(paths=few_clips))
 
 
@@ -361,14 +483,26 @@ def test_a_config_of_another_model_is_found_out(
     other = shutil.copytree(base, tmp_path / "other")
     config = json.loads((other / "config.json").read_text()) | {"num_hidden_layers": 3}
     (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="must be of the same model as its weights"):
+    with pytest.raises(CheckpointError, match=r"config\.json of the same model as its weights"):
         compare(str(other), finetuned, request=ProbeRequest(paths=few_clips))
+
+
+def test_the_models_run_on_as_many_threads_as_asked_and_torch_keeps_its_own(
+    save_pair: SavePair, few_clips: tuple[Path, ...]
+) -> None:
+    before, threads = torch.get_num_threads(), set[int]()
+    request = ProbeRequest(paths=few_clips, workers=before + 1)
+    compare(*save_pair("Hubert"), request=request, progress=lambda *_: threads.add(torch.get_num_threads()))
+    assert threads == {before + 1}
+    assert torch.get_num_threads() == before
+    with pytest.raises(UsageError, match="0 workers"):
+        ProbeRequest(workers=0)
 
 
 def test_an_unknown_device_or_estimator_is_refused(save_pair: SavePair) -> None:
     with pytest.raises(CheckpointError, match="device 'quantum' cannot be used"):
         compare(*save_pair("Hubert"), request=ProbeRequest(device="quantum"))
-    with pytest.raises(UsageError, match="expected one of utterance, frame, biased"):
+    with pytest.raises(UsageError, match="use one of utterance, frame, biased"):
         ProbeRequest(estimator="debiased")  # type: ignore[arg-type]
 
 

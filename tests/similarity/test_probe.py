@@ -108,7 +108,7 @@ def test_a_file_that_does_not_tell_its_length_is_left_out(write_audio: WriteAudi
     content[22:26] = bytes(4)
     path.write_bytes(content)
     good = write_audio("good.wav")
-    assert "does not tell its length" in read_probe([path, good], 16_000).skipped[str(path)]
+    assert "does not state its length" in read_probe([path, good], 16_000).skipped[str(path)]
 
 
 def test_one_file_longer_than_the_bound_is_cut_to_it(write_audio: WriteAudio) -> None:

@@ -14,16 +14,21 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from speechft_merge import card
 from speechft_merge.errors import UsageError
-from speechft_merge.similarity.attach import attach
+from speechft_merge.record import card
+from speechft_merge.record.layers import INPUT, LayerKey
+from speechft_merge.similarity.beside_output import put_beside
 from speechft_merge.similarity.measure import LayerResult, Similarity
 from speechft_merge.similarity.plot import draw_grids, draw_lines
-from speechft_merge.similarity.report import Report, make_report, with_error
+from speechft_merge.similarity.probe import ProbeRecord
+from speechft_merge.similarity.report import Report, make_rows, mean_by_pair, with_error
 from speechft_merge.similarity.request import figure_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+BLOCK_0 = LayerKey("layers", block=0)
 
 
 def similarity(cka: float, se: float = 0.01) -> Similarity:
@@ -33,28 +38,31 @@ def similarity(cka: float, se: float = 0.01) -> Similarity:
 def a_report(
     base_finetuned: Sequence[float] = (0.9, 0.5, 0.3), base_merged: Sequence[float] = (0.99, 0.9, 0.8), **told: Any
 ) -> Report:
-    results = []
-    for moved, merged in zip(base_finetuned, base_merged, strict=True):
+    results = {}
+    for number, (moved, merged) in enumerate(zip(base_finetuned, base_merged, strict=True)):
         pairs = {(0, 1): similarity(moved), (0, 2): similarity(merged), (1, 2): similarity(0.7)}
         around = torch.tensor([0.98, 1.0, 1.02], dtype=torch.float64)
-        results.append(LayerResult(pairs, {pair: found.cka * around for pair, found in pairs.items()}))
+        key = LayerKey("layers", block=number - 1) if number else INPUT
+        results[key] = LayerResult(pairs, {pair: found.cka * around for pair, found in pairs.items()})
     defaults: dict[str, Any] = {
         "models": {"base": "a/base", "finetuned": "<b>", "merged": "merged"},
-        "probe": {"origin": "built-in", "sha256": "ab" * 32, "clips": 24, "seconds": 50.0, "rate": 16_000,
-            "skipped": {"/home/me/broken.wav": "is empty"},
-        },
+        "probe": ProbeRecord("built-in", "ab" * 32, 24, 50.0, 16_000, {"/home/me/broken.wav": "is empty"}),
         "estimator": "utterance", "utterances": 24, "frames": 2400, "grids": {},
     }  # fmt: skip
-    return make_report(results, {0: 0.1, 1: 0.2}, **(defaults | told))
+    layers = make_rows(results, {INPUT: 0.1, BLOCK_0: 0.2}, [])
+    return Report(layers=layers, mean=mean_by_pair(results), **(defaults | told))
 
 
 def test_what_is_not_defined_is_null_in_the_document_and_empty_in_the_table() -> None:
     report = a_report((0.9, math.nan, 0.3))
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert document["layers"][1]["base_finetuned"]["cka"] is None
-    assert document["layers"][2]["drift"] is None
+    assert [layer["drift"] for layer in document["layers"]] == [0.1, 0.2, None]
+    assert [layer["layer"] for layer in document["layers"]] == [None, 0, 1]
+    assert [layer["part"] for layer in document["layers"]] == ["input", "layers", "layers"]
     rows = list(csv.DictReader(io.StringIO(report.to_csv())))
     assert len(rows) == 9
+    assert [(row["layer"], row["part"]) for row in rows[::3]] == [("", "input"), ("0", "layers"), ("1", "layers")]
     assert [row["cka"] for row in rows if row["pair"] == "base_finetuned"] == ["0.9", "", "0.3"]
 
 
@@ -69,7 +77,8 @@ def test_the_mean_is_over_layers_where_there_is_a_value_and_has_an_error_of_its_
 
 def test_the_words_name_the_layer_that_moved_most_and_how_much_came_back() -> None:
     moved, back = a_report().in_words()
-    assert "most in layer 2" in moved
+    assert "most in layer 1:" in moved
+    assert "most in the input of the first block:" in a_report((0.3, 0.5, 0.9)).in_words()[0]
     share = (sum((0.99, 0.9, 0.8)) - sum((0.9, 0.5, 0.3))) / (3 - sum((0.9, 0.5, 0.3)))
     assert f"{share:.0%} of the way back" in back
     assert "not how well they serve a task" in back
@@ -80,6 +89,12 @@ def test_the_words_name_the_layer_that_moved_most_and_how_much_came_back() -> No
 )
 def test_the_words_do_not_claim_what_was_not_found(values: Sequence[float], said: str) -> None:
     assert said in a_report(values, values).in_words()[0]
+
+
+def test_the_table_has_one_name_and_one_drift_for_each_layer() -> None:
+    titles, *rows = a_report().to_table()
+    assert titles == ["layer", "drift", "base, fine-tuned", "base, merged", "fine-tuned, merged"]
+    assert [row[:2] for row in rows] == [["input", "0.1000"], ["0", "0.2000"], ["1", "-"], ["mean", "-"]]
 
 
 def test_a_value_without_an_error_is_shown_without_one() -> None:
@@ -102,7 +117,16 @@ def test_figures_are_drawn_in_every_kind_and_are_the_same_each_time(kind: str, m
 def test_the_figure_has_its_words_as_text_and_a_line_for_each_pair() -> None:
     drawn = ElementTree.fromstring(draw_lines(a_report(), ".svg"))
     texts = {"".join(node.itertext()).strip() for node in drawn.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"layer", "CKA", "base, fine-tuned", "base, merged", "fine-tuned, merged"} <= texts
+    assert {"layer", "input", "0", "1", "CKA", "base, fine-tuned", "base, merged", "fine-tuned, merged"} <= texts
+
+
+def test_a_figure_of_many_layers_names_the_ends_and_some_of_the_blocks_between() -> None:
+    report = a_report((0.9,) * 26, (0.9,) * 26)
+    layers = (*report.layers[:-1], replace(report.layers[-1], key=LayerKey("final_norm")))
+    drawn = ElementTree.fromstring(draw_lines(replace(report, layers=layers), ".svg"))
+    texts = {"".join(node.itertext()).strip() for node in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"input", "2", "4", "22", "final_norm"} <= texts
+    assert not {"0", "1", "3", "23", "24"} & texts
 
 
 def test_the_page_needs_nothing_else_and_escapes_names() -> None:
@@ -114,19 +138,19 @@ def test_the_page_needs_nothing_else_and_escapes_names() -> None:
 
 
 def test_a_figure_of_another_kind_is_refused_before_anything_is_done() -> None:
-    with pytest.raises(UsageError, match=r"must end in one of \.png, \.svg, \.pdf, \.html"):
+    with pytest.raises(UsageError, match=r"end its name in one of \.png, \.svg, \.pdf, \.html"):
         figure_kind(Path("figure.bmp"))
 
 
 def test_a_card_gets_one_section_however_often_it_is_made(tmp_path: Path) -> None:
     (tmp_path / card.NAME).write_text("---\ntags: []\n---\n\n# Title\n\nMine.\n\nMade by speechft-merge:\n\nrest\n")
-    attach(tmp_path, a_report())
-    attach(tmp_path, a_report((0.9, 0.5, 0.1)))
+    put_beside(tmp_path, a_report())
+    put_beside(tmp_path, a_report((0.9, 0.5, 0.1)))
     text = (tmp_path / card.NAME).read_text()
     assert text.count(card.SECTION) == 1
     assert text.index("Mine.") < text.index(card.SECTION) < text.index("Made by speechft-merge:\n\nrest")
-    assert "| 2 | 0.100 ±0.010 |" in text
-    assert "| 2 | 0.300" not in text
+    assert "| 1 | - | 0.100 ±0.010 |" in text
+    assert "| 1 | - | 0.300" not in text
     assert (tmp_path / "similarity.png").read_bytes().startswith(b"\x89PNG")
     document = json.loads((tmp_path / "similarity.json").read_text())
     assert document["models"]["merged"] == tmp_path.name
@@ -135,11 +159,11 @@ def test_a_card_gets_one_section_however_often_it_is_made(tmp_path: Path) -> Non
 
 def test_a_card_that_its_owner_rewrote_keeps_every_word(tmp_path: Path) -> None:
     (tmp_path / card.NAME).write_text("# Mine\n\nall mine\n")
-    attach(tmp_path, a_report())
+    put_beside(tmp_path, a_report())
     text = (tmp_path / card.NAME).read_text()
     assert text.startswith("# Mine\n\nall mine\n\n" + card.SECTION)
     (tmp_path / card.NAME).write_text(text + "\n## Thanks\n\nto all\n")
-    attach(tmp_path, a_report())
+    put_beside(tmp_path, a_report())
     again = (tmp_path / card.NAME).read_text()
     assert again.count(card.SECTION) == 1
     assert again.endswith("## Thanks\n\nto all\n")

@@ -1,0 +1,75 @@
+"""Says why a command failed: the error, what was found and a hint; with `--json` one object, all on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+from speechft_merge.cli.text import fit
+from speechft_merge.errors import SpeechFTMergeError
+
+_MOST = {"error": 900, "found": 400, "hint": 600}
+"""Characters of each part: names out of foreign files may have megabytes."""
+_RENAMED = {
+    "--force": "pass --overwrite to replace an existing output, --allow-unrelated to merge models that seem unrelated "
+    "or share little",
+    "--threads": "pass --workers",
+}
+"""Options of earlier versions, and what to pass instead."""
+
+_BUG = "please report this bug in speechft-merge, with the traceback (SPEECHFT_MERGE_DEBUG=1 shows it)"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a command ended without its result."""
+
+    error: str
+    found: str | None = None
+    hints: tuple[str, ...] = ()
+    exit_code: int = 1
+    unexpected: bool = False
+    """A bug in speechft-merge."""
+
+    def in_words(self) -> str:
+        """Return the lines for people."""
+        lines = [f"speechft-merge: error: {fit(self.error, _MOST['error'])}"]
+        lines += [f"  found: {fit(self.found, _MOST['found'])}"] if self.found else []
+        return "\n".join([*lines, *(f"hint: {fit(hint, _MOST['hint'])}" for hint in self.hints)])
+
+    def in_json(self) -> str:
+        """Return the same as one JSON object on one line."""
+        parts = {"error": self.error, "found": self.found, "hint": "; ".join(self.hints) or None}
+        told = {key: None if text is None else fit(text, _MOST[key]) for key, text in parts.items()}
+        return json.dumps(told | {"exit_code": self.exit_code})
+
+
+def explain(error: BaseException) -> Failure:
+    """Return the message and the exit code for an exception."""
+    notes = tuple(getattr(error, "__notes__", ()))
+    if isinstance(error, SpeechFTMergeError):
+        return Failure(error.message, error.found, ((error.hint,) if error.hint else ()) + notes, error.exit_code)
+    if isinstance(error, SystemExit):
+        code = int(error.code or 0)
+        return Failure(f"stopped by {signal.Signals(code - 128).name}", None, notes, code)
+    if hasattr(error, "format_message"):  # Typer refused the words of the command line; its class is private
+        return _explain_usage(error)
+    if isinstance(error, OSError):  # stdout is full
+        return Failure(str(error), None, notes, os.EX_IOERR)
+    if isinstance(error, MemoryError):
+        return Failure(str(error) or "out of memory", None, notes)
+    return Failure(f"{type(error).__name__}: {error}".removesuffix(": "), None, (*notes, _BUG), unexpected=True)
+
+
+def _explain_usage(error: Any) -> Failure:
+    """Return what Typer found wrong in the style of all errors: lower case, no full stop, the advice apart."""
+    option, near = getattr(error, "option_name", None), getattr(error, "possibilities", None)
+    message = str(error.message if near else error.format_message()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    usual = (f"run {context.command_path} -h for what it takes",) if context is not None else ()
+    meant = (f"did you mean {near[0]}?",) if near else ()
+    renamed = (_RENAMED[option],) if option in _RENAMED else ()
+    return Failure(message[:1].lower() + message[1:], None, renamed or (*meant, *usual), error.exit_code)

@@ -1,0 +1,83 @@
+"""Defines the options of a comparison of features: on what, how, and into which files the figures go."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import typer
+
+from speechft_merge.sizes import parse_size
+
+if TYPE_CHECKING:
+    from speechft_merge.similarity.report import Report
+    from speechft_merge.similarity.request import ProbeRequest
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """On what audio features are compared, how, and where the figures go."""
+
+    panel: ClassVar[str] = "Comparison of features"
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Audio files or folders to compare on; may be repeated, - reads a list from stdin. Default: 24 clips "
+            "that come with the package.",
+        ),
+    ] = None
+    probe_seconds: Annotated[float | None, typer.Option(help="Seconds of audio, at most; default: 120.")] = None
+    estimator: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="How to estimate CKA: utterance (unbiased; default), frame or biased."),
+    ] = None
+    device: Annotated[str | None, typer.Option(help="Where to run the models: cpu, cuda, cuda:1.")] = None
+    null: Annotated[bool, typer.Option("--null", help="Also measure the floor: the base on mismatched utterances.")] = (
+        False
+    )
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory for features, which error bars need; default: 1GiB."),
+    ] = None
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw CKA by layer: a .png, .svg, .pdf or .html file.")
+    ] = None
+    heatmap: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw CKA of every layer with every other, likewise.")
+    ] = None
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as CSV.")] = None
+
+    @property
+    def given(self) -> bool:
+        """Whether any option of the group was passed."""
+        return self != type(self)()
+
+    def read(self, workers: int | None, *packages: str) -> ProbeRequest:
+        """Return what they ask for, after checking that it can be had; a probe of `-` is read from stdin."""
+        from speechft_merge.similarity.request import MEMORY, SECONDS, ProbeRequest  # not for --help
+
+        paths: tuple[Path, ...] | None = None
+        if self.probe:
+            listed = (sys.stdin.read().splitlines() if given == "-" else [given] for given in self.probe)
+            paths = tuple(Path(word) for words in listed for word in words if word.strip())
+        request = ProbeRequest(
+            paths=paths,
+            seconds=SECONDS if self.probe_seconds is None else self.probe_seconds,
+            estimator=self.estimator or "utterance",  # type: ignore[arg-type]
+            device=self.device,
+            null=self.null,
+            grid=self.heatmap is not None,
+            memory=MEMORY if self.memory is None else parse_size(self.memory),
+            workers=workers,
+        )
+        request.require_means(*packages, figures=[path for path in (self.plot, self.heatmap) if path is not None])
+        return request
+
+    def write(self, report: Report) -> None:
+        """Write the figures and the table that were asked for."""
+        from speechft_merge.similarity.figures import write_figures
+
+        write_figures(report, self.plot, self.heatmap, self.csv)

@@ -1,0 +1,70 @@
+"""Expands groups of options: dataclasses that commands take as one argument and Typer sees field by field."""
+
+from __future__ import annotations
+
+import inspect
+from copy import copy
+from dataclasses import fields, is_dataclass
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return `command` with the signature that Typer reads: in place of each group its fields, an option each.
+
+    A group is a parameter whose type is a dataclass with a `panel`, its title in the help. The fields are annotated as
+    parameters of a command are; no two of a command have the same name. The command gets the filled dataclass.
+    """
+    types = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in types.items() if is_dataclass(kind)}
+
+    @wraps(command)
+    def expanded(**given: Any) -> None:
+        filled = {name: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        command(**given, **filled)
+
+    parameters = [
+        option
+        for name, parameter in inspect.signature(command).parameters.items()
+        for option in (_options_of(groups[name]) if name in groups else [parameter.replace(annotation=types[name])])
+    ]
+    keywords = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in parameters]
+    expanded.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {option.name: option.annotation for option in keywords}
+    return expanded
+
+
+@cache  # annotations are text, and read for each command: a few milliseconds of every start
+def _options_of(group: Any) -> list[inspect.Parameter]:
+    """Return the fields as parameters, each under the group's title in the help."""
+    types, options = get_type_hints(group, include_extras=True), []
+    for field in fields(group):
+        kind, option = get_args(types[field.name])
+        option = copy(option)
+        option.rich_help_panel = group.panel
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        options.append(
+            inspect.Parameter(field.name, keyword, default=field.default, annotation=Annotated[kind, option])
+        )
+    return options
+
+
+class GroupedHelp(TyperCommand):
+    """A command whose help lists its options by group, in plain text."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for the arguments and for each group, in the order of the signature."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)

@@ -1,0 +1,114 @@
+"""Shows one checkpoint, for `inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.checkpoints.model_config import read_model_config
+from speechft_merge.checkpoints.opening import other_weights
+from speechft_merge.cli.sink import Shown
+from speechft_merge.cli.tables import Table
+from speechft_merge.cli.text import megabytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.layouts.naming import Naming
+
+
+def show_checkpoint(checkpoint: Checkpoint) -> Shown:
+    """Return a table of facts, and with `-v` one of the tensors."""
+    return Shown(partial(_document, checkpoint), partial(_parts, checkpoint))
+
+
+def _document(checkpoint: Checkpoint) -> dict[str, Any]:
+    model, naming = read_model_config(checkpoint), checkpoint.naming
+    names = naming.under()
+    return {
+        "reference": checkpoint.reference,
+        "container": checkpoint.container,
+        "lab": checkpoint.origin.lab if checkpoint.origin else None,
+        "layout": naming.layout,
+        "family": model.title,
+        "model_type": model.family,
+        "files": [{"file": source.name, "size": source.size} for source in checkpoint.sources],
+        "other_weights": other_weights(checkpoint),
+        "state_dict": checkpoint.state_path or None,
+        "parameters": checkpoint.parameters,
+        "dtypes": _count_dtypes(checkpoint),
+        "merge": {
+            "prefix": naming.prefix,
+            "stacks": {stack: len(blocks) for stack, blocks in naming.stacks.items()},
+            "tensors": sum(not name.is_head for name in names.values()),
+            "parameters": naming.parameters(),
+            "heads": [own for own, name in names.items() if name.is_head],
+        },
+        "tensors": {
+            name: {
+                "dtype": span.dtype.torch_name,
+                "shape": list(span.shape),
+                "file": span.source.name,
+                "offset": span.offset,
+                "transformers": names[name].canonical,
+            }
+            for name, span in checkpoint.tensors.items()
+        },
+        "unreadable": checkpoint.unreadable,
+        "others": checkpoint.others,
+        "metadata": checkpoint.metadata,
+    }
+
+
+def _parts(checkpoint: Checkpoint, verbose: int) -> Iterator[Table | str]:
+    yield Table(["", checkpoint.reference], _facts(checkpoint))
+    if verbose:
+        names = checkpoint.naming.under()
+        rows = [
+            [name, span.dtype.torch_name, " x ".join(map(str, span.shape)) or "()", names[name].location.part]
+            for name, span in checkpoint.tensors.items()
+        ]
+        yield Table(["tensor", "type", "shape", "part"], rows)
+
+
+def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    model, naming = read_model_config(checkpoint), checkpoint.naming
+    others = other_weights(checkpoint)
+    lab = f" ({checkpoint.origin.lab})" if checkpoint.origin else ""
+    state = f", state dict at {checkpoint.state_path!r}" if checkpoint.state_path else ""
+    size = megabytes(sum(source.size for source in checkpoint.sources))
+    files = len(checkpoint.sources)
+    return [
+        ("family", model.title + (f" ({model.family})" if model.family else "")),
+        ("container", checkpoint.container + lab + state),
+        ("layout", f"names of {naming.layout}" + (f", under the prefix {naming.prefix!r}" if naming.prefix else "")),
+        ("size", f"{size} in {files} file{'s' * (files != 1)}"),
+        ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.tensors)} tensors"),
+        ("element types", ", ".join(f"{name} ({count})" for name, count in _count_dtypes(checkpoint).items())),
+        *([("other weights", f"{', '.join(others)} (not opened; name one to open it)")] if others else []),
+        *((f"blocks of the {stack}", _blocks(stack, blocks)) for stack, blocks in naming.stacks.items()),
+        ("a merge uses", _used(naming)),
+        *((f"cannot be read: {name}", why) for name, why in checkpoint.unreadable.items()),
+        *((f"also holds {key}", what) for key, what in checkpoint.others.items()),
+        *((f"metadata {key}", value) for key, value in checkpoint.metadata.items()),
+    ]
+
+
+def _count_dtypes(checkpoint: Checkpoint) -> dict[str, int]:
+    return dict(Counter(span.dtype.torch_name for span in checkpoint.tensors.values()))
+
+
+def _used(naming: Naming) -> str:
+    """Return how much of the checkpoint is interpolated, and which heads are not."""
+    names = naming.under().values()
+    heads = dict.fromkeys(".".join(name.canonical.split(".")[:-1]) or name.canonical for name in names if name.is_head)
+    told = ", ".join(list(heads)[:6]) + (", ..." if len(heads) > 6 else "")
+    used = f"{naming.parameters():,} parameters in {sum(not name.is_head for name in names)} tensors"
+    return used + (f"; not the heads {told}" if heads else "")
+
+
+def _blocks(stack: str, blocks: list[int]) -> str:
+    """Return how many blocks a stack has, and the selector of all of them."""
+    return f"{len(blocks)}: {'' if stack == 'encoder' else stack + '.'}{blocks[0]}-{blocks[-1]} in --layer-alpha"

@@ -1,0 +1,57 @@
+"""Shows how a base and its fine-tunes match, for `inspect`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.cli.sink import Shown
+from speechft_merge.cli.tables import Table, in_words, layer_parts
+from speechft_merge.record.layers import summarise_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from speechft_merge.plan.plan import Plan
+
+
+def show_match(plan: Plan, models: Sequence[str]) -> Shown:
+    """Return the layers and how much of the base they cover, and with `-v` every tensor and why."""
+    return Shown(partial(_document, plan, models), partial(_parts, plan))
+
+
+def _document(plan: Plan, models: Sequence[str]) -> dict[str, Any]:
+    return {
+        "base": models[0],
+        "finetuned": list(models[1:]),
+        "prefixes": [{"base": a.base_prefix, "finetuned": a.finetuned_prefix} for a in plan.alignments],
+        "counts": plan.counts,
+        "coverage": min(plan.coverages),
+        "layers": [row.to_json() for row in summarise_layers(plan)],
+        "tensors": {
+            tensor.name: {
+                "action": tensor.action.value,
+                "reason": tensor.reason,
+                "part": tensor.location.part,
+                "layer": tensor.location.block,
+                "finetuned": _partner_names(plan, tensor.name),
+            }
+            for tensor in plan.tensors
+        },
+        "left_out": [{"tensor": tensor.name, "reason": tensor.reason} for tensor in plan.left_out],
+    }
+
+
+def _parts(plan: Plan, verbose: int) -> Iterator[Table | str]:
+    yield from layer_parts(summarise_layers(plan))
+    for alignment in plan.alignments:
+        yield f"names: base {alignment.base_prefix + '*'!r} is fine-tuned {alignment.finetuned_prefix + '*'!r}"
+    yield f"{in_words(plan.counts)}; the fine-tune has {min(plan.coverages):.1%} of the base's parameters"
+    if verbose:
+        rows = [[t.name, t.action.value, ", ".join(_partner_names(plan, t.name)), t.reason] for t in plan.tensors]
+        rows += [[t.name, t.action.value, "", t.reason] for t in plan.left_out]
+        yield Table(["tensor", "becomes", "in the fine-tune", "why"], rows)
+
+
+def _partner_names(plan: Plan, name: str) -> list[str]:
+    return [alignment.pairs[name] for alignment in plan.alignments if name in alignment.pairs]

@@ -1,0 +1,28 @@
+"""Prepares text for a terminal: escapes foreign characters, cuts long text, words sizes."""
+
+from __future__ import annotations
+
+LINE = 2000
+"""Characters of a sentence, at most; names out of foreign files may have megabytes."""
+
+
+def clean(text: str) -> str:
+    """Return text of foreign origin (tensor names, paths) without characters that a terminal would interpret."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def fit(text: str, limit: int = LINE) -> str:
+    """Return clean text of at most `limit` characters; a longer one loses its middle."""
+    return _cut(clean(_cut(text, limit)), limit)  # cleaning megabytes would take seconds
+
+
+def _cut(text: str, limit: int) -> str:
+    tail = limit // 3
+    return text if len(text) <= limit else f"{text[: limit - tail - 5]} ... {text[-tail:]}"
+
+
+def megabytes(count: int) -> str:
+    """Return a number of bytes in words."""
+    return (
+        f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB" if count >= 10**5 else f"{count} bytes"
+    )

@@ -1,0 +1,1 @@
+"""Carries out a plan: chunks, arithmetic, workers. It decides nothing."""

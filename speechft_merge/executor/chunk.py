@@ -1,0 +1,105 @@
+"""Carries out an operation on one chunk of its inputs, in a worker's own buffers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from speechft_merge.checkpoints.dtypes import DType
+from speechft_merge.checkpoints.rounding import NUMPY, narrow, widen
+from speechft_merge.executor.arithmetic import mix
+from speechft_merge.executor.drift import NO_DRIFT, Drift
+from speechft_merge.executor.finite import all_finite, fits
+from speechft_merge.plan.operations import Copy
+
+if TYPE_CHECKING:
+    from speechft_merge.checkpoints.rounding import Floats
+    from speechft_merge.plan.operations import Interpolate, Operation, Segment
+
+CHUNK = 1 << 20
+"""Bytes of an input read at once: enough to hide the system call, few enough to stay in a core's cache. Smaller chunks
+of half types would stay there when widened, too, but cost more than that saves in calls, each of which releases the
+interpreter's lock and takes it back."""
+
+WORK = 4 << 20
+"""Bytes of an array for numbers. A chunk of a half type takes half of it in float32; it is of the size from which on
+numpy asks the kernel for huge pages."""
+
+
+def most_elements(segment: Segment) -> int:
+    """Return how many elements of a segment a chunk can have."""
+    return CHUNK // max(segment.dtype.itemsize, *(span.dtype.itemsize for span in segment.operation.inputs))
+
+
+class Result(NamedTuple):
+    """What became of a chunk."""
+
+    out: memoryview
+    """The output bytes, valid until the buffers are used again."""
+    drift: Drift
+    """Zeros for a copy."""
+    finite: bool
+    """Whether inputs, output and drift all are; the drift of large inputs may not be."""
+
+
+class Buffers:
+    """A worker's memory, used again for every chunk: fresh memory costs a page fault every 4 KiB."""
+
+    def __init__(self, inputs: int) -> None:
+        self._raw = [np.empty(CHUNK, np.uint8) for _ in range(inputs)]
+        self._out = np.empty(CHUNK, np.uint8)
+        self._widened = [np.empty(WORK, np.uint8) for _ in range(inputs)]
+        self._scratch = np.empty(WORK, np.uint8)
+        self.inputs = [memoryview(raw.data) for raw in self._raw]
+        """Where to read the elements of each input to."""
+
+    def run(self, operation: Operation, dtype: DType, count: int) -> Result:
+        """Make `count` output elements of type `dtype` from the input elements in the buffers."""
+        if isinstance(operation, Copy) and operation.span.dtype is dtype:
+            return self._copy(dtype, count)
+        with np.errstate(all="ignore"):
+            if isinstance(operation, Copy):
+                return self._convert(operation.span.dtype, dtype, count)
+            return self._mix(operation, dtype, count)
+
+    def _copy(self, dtype: DType, count: int) -> Result:
+        raw = self._raw[0][: count * dtype.itemsize]
+        return Result(memoryview(raw.data), NO_DRIFT, not dtype.interpolated or all_finite(raw, dtype))
+
+    def _convert(self, read: DType, dtype: DType, count: int) -> Result:
+        values = self._numbers(0, read, count, _real((read,)))
+        finite = fits(values, dtype)
+        return Result(self._bytes(values, dtype), NO_DRIFT, finite)
+
+    def _mix(self, operation: Interpolate, dtype: DType, count: int) -> Result:
+        dtypes = tuple(span.dtype for span in operation.inputs)
+        real = _real(dtypes)
+        values, drift = mix(operation, [self._numbers(i, read, count, real) for i, read in enumerate(dtypes)])
+        finite = math.isfinite(drift.base + drift.delta)
+        if not (0 <= operation.alpha <= 1 and {*dtypes} == {dtype}):  # else the result lies between the inputs
+            finite = finite and fits(values, dtype)
+        return Result(self._bytes(values, dtype), drift, finite)
+
+    def _numbers(self, i: int, dtype: DType, count: int, real: DType) -> Floats:
+        """Return elements of input `i` as numbers of type `real`: in the buffer itself if it holds that type."""
+        raw = self._raw[i][: count * dtype.itemsize]
+        if dtype is real:
+            return raw.view(NUMPY[real])
+        values = self._widened[i][: count * real.itemsize].view(NUMPY[real])
+        widen(raw, dtype, values)
+        return values
+
+    def _bytes(self, values: Floats, dtype: DType) -> memoryview:
+        """Return numbers as elements of `dtype`: in their own memory if they are of that type."""
+        if values.dtype.type is NUMPY.get(dtype):
+            return memoryview(values.view(np.uint8).data)
+        out = self._out[: len(values) * dtype.itemsize]
+        narrow(values, dtype, out, self._scratch[: values.nbytes].view(values.dtype))
+        return memoryview(out.data)
+
+
+def _real(dtypes: tuple[DType, ...]) -> DType:
+    """Return the type of the arithmetic."""
+    return DType.F64 if DType.F64 in dtypes else DType.F32

@@ -1,0 +1,159 @@
+"""Executes a plan: reads, interpolates and writes chunks on worker threads, in file order; collects drift statistics.
+
+Memory is the workers' buffers, for a model or a tensor of any size.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from speechft_merge.executor.arithmetic import measure
+from speechft_merge.executor.chunk import Buffers, most_elements
+from speechft_merge.executor.drift import Drift
+from speechft_merge.executor.finite import require_finite
+from speechft_merge.plan.operations import Interpolate
+from speechft_merge.sources.readahead import read_ahead
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from speechft_merge.executor.chunk import Result
+    from speechft_merge.plan.operations import Segment
+    from speechft_merge.sources.readahead import ReadAhead
+
+Progress = Callable[[int, int], None]
+"""Called in the caller's thread with bytes written so far and in all."""
+
+
+class Target(Protocol):
+    """Where output bytes go."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data` at `offset`; called by several threads at once."""
+
+
+Placed = Sequence[tuple["Segment", Target | None]]
+"""Segments, and where each goes; None for one that is only measured."""
+
+
+def execute(segments: Placed, workers: int, progress: Progress | None = None) -> dict[str, Drift]:
+    """Write every segment to its target; return the drift of each interpolated one, by its name.
+
+    Raises:
+        MismatchError: an input holds a number that is not finite, or a result does not fit its type.
+        CheckpointError: an input could not be read.
+        WriteError: the output could not be written.
+    """
+    inputs = [span for segment, _ in segments for span in segment.operation.inputs]
+    with read_ahead([(span.source, span.offset, span.nbytes) for span in inputs]) as ahead:
+        return _execute(_Execution(segments, ahead, progress), segments, workers)
+
+
+def _execute(execution: _Execution, segments: Placed, workers: int) -> dict[str, Drift]:
+    inputs = max((len(segment.operation.inputs) for segment, _ in segments), default=1)
+    threads = [threading.Thread(target=execution.work, args=(Buffers(inputs),), daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.1)
+                execution.report()
+    finally:  # a signal raises SystemExit here, in the main thread
+        execution.stop()
+        for thread in threads:
+            thread.join()
+    if execution.error is not None:
+        raise execution.error
+    execution.report()
+    return {name: Drift.total(drifts) for name, drifts in execution.drifts.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    segment: Segment
+    target: Target | None
+    start: int
+    """First element."""
+    count: int
+
+
+class _Execution:
+    """What the workers share."""
+
+    def __init__(
+        self,
+        segments: Placed,
+        ahead: Mapping[int, ReadAhead],
+        progress: Progress | None,
+    ) -> None:
+        self._ahead = ahead
+        self.error: BaseException | None = None
+        self.drifts: dict[str, list[Drift]] = {
+            segment.name: [] for segment, _ in segments if isinstance(segment.operation, Interpolate)
+        }
+        self._progress = progress
+        self._total = sum(segment.nbytes for segment, _ in segments)
+        self._done = 0
+        self._todo = _chunks(segments)
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def work(self, buffers: Buffers) -> None:
+        """Carry out chunk after chunk, as one worker."""
+        try:
+            while (chunk := self._next()) is not None:
+                self._do(chunk, buffers)
+        except BaseException as error:
+            with self._lock:
+                self.error = self.error or error
+            self.stop()
+
+    def stop(self) -> None:
+        """Stop the workers after their current chunk, without waiting for the network."""
+        self._stopped = True
+        for reader in self._ahead.values():
+            reader.stop()
+
+    def report(self) -> None:
+        """Report the progress."""
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def _next(self) -> _Chunk | None:
+        with self._lock:
+            return None if self._stopped else next(self._todo, None)
+
+    def _do(self, chunk: _Chunk, buffers: Buffers) -> None:
+        segment = chunk.segment
+        for span, buffer in zip(segment.operation.inputs, buffers.inputs, strict=False):
+            reader = self._ahead.get(id(span.source), span.source)
+            itemsize = span.dtype.itemsize
+            reader.read_into(span.offset + chunk.start * itemsize, buffer[: chunk.count * itemsize])
+        result = buffers.run(segment.operation, segment.dtype, chunk.count)
+        drift = result.drift if result.finite else _look_again(chunk, result)
+        if chunk.target is not None:
+            chunk.target.write(segment.offset + chunk.start * segment.dtype.itemsize, result.out)
+        with self._lock:
+            self._done += len(result.out)
+            if segment.name in self.drifts:
+                self.drifts[segment.name].append(drift)
+
+
+def _chunks(segments: Placed) -> Iterator[_Chunk]:
+    for segment, target in segments:
+        step, elements = most_elements(segment), segment.elements
+        for start in range(0, elements, step):
+            yield _Chunk(segment, target, start, min(step, elements - start))
+
+
+def _look_again(chunk: _Chunk, result: Result) -> Drift:
+    """Raise MismatchError if a number is not finite; else a sum overflowed: return the drift in double precision."""
+    segment = chunk.segment
+    inputs = require_finite(segment, chunk.start, chunk.count, np.frombuffer(result.out, np.uint8))
+    return measure(segment.operation, inputs) if isinstance(segment.operation, Interpolate) else result.drift

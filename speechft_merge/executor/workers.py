@@ -1,0 +1,44 @@
+"""Chooses the number of workers: threads that execute a plan."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from speechft_merge.errors import UsageError
+
+MAX_WORKERS = 4
+"""More do not help: the work is the kernel's copying. Four hide the wait of a cold disk even on two cores."""
+
+BYTES_PER_WORKER = 64 << 20
+"""Output for each worker below which it costs more to start than it saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The number of threads, and the reason for it."""
+
+    count: int
+    reason: str
+
+
+def choose_workers(nbytes: int, asked: int | None = None, converting: bool = False) -> Workers:
+    """Choose the number of workers for an output of so many bytes, on the cores this process may use.
+
+    Half types take some twenty calls of numpy a chunk, and each hands over the interpreter's lock: on XLS-R 1B two
+    threads cost half as much CPU time again as one, and saved little.
+    """
+    if asked is not None:
+        if asked < 1:
+            raise UsageError(f"{asked} workers cannot do any work", hint="give 1 or more")
+        return Workers(asked, "as requested")
+    if converting:
+        return Workers(1, "half types; a second would wait for the interpreter's lock")
+    cores, reason = len(os.sched_getaffinity(0)), "cores available"
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if slurm.isdigit() and 0 < int(slurm) < cores:
+        cores, reason = int(slurm), "SLURM_CPUS_PER_TASK"
+    useful = 1 + nbytes // BYTES_PER_WORKER
+    if useful < min(cores, MAX_WORKERS):
+        return Workers(useful, "enough for so little data")
+    return Workers(min(cores, MAX_WORKERS), reason if cores <= MAX_WORKERS else "more would not help")

@@ -1,0 +1,45 @@
+"""Lists the heads: modules of a task or of pre-training, by every name that they have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from speechft_merge.layouts.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+HEADS = frozenset(
+    "lm_head ctc_head ctc_proj classifier projector proj_out score tdnn objective layer_weights "  # tasks
+    "quantizer project_q project_hid final_proj label_embs_concat target_glu".split()  # pre-training
+)
+"""First words of names that are heads wherever they stand, those of bare models included."""
+
+_CLASSES = {
+    "ForCTC": ("lm_head.weight",),
+    "ForPreTraining": ("quantizer.codevectors", "project_q.weight", "project_hid.weight"),
+    "Model": (),
+}
+"""Ending of a transformers class -> a tensor of each head that it has; the first whose heads are present is taken."""
+
+FAIRSEQ = Table.parse("w2v_encoder.proj  w2v_encoder.lm_head")
+"""The head of fairseq's CTC fine-tunes, beside the encoder."""
+TORCHAUDIO = Table.parse("aux  lm_head")
+"""The head of torchaudio's, among the encoder's names."""
+TORCHAUDIO_OLD = Table.parse("encoder.readout  lm_head")
+"""Likewise before torchaudio 0.10."""
+
+
+def is_head(name: str) -> bool:
+    """Return whether a canonical name inside the encoder's prefix is nevertheless a head's."""
+    return name.partition(".")[0] in HEADS
+
+
+def task_of(names: Collection[str]) -> str:
+    """Return the ending of the class of transformers that has a place for the heads among these canonical names."""
+    return next(task for task, needed in _CLASSES.items() if all(name in names for name in needed))
+
+
+def heads_of(task: str) -> frozenset[str]:
+    """Return the first words of the heads that a class of transformers has a place for."""
+    return frozenset(name.partition(".")[0] for name in _CLASSES[task])

@@ -1,0 +1,152 @@
+"""Locates each tensor in a speech encoder: stacks and blocks by the structure of the names, other parts by name.
+
+A stack is an outermost numbered list whose members hold two or more matrices (attention, feed-forward): a list of
+convolutions holds none. Its words name it, and decide alone where they say that it is a list of blocks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from speechft_merge.layouts.heads import is_head
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    Shapes = Mapping[str, tuple[int, ...]]
+
+PARTS = ("cnn", "projection", "pos_conv", "layers", "final_norm", "other", "head")
+"""From the waveform up: the convolutional feature extractor, the projection to the model's width, the positional
+convolution, the transformer blocks, the norm after them, anything else, and heads (of a task, or of
+pre-training)."""
+
+STACKS = ("encoder", "decoder")
+"""The usual names of stacks."""
+
+_PLURALS = {"encoders": "encoder", "decoders": "decoder"}
+_LISTS = frozenset("layers layer blocks block h transformer".split())
+"""Words for a list of blocks that do not say which list it is."""
+_BESIDE = frozenset(["adapter"])
+"""First words of lists of layers that follow the encoder and are not its blocks."""
+
+MAX_DEPTH = 8
+"""Most words before a list of blocks for modules beside the list to count to its stack."""
+
+_NUMBERED = re.compile(r"([^.0-9][^.]*(?:\.[^.0-9][^.]*)*)\.([0-9]{1,9})\.")
+"""The path of the outermost numbered list in a name, and the number."""
+
+
+class Location(NamedTuple):
+    """Where in the model a tensor is."""
+
+    part: str
+    stack: str
+    """`encoder`, `decoder` or the words before the list of blocks; empty for what is before, beside or after."""
+    block: int | None = None
+    """Index in its stack, from 0; None outside of the blocks."""
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it belongs to a head and not to the encoder (or decoder)."""
+        return self.part == "head"
+
+
+HEAD = Location("head", "")
+
+
+def locate(shapes: Shapes) -> dict[str, Location]:
+    """Return where each tensor is; `shapes` are by canonical names without the model's prefix."""
+    stacks = find_stacks(shapes)
+    owners = {_owner(path): stack for path, stack in stacks.items()}
+    return {name: _locate(name, stacks, owners) for name in shapes}
+
+
+def blocks_of(locations: Iterable[Location]) -> dict[str, list[int]]:
+    """Return stack -> the indexes of its blocks, in order."""
+    found: dict[str, set[int]] = {}
+    for location in locations:
+        if location.block is not None:
+            found.setdefault(location.stack, set()).add(location.block)
+    return {stack: sorted(blocks) for stack, blocks in found.items()}
+
+
+def is_decoder(stack: str) -> bool:
+    """Return whether a stack, or a module, is a decoder by its name."""
+    return stack.rpartition(".")[2].endswith("decoder")
+
+
+def is_block(name: str) -> bool:
+    """Return whether a name alone says that its tensor belongs to a block: `encoder.layers.3.`, `blocks.0.`."""
+    found = _NUMBERED.match(name)
+    return found is not None and _says_so(found[1])
+
+
+def find_stacks(shapes: Shapes) -> dict[str, str]:
+    """Return the path of each list of blocks (`encoder.layers`) -> the name of the stack."""
+    members: dict[str, set[str]] = {}
+    matrices: Counter[str] = Counter()
+    for name, shape in shapes.items():
+        found = _NUMBERED.match(name)
+        if found and not is_head(name) and name.partition(".")[0] not in _BESIDE:
+            members.setdefault(found[1], set()).add(found[2])
+            matrices[found[1]] += len(shape) == 2
+    return _name_stacks(path for path in members if _says_so(path) or matrices[path] >= 2 * len(members[path]))
+
+
+def _says_so(path: str) -> bool:
+    """Return whether a list is one of blocks by its name alone."""
+    *before, last = path.split(".")
+    return (last in _LISTS or last in _PLURALS) and {*before} <= {*STACKS, *_LISTS}
+
+
+def _name_stacks(paths: Iterable[str]) -> dict[str, str]:
+    """Give each list of blocks the shortest of its spellings that is still free, the plainest paths first."""
+    plainness = {path: (not _says_so(path), path.partition(".")[0] not in STACKS, path.count(".")) for path in paths}
+    stacks: dict[str, str] = {}
+    taken: set[str] = set()
+    for path in sorted(plainness, key=lambda path: (plainness[path], path)):
+        stacks[path] = next((name for name in _spellings(path) if name not in taken), path)
+        taken.add(stacks[path])
+    return stacks
+
+
+def _spellings(path: str) -> tuple[str, str]:
+    """Return what a stack may be called: `encoder` or `decoder` where that is among its words, or all of them."""
+    singular = [_PLURALS.get(word, word) for word in path.split(".")]
+    words = list(dict.fromkeys(word for word in singular if word not in _LISTS))
+    whole = ".".join(words) or "encoder"
+    return next((word for word in words if word in STACKS), whole), whole
+
+
+def _owner(path: str) -> str:
+    """Return the module that holds a list of blocks: its path without the words for a list."""
+    words = path.split(".")
+    while words and (words[-1] in _LISTS or words[-1] in _PLURALS):
+        words.pop()
+    return "".join(f"{word}." for word in words)
+
+
+def _locate(name: str, stacks: Mapping[str, str], owners: Mapping[str, str]) -> Location:
+    if is_head(name):
+        return HEAD
+    found = _NUMBERED.match(name)
+    if found and found[1] in stacks:
+        return Location("layers", stacks[found[1]], int(found[2]))
+    words = name.split(".")
+    modules = ("".join(f"{word}." for word in words[:depth]) for depth in range(min(len(words), MAX_DEPTH), 0, -1))
+    owner = next((module for module in modules if module in owners), "")
+    stack = owners[owner] if owner else words[0] if words[0] in STACKS else ""
+    return Location(_part(words[0], name.removeprefix(owner or f"{stack}."), stack), stack)
+
+
+def _part(first: str, inner: str, stack: str) -> str:
+    """Return the part of a tensor outside of the blocks, by its first word and its name within its stack."""
+    if first == "feature_extractor" or (inner.startswith(("conv1.", "conv2.")) and not is_decoder(stack)):
+        return "cnn"
+    if first == "feature_projection":
+        return "projection"
+    if inner.startswith("pos_conv"):
+        return "pos_conv"
+    return "final_norm" if inner.startswith("layer_norm.") else "other"

@@ -1,0 +1,1 @@
+"""Writes the output: files laid out to the byte, staging, checksums, commit."""

@@ -1,0 +1,111 @@
+"""Lays out an output that is a lab's own file with other numbers in it: the same pickle, the same records.
+
+Everything else in the file (configuration, dictionaries, another head) is copied byte for byte, so it need not be
+understood, and no pickle is executed or written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left, bisect_right
+from itertools import pairwise
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from speechft_merge.checkpoints.dtypes import DType
+from speechft_merge.checkpoints.index import TensorSpan
+from speechft_merge.checkpoints.torch_zip import MAX_PICKLE
+from speechft_merge.errors import CheckpointError, UsageError, quote
+from speechft_merge.output.crc32 import changed_records, read_records
+from speechft_merge.output.files import OutputFile, OutputFiles
+from speechft_merge.plan.operations import Copy, Segment
+from speechft_merge.sources.reference import WEIGHT_SUFFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.plan.plan import PlannedTensor
+
+STEM = "merged_model"
+
+
+def lay_out_lab_file(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> OutputFiles:
+    """Lay out a copy of the owner's file, with its tensors where they were.
+
+    Args:
+        tensors: of the output, under the names that they have in `owner`.
+        owner: the model whose file is copied: a torch checkpoint, in one file.
+
+    Raises:
+        UsageError: another element type is requested; it would not fit in the tensor's range.
+        CheckpointError: a tensor that is to be merged shares bytes with another, or is not a contiguous range.
+    """
+    (source,) = owner.sources
+    placed = _place(tensors, owner)
+    if owner.container == "torch zip":
+        records, rest = read_records(source)
+    else:  # a legacy file has its pickles before the first tensor
+        records, rest = (), source.read(0, min(next(iter(placed), 0), MAX_PICKLE))
+    records = changed_records(
+        records, [at for at, tensor in placed.items() if tensor.at(at).operation != Copy(owner.tensors[tensor.name])]
+    )
+    edges = sorted({0, source.size, *(edge for record in records for edge in (record.offset, record.end))})
+    segments = tuple(_filled(placed, edges, owner))
+    digest = hashlib.sha256(rest).hexdigest()
+    return OutputFiles((OutputFile(_name(source.name), b"", segments, source.size, records, digest),))
+
+
+def _name(copied: str) -> str:
+    suffix = PurePath(copied).suffix
+    return STEM + (suffix if suffix in WEIGHT_SUFFIXES else ".pt")
+
+
+def _place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, PlannedTensor]:
+    """Return offset in the file -> tensor, in order: tied ones once, none that is copied and not contiguous."""
+    (source,) = owner.sources
+    placed: dict[int, PlannedTensor] = {}
+    for tensor in tensors:
+        span = owner.tensors[tensor.name]
+        if tensor.dtype is not span.dtype:
+            raise UsageError(
+                f"a file of this kind keeps its element types ({span.dtype.torch_name})",
+                hint="pass --format safetensors to change them",
+            )
+        if not tensor.nbytes:
+            continue
+        if span.source is source:
+            there = placed.setdefault(span.offset, tensor)
+            if there.at(0).operation != tensor.at(0).operation:
+                raise _shared(owner, there, tensor)
+        elif tensor.at(0).operation != Copy(span):
+            raise CheckpointError(
+                f"{owner.reference}: tensor {quote(tensor.name)} is not contiguous, and cannot be merged in its place",
+                hint="pass --format safetensors, or save the file again with .contiguous() tensors",
+            )
+    for offset, following in pairwise(sorted(placed)):
+        if offset + placed[offset].nbytes > following:
+            raise _shared(owner, placed[offset], placed[following])
+    return dict(sorted(placed.items()))
+
+
+def _shared(owner: Checkpoint, one: PlannedTensor, other: PlannedTensor) -> CheckpointError:
+    return CheckpointError(
+        f"{owner.reference}: tensors {quote(one.name)} and {quote(other.name)} share bytes, and cannot be merged in "
+        "their place",
+        hint="pass --format safetensors",
+    )
+
+
+def _filled(placed: dict[int, PlannedTensor], edges: list[int], owner: Checkpoint) -> Iterator[Segment]:
+    """Yield the tensors, and between them copies of everything else in the file, cut at the edges."""
+    (source,) = owner.sources
+    position = 0
+    for offset, tensor in [*placed.items(), (edges[-1], None)]:
+        inner = edges[bisect_right(edges, position) : bisect_left(edges, offset)]
+        for start, stop in pairwise([position, *inner, offset]):
+            if stop > start:
+                yield Segment(start, Copy(TensorSpan(source, start, DType.U8, (stop - start,))), DType.U8)
+        if tensor is not None:
+            yield tensor.at(offset)
+            position = offset + tensor.nbytes

@@ -1,0 +1,285 @@
+"""Writes all or nothing: the output grows in a hidden folder beside its path and appears by one rename.
+
+Every process has a hidden folder of its own and touches no other that may be in use, so any number of equal merges may
+run at once. Its name begins with the identity of the merge, so that a later run finds the shards that an interrupted
+one finished: whole files that nobody changes any more. A lock tells a folder in use from one whose process is gone;
+where a file system has no locks, leftover folders are left alone. No output depends on a lock, since network file
+systems do not always keep them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from speechft_merge.errors import OutputError
+from speechft_merge.executor.drift import Drift
+from speechft_merge.output.checksums import matches
+from speechft_merge.output.folder import Folder, explained
+from speechft_merge.record.codec import from_json
+from speechft_merge.record.manifest import OutputEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from speechft_merge.output.files import OutputFile
+
+LOCK = "lock"
+"""In the hidden folder: locked as long as its process lives."""
+JOURNAL = "finished.json"
+"""In the hidden folder: the weight files that are finished."""
+DATA = "data"
+"""In the hidden folder: what becomes the output."""
+REPLACED = "replaced"
+"""In the hidden folder: the output that is being replaced."""
+
+_SUFFIX = ".partial"
+_NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
+_WITHOUT_LOCK = -1
+_TRIES = 3
+"""New folders that may be taken for leftovers by another process, one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedFile:
+    """A weights file of the journal: its entry in the manifest, and what was measured while it was written."""
+
+    entry: OutputEntry
+    drifts: dict[str, Drift]
+
+
+class Staging:
+    """The hidden folder of one process that makes one output."""
+
+    def __init__(self, output: Path, identity: str, fsync: bool = True) -> None:
+        self.output = output
+        self._identity = identity
+        self._fsync = fsync
+        self._new_parents = [parent for parent in output.parents if not parent.exists()]
+        self.finished: dict[str, FinishedFile] = {}
+        self._lock: int | None = None
+        self._data: Folder | None = None
+        try:
+            for _ in range(_TRIES):
+                if self._make():
+                    break
+            else:
+                raise OutputError(f"other processes take every hidden folder beside {output}", hint="run again")
+            self._data = Folder(self.path / DATA, fsync)
+            self._take_over()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _make(self) -> bool:
+        """Make and lock a folder; return whether no other process took it for a leftover before it was locked."""
+        self.path = self.output.with_name(_stem(self.output, self._identity) + secrets.token_hex(4) + _SUFFIX)
+        with explained(self.path):
+            self.path.mkdir(parents=True)
+            try:
+                self._lock = _lock(self.path)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    _remove(self.path)
+                    raise
+                self._lock = _WITHOUT_LOCK
+        return self._lock is not None
+
+    def _take_over(self) -> None:
+        """Take the finished files of other runs of this merge, and remove the folders of those that are gone."""
+        for other in _folders(self.output, self._identity):
+            if other != self.path:
+                with _held(other) as gone:
+                    for name, found in _read_journal(other).items():
+                        self._take(other / DATA / name, found, gone)
+        if self.finished:
+            self._write_journal()
+
+    def _take(self, path: Path, found: FinishedFile, gone: bool) -> None:
+        if path.name not in self.finished:
+            with contextlib.suppress(OSError):  # no hard links here, or its process was faster
+                (os.rename if gone else os.link)(path, self.path / DATA / path.name)
+                self.finished[path.name] = found
+
+    @property
+    def data(self) -> Folder:
+        """The folder that becomes the output."""
+        assert self._data is not None
+        return self._data
+
+    @property
+    def committed(self) -> bool:
+        """Whether the folder is the output by now; asked of the file system, since a signal may come at any time."""
+        return self._data is not None and self._data.is_at(self.output)
+
+    def earlier(self, planned: OutputFile) -> FinishedFile | None:
+        """Return a file that an interrupted run of this merge finished, if it is whole."""
+        found = self.finished.get(planned.name)
+        whole = found is not None and found.entry.size == planned.size and matches(self.data.path, found.entry)
+        return found if whole else None
+
+    def record(self, finished: FinishedFile) -> None:
+        """Record a finished file, so that a later run need not make it again."""
+        self.finished[finished.entry.file] = finished
+        self._write_journal()
+
+    def _write_journal(self) -> None:
+        with Folder(self.path, fsync=False) as folder:
+            folder.put(JOURNAL, json.dumps([asdict(found) for found in self.finished.values()]).encode())
+
+    def commit(self) -> None:
+        """Make the output appear. An earlier one moves into the hidden folder first, and goes with it afterwards.
+
+        Raises:
+            OutputError: another process was faster, or changed the output.
+        """
+        names = set(self.data.names())
+        self.data.sync()
+        with explained(self.output):
+            shutil.rmtree(self.path / REPLACED, ignore_errors=True)
+            try:
+                with contextlib.suppress(FileNotFoundError):  # another process moves it, too
+                    if any(self.output.iterdir()):
+                        self.output.rename(self.path / REPLACED)
+                self.data.path.rename(self.output)  # also over an empty folder
+            except BaseException:
+                _put_back(self.path, self.output)
+                raise
+        for path in {self.output.parent, *(parent.parent for parent in self._new_parents)} if self._fsync else ():
+            with explained(path), Folder(path, fsync=True) as parent:
+                parent.sync()
+        if not (self.committed and names <= set(os.listdir(self.output))):  # noqa: PTH208
+            raise OutputError(f"another process changed {self.output} as soon as it was complete", hint="run again")
+        self.discard()
+
+    def abandon(self) -> bool:
+        """Remove the folder, unless a later run can use finished files in it; return whether these were kept."""
+        if self.committed:
+            self.discard()
+            return False
+        if not self.finished:
+            self.discard()
+            for parent in self._new_parents:
+                with contextlib.suppress(OSError):  # another process has something in it
+                    parent.rmdir()
+            return False
+        _put_back(self.path, self.output)
+        for name in self.data.names():
+            if name not in self.finished:
+                self.data.remove(name)
+        self._release()
+        return True
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        if self._lock is not None:
+            _put_back(self.path, self.output)
+            _remove(self.path)
+        self._release()
+
+    def _release(self) -> None:
+        if self._data is not None:
+            self._data.close()
+        if self._lock is not None and self._lock != _WITHOUT_LOCK:
+            os.close(self._lock)
+        self._lock = None
+
+
+def sweep(output: Path, identity: str) -> None:
+    """Remove the hidden folders of a merge whose processes are gone."""
+    for folder in _folders(output, identity):
+        with _held(folder):
+            pass
+
+
+def restore(output: Path, identity: str) -> None:
+    """Put back an output that a process was replacing when it was killed."""
+    for folder in _folders(output, identity):
+        if (folder / REPLACED).is_dir() and not output.exists():
+            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+                lock = _lock(folder)
+                if lock is not None:
+                    stack.callback(os.close, lock)
+                    _put_back(folder, output)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Lock the folder of a process that is gone, and remove it at the end; yield whether it was locked."""
+    try:
+        lock = _lock(folder)
+    except OSError:
+        lock = None
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            _put_back(folder, folder.with_name(folder.name[1:].rsplit(".", 3)[0]))
+            _remove(folder)
+            os.close(lock)
+
+
+def _put_back(folder: Path, output: Path) -> None:
+    """Put back an output that was about to be replaced, if nothing is at its path."""
+    if (folder / REPLACED).is_dir() and not output.exists():
+        with contextlib.suppress(OSError):
+            (folder / REPLACED).rename(output)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # without a free descriptor rmtree removes nothing
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _stem(output: Path, identity: str) -> str:
+    return f".{output.name}.{identity[:16]}."
+
+
+def _folders(output: Path, identity: str) -> list[Path]:
+    try:
+        names = os.listdir(output.parent)  # noqa: PTH208  (no glob: a name may hold its special characters)
+    except OSError:
+        return []
+    stem = _stem(output, identity)
+    return [output.with_name(name) for name in names if name.startswith(stem) and name.endswith(_SUFFIX)]
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a hidden folder; None if a process has it, or it is gone.
+
+    Raises:
+        OSError: for any other reason, such as a file system without locks.
+    """
+    try:
+        fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), (folder / LOCK).stat()):
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
+
+
+def _read_journal(folder: Path) -> dict[str, FinishedFile]:
+    try:
+        entries = from_json(tuple[FinishedFile, ...], json.loads((folder / JOURNAL).read_text()))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {found.entry.file: found for found in entries}

@@ -1,0 +1,86 @@
+"""Writes one weights file."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from speechft_merge.output.checksums import Checksum
+from speechft_merge.output.crc32 import Pieces
+from speechft_merge.output.folder import explained
+from speechft_merge.record.manifest import OutputEntry
+
+if TYPE_CHECKING:
+    from speechft_merge.output.files import OutputFile
+    from speechft_merge.output.folder import Folder
+
+
+class FileWriter:
+    """Writes one file, in pieces of any order; `write` may be called from several threads.
+
+    A context manager: left without `finish`, it removes the file.
+    """
+
+    def __init__(self, folder: Folder, planned: OutputFile) -> None:
+        self._planned = planned
+        self._folder = folder
+        self._checksum = Checksum()
+        self._pieces = Pieces()
+        self._temporary, self._fd = folder.create(planned.name)
+        try:
+            self._reserve()
+            self.write(0, memoryview(planned.header))
+        except BaseException:
+            self.abandon()
+            raise
+
+    def __enter__(self) -> FileWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abandon()
+
+    def _reserve(self) -> None:
+        """Reserve the space at once: a full disk fails now, and later writes cost less."""
+        with explained(self._folder.path / self._planned.name):
+            try:
+                os.posix_fallocate(self._fd, 0, self._planned.size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
+                os.ftruncate(self._fd, self._planned.size)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write bytes at `offset`, each once."""
+        self._checksum.add(offset, data)
+        if self._planned.records:
+            self._pieces.add(offset, data)
+        self._put(offset, data)
+
+    def _put(self, offset: int, data: memoryview) -> None:
+        with explained(self._folder.path / self._planned.name):
+            while data:
+                count = os.pwrite(self._fd, data, offset)
+                data, offset = data[count:], offset + count
+
+    def finish(self) -> OutputEntry:
+        """Sync the file, give it its name and return its entry in the manifest."""
+        for offset, crc in self._pieces.renewed(self._planned.records):
+            self._overwrite(offset, memoryview(crc))
+        fd, self._fd = self._fd, -1
+        self._folder.settle(self._temporary, fd, self._planned.name)
+        return OutputEntry(self._planned.name, self._planned.size, self._checksum.hexdigest())
+
+    def _overwrite(self, offset: int, data: memoryview) -> None:
+        with explained(self._folder.path / self._planned.name):
+            self._checksum.remove(offset, memoryview(os.pread(self._fd, len(data), offset)))
+        self._checksum.add(offset, data)
+        self._put(offset, data)
+
+    def abandon(self) -> None:
+        """Remove the file; do nothing after `finish`."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._folder.remove(self._temporary)

@@ -1,0 +1,300 @@
+"""Decides what becomes of each tensor, from the indexes of the models and a recipe. Pure; nothing is decided later."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from speechft_merge.checkpoints.dtypes import DType
+from speechft_merge.errors import MismatchError, quote
+from speechft_merge.layouts.alignment import Alignment, align
+from speechft_merge.layouts.structure import Location
+from speechft_merge.layouts.torchaudio import PACKED
+from speechft_merge.plan.operations import Copy, Interpolate, Segment, Term
+from speechft_merge.recipe.rules import alphas_of
+
+if TYPE_CHECKING:
+    from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
+    from speechft_merge.layouts.naming import TensorName
+    from speechft_merge.plan.operations import Operation
+    from speechft_merge.recipe.recipe import Recipe
+
+LEAST_COVERAGE = 0.5
+"""Share of the base's parameters, heads aside, that a fine-tune must have for the two to pass as a pair."""
+
+_OUTPUT_DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
+
+
+class Action(StrEnum):
+    """What becomes of a tensor."""
+
+    INTERPOLATED = "interpolated"
+    COPIED = "copied"
+    """The base's tensor."""
+    TAKEN = "taken"
+    """The fine-tune's tensor, of its head."""
+    LEFT_OUT = "left out"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One tensor of the output, or one of an input that does not reach it."""
+
+    name: str
+    """Name in the output; for a tensor that is left out, its own."""
+    action: Action
+    reason: str
+    location: Location
+    dtype: DType
+    """Element type in the output."""
+    shape: tuple[int, ...]
+    operation: Operation | None = None
+    """What makes it; None for what is left out."""
+    alpha: float | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the output."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def inputs(self) -> tuple[TensorSpan, ...]:
+        """The spans that must be read for it."""
+        return self.at(0).operation.inputs if self.operation is not None else ()
+
+    def at(self, offset: int) -> Segment:
+        """Return the tensor as a segment of a file: a copy of its fine-tune's where a single one has alpha 1."""
+        operation = self.operation
+        assert operation is not None
+        match operation:
+            case Interpolate(_, (Term(span, 1.0),), 1.0):  # the base need not be read
+                operation = Copy(span)
+        return Segment(offset, operation, self.dtype, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What becomes of every tensor of a merge."""
+
+    recipe: Recipe
+    tensors: tuple[PlannedTensor, ...]
+    """Tensors in the order of the output: larger element types first, so that all are aligned, then as in the file."""
+    left_out: tuple[PlannedTensor, ...]
+    alignments: tuple[Alignment, ...]
+    coverages: tuple[float, ...]
+    """Share of the base's parameters, heads aside, that each fine-tune has."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of tensors by what becomes of them."""
+        found = Counter(tensor.action.value for tensor in (*self.tensors, *self.left_out))
+        return {action.value: found[action.value] for action in Action}
+
+    @property
+    def converts(self) -> bool:
+        """Whether most of what is interpolated must be converted for the arithmetic."""
+        mixed = [tensor for tensor in self.tensors if len(tensor.inputs) > 1]
+        plain = sum(t.nbytes for t in mixed if all(span.dtype in (DType.F32, DType.F64) for span in t.inputs))
+        return 2 * plain < sum(tensor.nbytes for tensor in mixed)
+
+
+def make_plan(base: Checkpoint, finetuned: list[Checkpoint], recipe: Recipe) -> Plan:
+    """Decide on every tensor of the base and of the fine-tunes.
+
+    Raises:
+        UsageError: a rule of the recipe matches nothing, or the weights do not fit.
+        MismatchError: shapes differ, no names are common, or nothing would be interpolated.
+    """
+    weights = recipe.normalised_weights(len(finetuned))
+    alignments = tuple(align(base.naming, other.naming) for other in finetuned)
+    for checkpoint, alignment in zip(finetuned, alignments, strict=True):
+        _require_match(base, checkpoint, alignment)
+    decision = _Decision(base, finetuned, weights, alignments, recipe)
+    planned = decision.of_finetuned_class() if recipe.keep_head else decision.of_base_class()
+    owner = finetuned[0] if recipe.keep_head else base
+    tensors = _untie(owner, [tensor for tensor in planned if tensor.action is not Action.LEFT_OUT])
+    if not any(tensor.action is Action.INTERPOLATED or tensor.alpha == 0 for tensor in tensors):
+        reasons = Counter(tensor.reason for tensor in tensors).most_common(3)
+        raise MismatchError(
+            "nothing would be interpolated: " + "; ".join(f"{count} tensors {why}" for why, count in reasons)
+        )
+    tensors.sort(key=lambda tensor: -tensor.dtype.itemsize)
+    return Plan(
+        recipe=recipe,
+        tensors=tuple(tensors),
+        left_out=tuple(tensor for tensor in planned if tensor.action is Action.LEFT_OUT),
+        alignments=alignments,
+        coverages=tuple(_coverage(base, alignment) for alignment in alignments),
+    )
+
+
+def _require_match(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment) -> None:
+    packed = [checkpoint for checkpoint in (base, finetuned) if any(map(PACKED.fullmatch, checkpoint.tensors))]
+    if len(packed) == 1:
+        raise MismatchError(
+            f"{packed[0].reference} is torchaudio's WavLM, which has query, key and value in one tensor "
+            "(in_proj_weight); it can only be merged with another of torchaudio's"
+        )
+    if alignment.mismatched:
+        name, other = next(iter(alignment.mismatched.items()))
+        raise MismatchError(
+            f"{len(alignment.mismatched)} tensors have other shapes in {finetuned.reference} than in {base.reference}, "
+            f"first {name}: {list(base.tensors[name].shape)}, in the fine-tune {list(finetuned.tensors[other].shape)}",
+            hint="give a fine-tune of this base; these models differ in size or kind",
+        )
+    if not alignment.pairs:
+        raise MismatchError(
+            f"{base.reference} and {finetuned.reference} have no tensor in common, by name and shape, under any prefix",
+            found=f"names such as {quote(next(iter(base.tensors)))} in the base, "
+            f"{quote(next(iter(finetuned.tensors)))} in the fine-tune",
+        )
+    if base.unreadable:
+        lost, why = next(iter(base.unreadable.items()))
+        raise MismatchError(
+            f"{base.reference}: tensor {quote(lost)} cannot be read: {why}",
+            hint="load the file with torch, make it a plain dense tensor and save it again",
+        )
+
+
+def _coverage(base: Checkpoint, alignment: Alignment) -> float:
+    total = base.naming.parameters(alignment.base_prefix)
+    return sum(base.tensors[own].elements for own in alignment.pairs) / max(total, 1)
+
+
+@dataclass(slots=True)
+class _Decision:
+    base: Checkpoint
+    finetuned: list[Checkpoint]
+    weights: tuple[float, ...]
+    alignments: tuple[Alignment, ...]
+    recipe: Recipe
+
+    def of_base_class(self) -> list[PlannedTensor]:
+        """Plan every tensor of the base, under its own name; what only a fine-tune has is left out."""
+        alphas = self._alphas()
+        return [self._merged(name, name, alphas) for name in self.base.tensors] + self._unused(0)
+
+    def _unused(self, first: int) -> list[PlannedTensor]:
+        """Return what the fine-tunes from number `first` on have and the output lacks."""
+        planned = []
+        for checkpoint, alignment in list(zip(self.finetuned, self.alignments, strict=True))[first:]:
+            used = {*alignment.pairs.values(), *alignment.heads.values()}
+            for name, span in checkpoint.tensors.items():
+                if name not in used:
+                    known = alignment.finetuned_names[name]
+                    reason = "the fine-tune's head" if known.is_head else "not in the base"
+                    planned.append(_left_out(name, span, reason, known))
+            planned += [_unread(name, why) for name, why in checkpoint.unreadable.items()]
+        return planned
+
+    def of_finetuned_class(self) -> list[PlannedTensor]:
+        """Plan every tensor of the first fine-tune, under its name there; what only the base has is left out."""
+        alphas = self._alphas()
+        first, alignment = self.finetuned[0], self.alignments[0]
+        if first.unreadable:
+            name, why = next(iter(first.unreadable.items()))
+            raise MismatchError(
+                f"{first.reference}: tensor {quote(name)} cannot be read: {why}",
+                hint="omit --keep-head, which needs all of them",
+            )
+        base_names = {other: name for name, other in (alignment.pairs | alignment.heads).items()}
+        planned = []
+        for name, span in first.tensors.items():
+            base_name = base_names.get(name)
+            known = alignment.finetuned_names[name]
+            if base_name is not None and (not known.is_head or base_name in alphas):
+                planned.append(self._merged(base_name, name, alphas))
+            else:
+                reason = "the fine-tune's head" if known.is_head else "not in the base"
+                dtype = self._dtype(span)
+                planned.append(PlannedTensor(name, Action.TAKEN, reason, known.location, dtype, span.shape, Copy(span)))
+        for name, span in self.base.tensors.items():
+            if name not in alignment.pairs and name not in alignment.heads:
+                known = alignment.base_names[name]
+                planned.append(
+                    _left_out(name, span, "the base's head" if known.is_head else "not in the fine-tune", known)
+                )
+        return planned + self._unused(1)
+
+    def _alphas(self) -> dict[str, float]:
+        """Return the alpha of each base tensor that can be interpolated; of heads only where a rule names them."""
+        names = {}
+        for name, span in self.base.tensors.items():
+            partners = self._partners(name)
+            if partners and span.dtype.interpolated and any(other.dtype.interpolated for other, _ in partners):
+                names[name] = self._known(name)
+        return alphas_of(names, self.recipe.alpha, self.recipe.layer_alpha)
+
+    def _known(self, name: str) -> TensorName:
+        """Return what a tensor of the base is: not a head, if any fine-tune has it in the encoder."""
+        known = [alignment.base_names[name] for alignment in self.alignments]
+        return next((one for one in known if not one.is_head), known[0])
+
+    def _partners(self, name: str) -> list[tuple[TensorSpan, int]]:
+        """Return the tensor of each fine-tune that has it, and which fine-tune that is."""
+        found = []
+        for model, (checkpoint, alignment) in enumerate(zip(self.finetuned, self.alignments, strict=True)):
+            other = alignment.pairs.get(name) or alignment.heads.get(name)
+            if other is not None:
+                found.append((checkpoint.tensors[other], model))
+        return found
+
+    def _merged(self, name: str, output_name: str, alphas: dict[str, float]) -> PlannedTensor:
+        """Decide on a tensor of the base: interpolated, or copied for a reason."""
+        span, partners = self.base.tensors[name], self._partners(name)
+        known, alpha, dtype = self._known(name), alphas.get(name), self._dtype(span)
+        copied = PlannedTensor(output_name, Action.COPIED, "", known.location, dtype, span.shape, Copy(span), alpha)
+        if alpha is None:
+            return replace(copied, reason=self._why_copied(span, partners, known))
+        if alpha == 0:
+            return replace(copied, reason="alpha is 0")
+        terms = tuple(Term(other, self.weights[model], model) for other, model in partners if other.dtype.interpolated)
+        missing = len(self.finetuned) - len(terms)
+        reason = f"missing in {missing} of {len(self.finetuned)} fine-tunes" if missing else ""
+        return replace(copied, action=Action.INTERPOLATED, reason=reason, operation=Interpolate(span, terms, alpha))
+
+    def _why_copied(self, span: TensorSpan, partners: list[tuple[TensorSpan, int]], known: TensorName) -> str:
+        if known.is_head:
+            return "the base's head"
+        if not partners:
+            return "not in the fine-tune"
+        if not span.dtype.interpolated:
+            return f"{span.dtype.torch_name} is not interpolated"
+        return f"{partners[0][0].dtype.torch_name} in the fine-tune is not interpolated"
+
+    def _dtype(self, span: TensorSpan) -> DType:
+        return _OUTPUT_DTYPES.get(self.recipe.dtype, span.dtype) if span.dtype.interpolated else span.dtype
+
+
+def _left_out(name: str, span: TensorSpan, reason: str, known: TensorName) -> PlannedTensor:
+    return PlannedTensor(name, Action.LEFT_OUT, reason, known.location, span.dtype, span.shape)
+
+
+def _unread(name: str, why: str) -> PlannedTensor:
+    return PlannedTensor(name, Action.LEFT_OUT, why, Location("other", ""), DType.U8, (0,))
+
+
+def _untie(owner: Checkpoint, tensors: list[PlannedTensor]) -> list[PlannedTensor]:
+    """Keep tensors equal that the file tied (one storage, several names): all become what the encoder's own becomes.
+
+    Args:
+        owner: the model whose names the output has.
+        tensors: what was decided on each by itself.
+    """
+    spans = [owner.tensors[tensor.name] for tensor in tensors]
+    storages = [(span.storage_key, span.dtype, span.shape) for span in spans]
+    leads: dict[object, PlannedTensor] = {}
+    for storage, tensor in zip(storages, tensors, strict=True):
+        if storage not in leads or leads[storage].location.is_head:
+            leads[storage] = tensor
+    tied = []
+    for storage, tensor in zip(storages, tensors, strict=True):
+        lead = leads[storage] if tensor.nbytes else tensor
+        if (lead.at(0).operation, lead.alpha) == (tensor.at(0).operation, tensor.alpha):
+            tied.append(tensor)
+        else:
+            tied.append(replace(lead, name=tensor.name, location=tensor.location, reason=f"tied to {lead.name}"))
+    return tied

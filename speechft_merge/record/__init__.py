@@ -1,0 +1,1 @@
+"""Describes a merge as data: manifest, rows of layers, model card."""

@@ -1,0 +1,178 @@
+"""Makes the model card: README.md of the merged model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.record.layers import drift_cell, summarise_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from speechft_merge.checkpoints.index import Checkpoint
+    from speechft_merge.executor.drift import Drift
+    from speechft_merge.plan.plan import Plan
+
+NAME = "README.md"
+
+TASKS = {
+    "ForCTC": "automatic-speech-recognition",
+    "ForConditionalGeneration": "automatic-speech-recognition",
+    "ForSequenceClassification": "audio-classification",
+    "ForAudioClassification": "audio-classification",
+    "ForXVector": "audio-classification",
+    "Model": "feature-extraction",
+}
+"""Ending of a transformers class -> pipeline_tag."""
+
+CITATION = """@article{lin2026speechft,
+  title   = {Speech-FT: Merging Pre-trained And Fine-Tuned Speech Representation Models For Cross-Task Generalization},
+  author  = {Lin, Tzu-Quan and Huang, Wei-Ping and Tang, Hao and Lee, Hung-yi},
+  journal = {IEEE Transactions on Audio, Speech and Language Processing},
+  volume  = {34},
+  pages   = {70--83},
+  year    = {2026},
+  doi     = {10.1109/TASLPRO.2025.3635827}
+}"""
+
+
+SECTION = "## What the merge did to the features"
+"""Heading of the section that a comparison adds."""
+_MADE_BY = "Made by speechft-merge:"
+"""Start of the line that follows this section."""
+
+
+def with_section(card: str, section: str) -> str:
+    """Return a card with the section of a comparison, in place of an earlier one if there is one.
+
+    Args:
+        card: Markdown, perhaps edited by its owner.
+        section: Markdown without a heading.
+    """
+    before, found, rest = card.partition(f"{SECTION}\n")
+    if found:  # up to the next heading, or the line that every card has
+        ends = [place for mark in (f"\n{_MADE_BY}", "\n#") if (place := rest.find(mark)) >= 0]
+        after = rest[min(ends) + 1 :] if ends else ""
+    else:
+        before, found, after = card.partition(_MADE_BY)
+        after = found + after
+    return f"{before.rstrip()}\n\n{SECTION}\n\n{section.strip()}\n\n{after}".rstrip() + "\n"
+
+
+def make_card(
+    plan: Plan, base: Checkpoint, finetuned: Sequence[Checkpoint], drifts: dict[str, Drift], config: dict[str, Any],
+    command: Sequence[str], weights: str = "model.safetensors",
+) -> bytes:  # fmt: skip
+    """Return the card: what was merged and how, drift per layer, the command, the citation.
+
+    Args:
+        plan: the merge.
+        base: the pre-trained model.
+        finetuned: the fine-tunes.
+        drifts: as `executor.execute` measured them.
+        config: the output's config.json; empty if it has none.
+        command: the command line, as a list of words.
+        weights: name of the file of weights.
+    """
+    names = ", ".join(f"`{short(checkpoint.reference)}`" for checkpoint in finetuned)
+    first, onto = short(finetuned[0].reference), short(base.reference)
+    rules = ", ".join(f"`{rule}`" for rule in plan.recipe.layer_alpha)
+    alphas = f"alpha = {plan.recipe.alpha:g}" + (f", but {rules}" if rules else "")
+    lines = [
+        *_front_matter([base, *finetuned], config),
+        "",
+        f"# {first} merged into {onto}",
+        "",
+        f"Weights of `{onto}` interpolated with {names}: merged = base + alpha * (finetuned - base), {alphas} "
+        "(Speech-FT, Lin et al. 2026).",
+        "",
+        *_pinned([base, *finetuned]),
+        _sentence(plan),
+        *_pattern(weights, short((finetuned[0] if plan.recipe.keep_head else base).reference)),
+        "",
+        "| layer | alpha | drift | interpolated | copied |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row.key.label} | {row.alpha_cell} | {drift_cell(row.drift)} | {row.interpolated} | {row.copied} |"
+            for row in summarise_layers(plan, drifts)
+            if row.interpolated or row.copied
+        ),
+        "",
+        "drift: ||finetuned - base|| / ||base|| of the weights.",
+        "",
+        _MADE_BY,
+        "",
+        "```shell",
+        shlex.join(["speechft-merge", *map(short, command)]),
+        "```",
+        "",
+        "```bibtex",
+        CITATION,
+        "```",
+        "",
+    ]
+    return "\n".join(lines).encode(errors="backslashreplace")
+
+
+def _front_matter(models: Sequence[Checkpoint], config: dict[str, Any]) -> list[str]:
+    """Return what the Hub reads: models on the Hub as base models, the class's task, the licence that all share."""
+    origins = [checkpoint.hub for checkpoint in models]
+    repos = [origin.repo for origin in origins if origin is not None]
+    licences = {origin.license if origin is not None else None for origin in origins}
+    licence = licences.pop() if len(licences) == 1 else None
+    architectures = config.get("architectures")
+    task = _task(str(architectures[0])) if isinstance(architectures, list) and architectures else None
+    return [
+        "---",
+        *(["base_model:", *(f"- {repo}" for repo in repos), "base_model_relation: merge"] if repos else []),
+        *(["library_name: transformers"] if config else []),
+        *([f"pipeline_tag: {task}"] if task else []),
+        *([f"license: {licence}"] if licence and re.fullmatch(r"[\w.-]+", licence) else []),
+        "tags:",
+        "- merge",
+        "- speech-ft",
+        "- speech",
+        "---",
+    ]
+
+
+def _task(architecture: str) -> str | None:
+    """Return the Hub's name for the task of a class."""
+    return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), None)
+
+
+def _pinned(models: Sequence[Checkpoint]) -> list[str]:
+    """Return the commits that were read."""
+    said = [f"- `{model.hub.repo}` at `{model.hub.commit}`" for model in models if model.hub is not None]
+    return [*said, ""] if said else []
+
+
+def _pattern(weights: str, owner: str) -> list[str]:
+    """Return a note on a lab's file: it is loaded in the same way as the file it copies."""
+    if weights.endswith(".safetensors"):
+        return []
+    return ["", f"`{weights}` is `{owner}` with merged weights and all else as it was; it is loaded in the same way."]
+
+
+def _sentence(plan: Plan) -> str:
+    counts = plan.counts
+    words = [f"{counts['interpolated']} tensors are interpolated"]
+    if counts["copied"]:
+        words.append(f"{counts['copied']} are the base's own")
+    if counts["taken"]:
+        words.append(f"{counts['taken']} are the fine-tune's own (its head)")
+    if counts["left out"]:
+        words.append(f"{counts['left out']} of the inputs are not in it")
+    return ", ".join(words) + "."
+
+
+def short(reference: str) -> str:
+    """Return a Hub id as it is; of a local path the last part, as folders of one machine mean nothing elsewhere."""
+    option, equals, value = reference.partition("=")
+    if equals and option.startswith("--"):
+        return f"{option}={short(value)}"
+    if reference[:2] == "-o" and reference[2:]:
+        return "-o" + short(reference[2:])
+    return reference.rstrip("/").rpartition("/")[2] if reference.startswith(("/", ".", "~")) else reference

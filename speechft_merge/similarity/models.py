@@ -1,0 +1,172 @@
+"""Finds the encoders in the models of a comparison, and measures how far fine-tuning moved each layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.checkpoints.model_config import read_model_config
+from speechft_merge.errors import CheckpointError
+from speechft_merge.executor.drift import Drift
+from speechft_merge.executor.executor import execute
+from speechft_merge.layouts.naming import TRANSFORMERS
+from speechft_merge.layouts.structure import is_decoder
+from speechft_merge.plan.operations import Copy
+from speechft_merge.plan.plan import Action, PlannedTensor, make_plan
+from speechft_merge.recipe.recipe import Recipe
+from speechft_merge.record.layers import INPUT, LayerKey
+from speechft_merge.similarity.encoders import WHISPER, load_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.checkpoints.model_config import ModelConfig
+    from speechft_merge.plan.plan import Plan
+    from speechft_merge.similarity.encoders import Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedModels:
+    """The opened models of a comparison; the caller closes them."""
+
+    base: Checkpoint
+    finetuned: Sequence[Checkpoint]
+    """The fine-tunes; the first is compared."""
+    plan: Plan
+    """The plan of the merge of these very checkpoints."""
+    merged: Checkpoint | None = None
+    """The merge as it was written; None to carry out the plan in memory."""
+    drifts: Mapping[str, Drift] | None = None
+    """Output name -> drift as the merge measured it, of nothing else; None to measure that of every tensor."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the comparison must know about the models."""
+        count = len(self.finetuned)
+        return [f"of {count} fine-tunes only the first is compared with base and merge"] if count > 1 else []
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSource:
+    """The encoder of a checkpoint, as transformers' class has it, before its weights are read."""
+
+    reference: str
+    config: dict[str, Any]
+    extractor: dict[str, Any]
+    """The settings of its feature extractor; empty where there are none."""
+    tensors: list[PlannedTensor]
+    """Copies to be read, by the names of the encoder's class: without heads and decoders."""
+
+
+def encoder_sources(models: ComparedModels) -> list[EncoderSource]:
+    """Return the encoders of base, first fine-tune and, where it was written, merge.
+
+    Raises:
+        CheckpointError: a model has no config, and no other model's fits.
+        MismatchError: the written merge does not fit the base.
+    """
+    checkpoints = [models.base, models.finetuned[0]]
+    if models.merged is not None:
+        make_plan(models.base, [models.merged], Recipe())
+        checkpoints.append(models.merged)
+    found = [read_model_config(checkpoint) for checkpoint in checkpoints]
+    shared = found[0].config or found[1].config
+    return [_encoder_source(*each, shared) for each in zip(checkpoints, found, strict=True)]
+
+
+def _encoder_source(checkpoint: Checkpoint, model: ModelConfig, shared: dict[str, Any] | None) -> EncoderSource:
+    """Use the model's own config, or where it has none `shared`, that of a model with the same encoder."""
+    config = model.config or shared
+    if not config:
+        why = f" ({model.problem})" if checkpoint.naming.layout != TRANSFORMERS else ""
+        raise CheckpointError(
+            f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}",
+            hint="put the config.json of its encoder beside the weights",
+        )
+    names = {own: name for own, name in checkpoint.naming.under().items() if not name.is_head}
+    prefix = ""
+    if config.get("model_type") == WHISPER:  # whose encoder is a class by itself
+        names = {own: name for own, name in names.items() if not is_decoder(name.location.stack)}
+        prefix = "encoder."
+    tensors = []
+    for own, name in names.items():
+        span, inner = checkpoint.tensors[own], name.canonical.removeprefix(prefix)
+        tensors.append(PlannedTensor(inner, Action.COPIED, "", name.location, span.dtype, span.shape, Copy(span)))
+    return EncoderSource(checkpoint.reference, config, model.extractor or {}, tensors)
+
+
+def merge_in_memory(
+    models: ComparedModels, sources: Sequence[EncoderSource]
+) -> tuple[EncoderSource, dict[str, Tensor], dict[str, Drift]]:
+    """Carry out the plan for the encoder, without writing it.
+
+    Returns:
+        What the merge is called and run by, its weights, and the drift of every tensor that it interpolated: both by
+        the names of the encoder's class.
+
+    Raises:
+        MismatchError, CheckpointError: see `executor.execute`.
+    """
+    recipe, names = models.plan.recipe, _names_by_place(sources)
+    tensors = [tensor for tensor in models.plan.tensors if tensor.inputs[0].storage_key in names]
+    loaded, drifts = load_weights(tensors)
+    weights = {name: loaded[tensor.name] for tensor in tensors for name in names[tensor.inputs[0].storage_key]}
+    alphas = "alphas by layer" if recipe.layer_alpha else f"alpha {recipe.alpha:g}"
+    source = replace(sources[1 if recipe.keep_head else 0], reference=f"merged in memory, {alphas}")
+    return source, weights, _by_encoder_names(drifts, models.plan, sources[0])
+
+
+def measure_drifts(models: ComparedModels, base: EncoderSource, known: Mapping[str, Drift]) -> dict[str, Drift]:
+    """Return how far fine-tuning moved each tensor of the encoder, by the names of its class.
+
+    As the merge measured it if it was just made; otherwise tensors that are not in `known` are interpolated again, and
+    the results discarded.
+    """
+    if models.drifts is not None:
+        return _by_encoder_names(models.drifts, models.plan, base)
+    names = _names_by_place([base])
+    plan = make_plan(models.base, [*models.finetuned], Recipe(weight=models.plan.recipe.weight))
+    mixed = [tensor for tensor in plan.tensors if tensor.action is Action.INTERPOLATED]
+    todo = [
+        replace(tensor, name=name)
+        for tensor in mixed
+        for name in names.get(tensor.inputs[0].storage_key, ())
+        if name not in known
+    ]
+    return {**known, **execute([(tensor.at(0), None) for tensor in todo], workers=1)}
+
+
+def _names_by_place(sources: Iterable[EncoderSource]) -> dict[tuple[int, int, int], list[str]]:
+    """Map the bytes of a tensor to its names in the encoder's class: several if the file tied it."""
+    found: dict[tuple[int, int, int], list[str]] = {}
+    for source in sources:
+        for tensor in source.tensors:
+            found.setdefault(tensor.inputs[0].storage_key, []).append(tensor.name)
+    return found
+
+
+def _by_encoder_names(drifts: Mapping[str, Drift], plan: Plan, base: EncoderSource) -> dict[str, Drift]:
+    """Rename drifts from the plan's names; the first input of an interpolated tensor is the base's."""
+    names = _names_by_place([base])
+    measured = [tensor for tensor in plan.tensors if tensor.name in drifts]
+    return {name: drifts[tensor.name] for tensor in measured for name in names.get(tensor.inputs[0].storage_key, ())}
+
+
+def drift_by_layer(
+    drifts: Mapping[str, Drift], encoder: Encoder, layers: Iterable[LayerKey]
+) -> dict[LayerKey, float | None]:
+    """Return ||finetuned - base|| / ||base|| of the weights of each layer; those outside the layers count to `INPUT`.
+
+    Args:
+        drifts: by the names of the encoder's class.
+        encoder: of the base; weights that it does not run, such as an adapter's, count nowhere.
+        layers: the rows of the comparison.
+    """
+    groups: dict[LayerKey, list[Drift]] = {key: [] for key in layers}
+    for name in drifts.keys() & encoder.locations.keys():
+        key = LayerKey.of(encoder.locations[name])
+        groups[key if key in groups else INPUT].append(drifts[name])
+    return {key: Drift.relative(found) for key, found in groups.items()}

@@ -1,0 +1,150 @@
+"""The moment in which an output appears: stopped at any call to the system, the old or the new one stands there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from options import UNSYNCED
+
+from speechft_merge import MergeOptions, merge
+from speechft_merge.errors import OutputError, WriteError
+from speechft_merge.output.output import Output
+from speechft_merge.output.staging import REPLACED, Staging
+
+if TYPE_CHECKING:
+    from conftest import Pair, Snapshot
+
+CALLS = ("open", "fsync", "rename", "unlink", "rmdir", "mkdir", "listdir", "stat")
+SYNCED = MergeOptions()
+SHARD = 50_000
+
+
+class Interrupter:
+    """Raises after the given one of the calls to the system that a commit makes, as a signal's handler does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+        self.left, self.active, self.happened = at, False, False
+        for name in CALLS:
+            monkeypatch.setattr(os, name, self._wrapped(getattr(os, name)))
+        commit = Output.commit
+
+        def watched(output: Output) -> Any:
+            self.active = True
+            try:
+                return commit(output)
+            finally:
+                self.active = False
+
+        monkeypatch.setattr(Output, "commit", watched)
+
+    def _wrapped(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            result = call(*args, **kwargs)
+            if self.active and not self.happened:
+                self.left -= 1
+                if self.left < 0:
+                    self.happened = True
+                    if call.__name__ == "open":
+                        os.close(result)
+                    raise SystemExit(143)
+            return result
+
+        return counted
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of shutil
+@pytest.mark.parametrize("shards", [None, SHARD], ids=["single", "sharded"])
+@pytest.mark.parametrize("overwrite", [False, True], ids=["fresh", "overwrite"])
+def test_stopped_at_any_call_of_the_commit_the_old_or_the_new_output_is_whole(
+    shards: int | None, overwrite: bool, pair: Pair, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    options = replace(SYNCED, max_shard_size=shards, overwrite=overwrite)
+    merge(*pair.args, tmp_path / "new", options=options)
+    new, old = snapshot(tmp_path / "new"), None
+    at = 0
+    while True:
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        if overwrite:
+            merge(*pair.args, folder / "out", alpha=0.5, options=UNSYNCED)
+            old = snapshot(folder / "out")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            interrupter = Interrupter(monkeypatch, at)
+            try:
+                merge(*pair.args, folder / "out", options=options)
+            except SystemExit:
+                assert interrupter.happened
+        assert (snapshot(folder / "out") if (folder / "out").exists() else None) in (old, new), at
+        assert merge(*pair.args, folder / "out", options=options).output == folder / "out"
+        assert snapshot(folder) == {"out": "not a file"} | {f"out/{name}": content for name, content in new.items()}, at
+        if not interrupter.happened:
+            assert at > 10
+            return
+        at += 1
+
+
+def test_an_output_is_put_back_that_was_being_replaced_when_its_process_was_killed(
+    pair: Pair, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    made = merge(*pair.args, tmp_path / "out", options=UNSYNCED).manifest
+    before = snapshot(tmp_path / "out")
+    staging = Staging(tmp_path / "out", "0123456789abcdef" * 4)
+    (tmp_path / "out").rename(staging.path / REPLACED)
+    assert Output(tmp_path / "out", staging.path.name).finished() is None
+    os.close(staging._lock or -1)  # killed: the kernel lets go of its lock
+    output = Output(tmp_path / "out", "0123456789abcdef" * 4)
+    with pytest.raises(OutputError, match="holds another merge"):
+        output.begin(None)  # type: ignore[arg-type]
+    assert snapshot(tmp_path / "out") == before
+    assert Output(tmp_path / "out", made.merge_id).finished() == made
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE])
+def test_a_lock_that_fails_ends_the_merge_and_leaves_nothing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OutputError, match=os.strerror(number)):
+        Staging(tmp_path / "out", "0123456789abcdef" * 4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_others_take_at_once_are_not_made_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(*_: object) -> None:
+        raise BlockingIOError(errno.EWOULDBLOCK, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(fcntl, "flock", taken)
+    with pytest.raises(OutputError, match="other processes"):
+        Staging(tmp_path / "out", "0123456789abcdef" * 4)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_parent_folder_that_cannot_be_synced_is_an_error_and_not_another_run(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, parent = os.fsync, tmp_path.stat().st_ino
+
+    def fail(fd: int) -> None:
+        if os.fstat(fd).st_ino == parent:
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(WriteError, match="Input/output error"):
+        merge(*pair.args, tmp_path / "out", options=SYNCED)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert merge(*pair.args, tmp_path / "out", options=SYNCED).already_done
+    shutil.rmtree(tmp_path / "out")
