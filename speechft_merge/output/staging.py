@@ -141,6 +141,8 @@ class Staging:
         Raises:
             OutputError: another process was faster, or changed the output.
         """
+        if not self.data.is_at(self.data.path):  # committed by an earlier call, and replaced since
+            raise self._overtaken()
         names = set(self.data.names())
         self.data.sync()
         with explained(self.output):
@@ -157,8 +159,11 @@ class Staging:
             with explained(path), Folder(path, fsync=True) as parent:
                 parent.sync()
         if not (self.committed and names <= set(os.listdir(self.output))):  # noqa: PTH208
-            raise OutputError(f"another process changed {self.output} as soon as it was complete", hint="run again")
+            raise self._overtaken()
         self.discard()
+
+    def _overtaken(self) -> OutputError:
+        return OutputError(f"another process changed {self.output} as soon as it was complete", hint="run again")
 
     def abandon(self) -> bool:
         """Remove the folder, unless a later run can use finished files in it; return whether these were kept."""

@@ -110,7 +110,7 @@ def merge_in_memory(
     Raises:
         MismatchError, CheckpointError: see `executor.execute`.
     """
-    recipe, names = models.plan.recipe, _names_by_place(sources)
+    recipe, names = models.plan.recipe, _names_by_storage(sources)
     tensors = [tensor for tensor in models.plan.tensors if tensor.inputs[0].storage_key in names]
     loaded, drifts = load_weights(tensors)
     weights = {name: loaded[tensor.name] for tensor in tensors for name in names[tensor.inputs[0].storage_key]}
@@ -127,7 +127,7 @@ def measure_drifts(models: ComparedModels, base: EncoderSource, known: Mapping[s
     """
     if models.drifts is not None:
         return _by_encoder_names(models.drifts, models.plan, base)
-    names = _names_by_place([base])
+    names = _names_by_storage([base])
     plan = make_plan(models.base, [*models.finetuned], Recipe(weight=models.plan.recipe.weight))
     mixed = [tensor for tensor in plan.tensors if tensor.action is Action.INTERPOLATED]
     todo = [
@@ -139,7 +139,7 @@ def measure_drifts(models: ComparedModels, base: EncoderSource, known: Mapping[s
     return {**known, **execute([(tensor.at(0), None) for tensor in todo], workers=1)}
 
 
-def _names_by_place(sources: Iterable[EncoderSource]) -> dict[tuple[int, int, int], list[str]]:
+def _names_by_storage(sources: Iterable[EncoderSource]) -> dict[tuple[int, int, int], list[str]]:
     """Map the bytes of a tensor to its names in the encoder's class: several if the file tied it."""
     found: dict[tuple[int, int, int], list[str]] = {}
     for source in sources:
@@ -150,7 +150,7 @@ def _names_by_place(sources: Iterable[EncoderSource]) -> dict[tuple[int, int, in
 
 def _by_encoder_names(drifts: Mapping[str, Drift], plan: Plan, base: EncoderSource) -> dict[str, Drift]:
     """Rename drifts from the plan's names; the first input of an interpolated tensor is the base's."""
-    names = _names_by_place([base])
+    names = _names_by_storage([base])
     measured = [tensor for tensor in plan.tensors if tensor.name in drifts]
     return {name: drifts[tensor.name] for tensor in measured for name in names.get(tensor.inputs[0].storage_key, ())}
 

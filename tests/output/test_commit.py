@@ -107,6 +107,29 @@ def test_an_output_is_put_back_that_was_being_replaced_when_its_process_was_kill
     assert Output(tmp_path / "out", made.merge_id).finished() == made
 
 
+def test_the_output_of_another_merge_that_replaced_ours_at_once_is_left_alone(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Snapshot
+) -> None:
+    merge(*pair.args, tmp_path / "theirs", alpha=0.5, options=UNSYNCED)
+    theirs, rename = snapshot(tmp_path / "theirs"), Path.rename
+    moved: list[Path] = []
+
+    def replace_at_once(self: Path, target: Path) -> Path:
+        moved.append(self)
+        done = rename(self, target)
+        if target == tmp_path / "out" and (tmp_path / "theirs").exists():
+            rename(target, tmp_path / "ours")
+            rename(tmp_path / "theirs", target)
+        return done
+
+    monkeypatch.setattr(Path, "rename", replace_at_once)
+    with pytest.raises(OutputError, match="another process changed"):
+        merge(*pair.args, tmp_path / "out", options=replace(UNSYNCED, overwrite=True))
+    assert snapshot(tmp_path / "out") == theirs
+    assert tmp_path / "out" not in moved
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "ours"}
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE])
 def test_a_lock_that_fails_ends_the_merge_and_leaves_nothing(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
