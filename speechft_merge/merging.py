@@ -15,8 +15,9 @@ from speechft_merge.output.formats import decide_form, parse_config
 from speechft_merge.output.output import Output
 from speechft_merge.output.path import require_path
 from speechft_merge.output.shards import INDEX
+from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Finding, Level, require_sound
 from speechft_merge.plan.plan import Plan, make_plan
-from speechft_merge.plan.relation import Relation, measure_relation, require_related
+from speechft_merge.plan.relation import Relation, judge_relations, measure_relation
 from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
 from speechft_merge.record.identity import identify
@@ -43,7 +44,9 @@ class MergeOptions:
     overwrite: bool = False
     """Replace an output that already exists."""
     allow_unrelated: bool = False
-    """Merge even if the models seem unrelated, or if the fine-tune covers little of the base."""
+    """Merge even if the models seem unrelated, or to be in the wrong order."""
+    allow_partial: bool = False
+    """Merge even if the fine-tune has a stack of the base in part only."""
     download: bool = False
     """Download models from the Hub to huggingface_hub's cache first, instead of reading ranges."""
     workers: int | None = None
@@ -59,6 +62,12 @@ class MergeOptions:
         if self.max_shard_size is not None and self.max_shard_size < 1:
             raise UsageError(f"a weights file of at most {self.max_shard_size} bytes holds nothing")
 
+    @property
+    def allowed(self) -> frozenset[str]:
+        """The refusals that are merged all the same, by the option's name on the command line."""
+        flags = {ALLOW_PARTIAL: self.allow_partial, ALLOW_UNRELATED: self.allow_unrelated}
+        return frozenset(option for option, given in flags.items() if given)
+
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
@@ -69,7 +78,8 @@ class MergeResult:
     drifts: Mapping[str, Drift]
     """Output name -> drift of each interpolated tensor; empty if the merge was already done."""
     already_done: bool = False
-    warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    """What is worth a line on stderr."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +98,8 @@ class Merge:
     """How close each fine-tune is to the base, measured on a sample of the weights."""
     workers: Workers
     """The number of threads, and the reason for it."""
-    warnings: tuple[str, ...]
-    """Evidence against merging these models."""
+    findings: tuple[Finding, ...]
+    """What is to be noted or warned of; a merge that must be refused is not opened."""
     options: MergeOptions
     _resources: ExitStack
 
@@ -127,12 +137,13 @@ class Merge:
             earlier = target.begin(self.files)
             if earlier is None:
                 written = self._write_files(target, progress)
-                made = make_manifest(self.plan, identity, inputs, written, self.options.command)
+                findings = self._findings_after(written.drifts)
+                made = make_manifest(self.plan, identity, inputs, written, findings, self.options.command)
                 target.put({manifest.NAME: made.encode()})
                 earlier = target.commit()
                 if earlier is None:
-                    return MergeResult(path, made, written.drifts, False, self._warnings_after(written.drifts))
-            return MergeResult(path, earlier, {}, True, self.warnings)
+                    return MergeResult(path, made, written.drifts, False, findings)
+            return MergeResult(path, earlier, {}, True, self.findings)
 
     def _write_files(self, output: Output, progress: Progress | None) -> Written:
         """Write weights, companions and card; return what the manifest records of them."""
@@ -140,15 +151,16 @@ class Merge:
         drifts = {name: drift for found in weights for name, drift in found.drifts.items()}
         companions = self.companions | ({} if self.files.index is None else {INDEX: self.files.index})
         config, first = parse_config(self.companions), self.files.files[0].name
-        made = card.make_card(self.plan, self.base, self.finetuned, drifts, config, self.options.command, first)
+        findings = self._findings_after(drifts)
+        made = card.make_card(self.plan, self.models, drifts, config, findings, self.options.command, first)
         output.put({**companions, card.NAME: made})
         return Written(tuple(found.entry for found in weights), companions, drifts)
 
-    def _warnings_after(self, drifts: Mapping[str, Drift]) -> tuple[str, ...]:
+    def _findings_after(self, drifts: Mapping[str, Drift]) -> tuple[Finding, ...]:
         if not drifts or any(drift.changed for drift in drifts.values()):
-            return self.warnings
+            return self.findings
         told = "the fine-tune does not differ from the base anywhere: was its encoder frozen? The merge is the base"
-        return (*self.warnings, told)
+        return (*self.findings, Finding(Level.WARNING, told))
 
     def compare(
         self, request: ProbeRequest | None = None, result: MergeResult | None = None, progress: Progress | None = None
@@ -234,8 +246,8 @@ def open_merge(
         models = _open_models(stack, base, finetuned, options)
         plan = make_plan(models[0], models[1:], recipe or Recipe())
         relations = tuple(measure_relation(plan, which) for which in range(len(models) - 1))
-        warnings = require_related(models, plan, relations, options.allow_unrelated)
         form = decide_form(plan, models[0], models[1], options.max_shard_size)
+        found = [*judge_relations(models, plan, relations)]
         return Merge(
             base=models[0],
             finetuned=tuple(models[1:]),
@@ -244,7 +256,7 @@ def open_merge(
             companions=form.companions,
             relations=relations,
             workers=choose_workers(form.files.size, options.workers, plan.converts),
-            warnings=warnings,
+            findings=require_sound(found, options.allowed),
             options=options,
             _resources=stack.pop_all(),
         )

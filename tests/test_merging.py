@@ -70,7 +70,7 @@ def test_all_that_is_decided_is_known_before_anything_is_written(
         assert (counts["interpolated"], counts["left out"]) == (len(tiny.read(pair.base)), 2)
         assert [relation.unrelated for relation in opened.relations] == [False]
         assert opened.workers.count == 1
-        assert opened.warnings == ()
+        assert opened.findings == ()
         told = {file.name: file.size for file in opened.files.files}
         companions = dict(opened.companions)
         assert [*tmp_path.iterdir()] == []
@@ -159,8 +159,8 @@ def test_with_both_an_unrelated_merge_takes_the_place_with_a_warning(
     both = replace(UNSYNCED, overwrite=True, allow_unrelated=True)
     result = merge(pair.args[0], unrelated, tmp_path / "out", options=both)
     assert result.manifest.merge_id != earlier.manifest.merge_id
-    assert len(result.warnings) == 1
-    assert "is not a fine-tune of" in result.warnings[0]
+    assert len(result.findings) == 1
+    assert "is not a fine-tune of" in result.findings[0].text
 
 
 # Compare what was written.

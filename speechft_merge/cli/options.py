@@ -117,7 +117,10 @@ class OutputOptions:
     ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it already exists.")] = False
     allow_unrelated: Annotated[
-        bool, typer.Option("--allow-unrelated", help="Merge models that seem unrelated, or that share little.")
+        bool, typer.Option("--allow-unrelated", help="Merge models that seem unrelated, or in the wrong order.")
+    ] = False
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Merge a fine-tune that has some stack of the base in part only.")
     ] = False
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Split the weights into files of at most this size (500MB).")
@@ -137,6 +140,7 @@ class OutputOptions:
         return MergeOptions(
             overwrite=self.overwrite,
             allow_unrelated=self.allow_unrelated,
+            allow_partial=self.allow_partial,
             download=work.download,
             workers=work.workers,
             fsync=self.fsync,

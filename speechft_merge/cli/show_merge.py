@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge.cli.sink import Shown
 from speechft_merge.cli.tables import Table, in_words, layer_parts
 from speechft_merge.executor.drift import Drift
+from speechft_merge.plan.findings import Level, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,12 +28,13 @@ def show_merge(
         report: the comparison of features.
         problem: why there is none.
     """
-    warnings = [*result.warnings, *([problem] if problem else [])]
+    warnings = [*texts(result.findings, Level.WARNING), *([problem] if problem else [])]
+    notes = texts(result.findings, Level.NOTE)
 
     def document() -> dict[str, Any]:
-        extra = {"output": output, "pushed": url, "already_done": result.already_done, "warnings": warnings}
+        extra = {"output": output, "pushed": url, "already_done": result.already_done}
         similarity = {} if report is None else {"similarity": report.to_json()}
-        return extra | result.manifest.to_json() | similarity
+        return result.manifest.to_json() | extra | {"warnings": [*warnings, *notes]} | similarity
 
     def parts(verbose: int) -> Iterator[Table | str]:
         yield from _layers(result)
@@ -42,7 +44,7 @@ def show_merge(
             yield from report_parts(report, verbose)
         yield url or output
 
-    return Shown(document, parts, url or output, [*warnings, *(report.warnings if report is not None else ())])
+    return Shown(document, parts, url or output, [*warnings, *(report.warnings if report is not None else ())], notes)
 
 
 def _layers(result: MergeResult) -> Iterator[Table | str]:

@@ -9,6 +9,7 @@ from speechft_merge.cli.sink import Shown
 from speechft_merge.cli.tables import Table, layer_parts
 from speechft_merge.cli.text import megabytes
 from speechft_merge.output.path import free_space
+from speechft_merge.plan.findings import Level, texts
 from speechft_merge.record.layers import summarise_layers
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def show_plan(merge: Merge, path: Path, output: str) -> Shown:
     """Return the layers, the files and what they take; `output` is the path as the user named it."""
     free = free_space(path)[1]
     told = partial(_document, merge, output, free)
-    return Shown(told, lambda _: _parts(merge, output, free), output, merge.warnings)
+    warnings, notes = (texts(merge.findings, level) for level in (Level.WARNING, Level.NOTE))
+    return Shown(told, lambda _: _parts(merge, output, free), output, warnings, notes)
 
 
 def _document(merge: Merge, output: str, free: int | None) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def _document(merge: Merge, output: str, free: int | None) -> dict[str, Any]:
             for checkpoint, relation in zip(merge.finetuned, merge.relations, strict=True)
         ],
         "layers": [row.to_json() for row in summarise_layers(plan)],
-        "warnings": list(merge.warnings),
+        "warnings": list(texts(merge.findings)),
     }
 
 

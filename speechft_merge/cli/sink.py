@@ -31,6 +31,8 @@ class Shown:
     """All that `-q` prints; None for nothing."""
     warnings: Sequence[str] = ()
     """What goes to stderr in every mode."""
+    notes: Sequence[str] = ()
+    """Likewise; nothing is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,9 @@ class Sink:
 
     def show(self, result: Shown) -> None:
         """Print a result in the way that was asked for."""
-        for warning in result.warnings:
-            print(f"speechft-merge: warning: {fit(warning)}", file=sys.stderr)
+        for kind, lines in (("warning", result.warnings), ("note", result.notes)):
+            for line in lines:
+                print(f"speechft-merge: {kind}: {fit(line)}", file=sys.stderr)
         if self.json:
             _emit(json.dumps(result.document(), indent=2, ensure_ascii=True))
         elif not self.quiet:

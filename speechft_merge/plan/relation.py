@@ -1,4 +1,4 @@
-"""Measures whether two models of equal shapes are related, on a sample of their weights; refuses unrelated ones."""
+"""Measures whether two models of equal shapes are related, on a sample of their weights; judges unrelated ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from speechft_merge.errors import MismatchError
+from speechft_merge.plan.findings import ALLOW_UNRELATED, Finding, Level
 from speechft_merge.plan.operations import Interpolate
 from speechft_merge.plan.plan import LEAST_COVERAGE
 
@@ -62,19 +62,13 @@ def measure_relation(plan: Plan, model: int) -> Relation:
     return Relation({name: cosine for name, cosine in cosines.items() if cosine is not None})
 
 
-def require_related(
-    models: Sequence[Checkpoint], plan: Plan, relations: Sequence[Relation], allow_unrelated: bool
-) -> tuple[str, ...]:
-    """Refuse models that do not belong together; return the evidence as warnings where that is allowed.
+def judge_relations(models: Sequence[Checkpoint], plan: Plan, relations: Sequence[Relation]) -> list[Finding]:
+    """Return a reason to refuse for each fine-tune that is unrelated to the base, or covers too little of it.
 
     Args:
         models: base and fine-tunes.
         plan: of their merge.
         relations: of each fine-tune to the base.
-        allow_unrelated: whether to merge anyway.
-
-    Raises:
-        MismatchError: a fine-tune is unrelated to the base, or covers too little of it.
     """
     base, *others = (model.reference for model in models)
     found = []
@@ -86,12 +80,8 @@ def require_related(
                 f"{finetuned} is not a fine-tune of {base}: the cosine between their weights is {relation.median:.3f} "
                 f"(median of {len(relation.cosines)} sampled tensors; a fine-tune has 0.7 or more)"
             )
-    if found and not allow_unrelated:
-        raise MismatchError(
-            "; ".join(found),
-            hint="check that the base is the one that was fine-tuned; pass --allow-unrelated to merge anyway",
-        )
-    return tuple(f"{problem}; merged anyway (--allow-unrelated)" for problem in found)
+    hint = "check that the base is the one that was fine-tuned"
+    return [Finding(Level.REFUSAL, problem, hint, ALLOW_UNRELATED) for problem in found]
 
 
 def _is_matrix(span: TensorSpan) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from speechft_merge.checkpoints.index import Checkpoint
     from speechft_merge.executor.drift import Drift
+    from speechft_merge.plan.findings import Finding
     from speechft_merge.plan.plan import Plan
 
 NAME = "README.md"
@@ -62,34 +63,36 @@ def with_section(card: str, section: str) -> str:
 
 
 def make_card(
-    plan: Plan, base: Checkpoint, finetuned: Sequence[Checkpoint], drifts: dict[str, Drift], config: dict[str, Any],
-    command: Sequence[str], weights: str = "model.safetensors",
+    plan: Plan, models: Sequence[Checkpoint], drifts: dict[str, Drift], config: dict[str, Any],
+    findings: Sequence[Finding], command: Sequence[str], weights: str = "model.safetensors",
 ) -> bytes:  # fmt: skip
     """Return the card: what was merged and how, drift per layer, the command, the citation.
 
     Args:
         plan: the merge.
-        base: the pre-trained model.
-        finetuned: the fine-tunes.
+        models: base and fine-tunes.
         drifts: as `executor.execute` measured them.
         config: the output's config.json; empty if it has none.
+        findings: notes and warnings.
         command: the command line, as a list of words.
         weights: name of the file of weights.
     """
+    base, *finetuned = models
     names = ", ".join(f"`{short(checkpoint.reference)}`" for checkpoint in finetuned)
     first, onto = short(finetuned[0].reference), short(base.reference)
     rules = ", ".join(f"`{rule}`" for rule in plan.recipe.layer_alpha)
     alphas = f"alpha = {plan.recipe.alpha:g}" + (f", but {rules}" if rules else "")
     lines = [
-        *_front_matter([base, *finetuned], config),
+        *_front_matter(models, config),
         "",
         f"# {first} merged into {onto}",
         "",
         f"Weights of `{onto}` interpolated with {names}: merged = base + alpha * (finetuned - base), {alphas} "
         "(Speech-FT, Lin et al. 2026).",
         "",
-        *_pinned([base, *finetuned]),
+        *_pinned(models),
         _sentence(plan),
+        *(f"\n**{finding.level.value.capitalize()}:** {finding.text}." for finding in findings),
         *_pattern(weights, short((finetuned[0] if plan.recipe.keep_head else base).reference)),
         "",
         "| layer | alpha | drift | interpolated | copied |",

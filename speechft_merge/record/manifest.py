@@ -8,6 +8,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.plan.findings import texts
 from speechft_merge.plan.plan import Action
 from speechft_merge.record.codec import from_json
 from speechft_merge.record.identity import FORMAT, fingerprint
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.executor.drift import Drift
+    from speechft_merge.plan.findings import Finding
     from speechft_merge.plan.plan import Plan
 
 NAME = "speechft_merge.json"
@@ -109,6 +111,8 @@ class Manifest:
     not_interpolated: dict[str, str]
     """Name -> reason."""
     left_out: tuple[LeftOut, ...]
+    warnings: tuple[str, ...]
+    """Notes and warnings of the merge."""
     outputs: tuple[OutputEntry, ...]
     companions: tuple[CompanionEntry, ...]
 
@@ -171,8 +175,9 @@ class Written:
 
 
 def make_manifest(
-    plan: Plan, merge_id: str, inputs: Sequence[InputRecord], written: Written, command: Sequence[str]
-) -> Manifest:
+    plan: Plan, merge_id: str, inputs: Sequence[InputRecord], written: Written, findings: Sequence[Finding],
+    command: Sequence[str],
+) -> Manifest:  # fmt: skip
     """Make the record of a merge."""
     identical = sorted(name for name, drift in written.drifts.items() if not drift.changed)
     return Manifest(
@@ -189,6 +194,7 @@ def make_manifest(
         identical=tuple(identical),
         not_interpolated={t.name: t.reason for t in plan.tensors if t.action is not Action.INTERPOLATED},
         left_out=tuple(LeftOut(tensor.name, tensor.reason) for tensor in plan.left_out),
+        warnings=texts(findings),
         outputs=written.outputs,
         companions=tuple(
             CompanionEntry(name, hashlib.sha256(content).hexdigest())

@@ -169,9 +169,9 @@ def test_two_models_of_different_seeds_are_refused_and_allow_unrelated_merges_wi
         merge(base, other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     result = merge(base, other, tmp_path / "out", options=FORCED)
-    (warning,) = result.warnings
-    assert "is not a fine-tune of" in warning
-    assert "--allow-unrelated" in warning
+    (warning,) = result.findings
+    assert "is not a fine-tune of" in warning.text
+    assert "--allow-unrelated" in warning.text
 
 
 @pytest.mark.skipif(not (EXAMPLE / "unrelated").is_dir(), reason="two encoders that examples/speech_ft fetches")
@@ -181,21 +181,21 @@ def test_two_real_encoders_of_the_same_shape_are_refused(tmp_path: Path) -> None
     with pytest.raises(MismatchError, match=r"is not a fine-tune of .* cosine .* is -?0\.0"):
         merge(str(base), str(other), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert merge(str(base), str(other), tmp_path / "out", options=FORCED).warnings
+    assert merge(str(base), str(other), tmp_path / "out", options=FORCED).findings
 
 
 def test_a_finetune_passes_without_a_word(tmp_path: Path) -> None:
     model = build("Hubert")
     base, other = write(tmp_path / "base", model), write(tmp_path / "other", fine_tune(model, "Hubert", "ForCTC"))
-    assert merge(base, other, tmp_path / "out", options=UNSYNCED).warnings == ()
+    assert merge(base, other, tmp_path / "out", options=UNSYNCED).findings == ()
 
 
 def test_an_identical_model_merges_to_the_base_with_a_warning(tmp_path: Path) -> None:
     model = build("Hubert")
     base, other = write(tmp_path / "base", model), write(tmp_path / "other", model)
     result = merge(base, other, tmp_path / "out", options=UNSYNCED)
-    (warning,) = result.warnings
-    assert "does not differ from the base anywhere" in warning
+    (warning,) = result.findings
+    assert "does not differ from the base anywhere" in warning.text
     assert list(result.manifest.identical) == sorted(model.state_dict())
     merged, original = (open_checkpoint(path) for path in (str(tmp_path / "out"), base))
     assert fingerprint(merged) == fingerprint(original)
@@ -209,5 +209,5 @@ def test_a_finetune_that_covers_little_is_refused_unless_that_is_allowed(tmp_pat
     with pytest.raises(MismatchError, match="has only 44% of the parameters"):
         open_merge(*paths)
     with open_merge(*paths, options=FORCED) as opened:
-        (warning,) = opened.warnings
-    assert "44%" in warning
+        (warning,) = opened.findings
+    assert "44%" in warning.text
