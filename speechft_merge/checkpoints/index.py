@@ -65,6 +65,8 @@ class Checkpoint:
     """What else a pickled file holds, each described in a few words."""
     origin: Origin | None = None
     """The lab whose file it is; None for any other."""
+    alternatives: Mapping[str, Checkpoint] = field(default_factory=dict)
+    """Path of each other dictionary of tensors in a pickled file -> the model that it holds."""
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

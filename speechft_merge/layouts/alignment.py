@@ -68,16 +68,33 @@ def _of_equal_shapes(names: dict[str, str], base: Naming, finetuned: Naming) -> 
     return {name: other for name, other in names.items() if base.shapes[name] == finetuned.shapes[other]}
 
 
+def rivals(naming: Naming, other: Naming) -> list[tuple[str, int]]:
+    """Return the prefixes of a model's encoders that fit another model, with the parameters that agree, best first.
+
+    Several where a file holds a teacher and a student, say; no two of them have a tensor in common.
+    """
+    mine, theirs = _by_prefix(naming), _by_prefix(other)
+    counterpart = max(((p, q) for p in mine for q in theirs), key=lambda pair: _agreement(pair, mine, theirs))[1]
+    agreements = {prefix: _agreement((prefix, counterpart), mine, theirs)[0] for prefix in mine}
+    found: list[tuple[str, int]] = []
+    for prefix in sorted(agreements, key=lambda prefix: (-agreements[prefix], len(prefix))):
+        apart = not any(one.startswith(prefix) or prefix.startswith(one) for one, _ in found)
+        if apart and (agreements[prefix] or not found):
+            found.append((prefix, agreements[prefix]))
+    return found
+
+
 def _find_prefixes(base: Naming, finetuned: Naming) -> tuple[str, str]:
     """Return the pair of prefixes under which the most parameters agree; the shorter pair where several do."""
     ours, theirs = _by_prefix(base), _by_prefix(finetuned)
-
-    def agreement(pair: tuple[str, str]) -> tuple[int, int]:
-        mine, other = ours[pair[0]], theirs[pair[1]]
-        return sum(math.prod(shape) for name, shape in mine.items() if other.get(name) == shape), -len("".join(pair))
-
-    pair = max(((p, q) for p in ours for q in theirs), key=agreement)
+    pair = max(((p, q) for p in ours for q in theirs), key=lambda pair: _agreement(pair, ours, theirs))
     return pair if base.roots or finetuned.roots else _lengthen(pair, base, finetuned)
+
+
+def _agreement(pair: tuple[str, str], ours: dict[str, Shapes], theirs: dict[str, Shapes]) -> tuple[int, int]:
+    """Return the parameters that agree under a pair of prefixes, and how short the pair is."""
+    mine, other = ours[pair[0]], theirs[pair[1]]
+    return sum(math.prod(shape) for name, shape in mine.items() if other.get(name) == shape), -len("".join(pair))
 
 
 def _by_prefix(naming: Naming) -> dict[str, Shapes]:

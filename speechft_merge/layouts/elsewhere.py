@@ -13,7 +13,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 
 class Elsewhere(NamedTuple):
@@ -23,8 +23,10 @@ class Elsewhere(NamedTuple):
     """What it is: LoRA or another adapter, quantised weights, placeholders."""
     names: tuple[str, ...]
     """The tensors that say so."""
+    words: tuple[str, ...]
+    """The telling words, the most frequent first: `lora_A`, `lora_B`; empty where types or shapes tell."""
     modules: tuple[str, ...]
-    """Last words of the modules that they belong to, the most frequent first: `q_proj`, `v_proj`."""
+    """Last words of the modules that they belong to, likewise: `q_proj`, `v_proj`."""
     hint: str
     """What to do."""
 
@@ -40,7 +42,8 @@ _KINDS: tuple[tuple[str, re.Pattern[str], str], ...] = (
         "a LoRA or another adapter around its weights",
         re.compile(
             r"(lora|ia3|vera|hada|lokr|oft|boft|hra|fourierft|vblora|randlora|road|c3a|shira|bone|miss|delora)_.+"
-            r"|base_layer|modules_to_save|original_module|pretrained_module|adapter_(down|up)_proj|trainable_tokens_.+"
+            r"|base_layer|modules_to_save|original_module|pretrained_(module|linear)|adapter_(down|up)(_proj)?"
+            r"|loras|prefix_tunings|trainable_tokens_.+"
         ),
         _FOLD,
     ),
@@ -58,9 +61,9 @@ _KINDS: tuple[tuple[str, re.Pattern[str], str], ...] = (
         "save a full state dict (FULL_STATE_DICT; fairseq: consolidate_fsdp_shards.py)",
     ),
     (
-        "pruned weights in two parts",
-        re.compile(r"weight_(orig|mask)"),
-        "make the pruning permanent (torch.nn.utils.prune.remove) and save the model again",
+        "weights that are computed from others (pruning, spectral norm, a parametrization)",
+        re.compile(r"weight_(orig|mask)|parametrizations"),
+        "make them plain (torch.nn.utils.prune.remove, remove_parametrizations) and save the model again",
     ),
 )
 """What it is, a word of a name that says so, and what to do."""
@@ -71,30 +74,36 @@ _PLACEHOLDERS = (
 )
 
 
-def find_elsewhere(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Elsewhere | None:
+def find_elsewhere(
+    names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], eight_bit: Collection[str]
+) -> Elsewhere | None:
     """Return what of a checkpoint is expressed elsewhere; None if nothing is.
 
     Args:
         names: own name -> name without the words of wrappers.
         shapes: by own names.
+        eight_bit: own names of matrices of 8-bit numbers.
     """
     for kind, pattern, hint in _KINDS:
         found = {own: place for own, name in names.items() if (place := _place(name, pattern)) is not None}
         if found:
-            return Elsewhere(kind, tuple(found), _modules(found.values()), hint)
+            words, modules = ([place[i] for place in found.values()] for i in (1, 0))
+            return Elsewhere(kind, tuple(found), _frequent(words), _frequent(modules), hint)
+    if eight_bit:
+        modules = [names[own].rpartition(".")[0].rpartition(".")[2] for own in eight_bit]
+        return Elsewhere("quantised weights", tuple(eight_bit), (), _frequent(modules), _DEQUANTISE)
     empty = tuple(name for name, shape in shapes.items() if shape == (0,))
     if empty and 2 * len(empty) > len(shapes):
-        return Elsewhere(_PLACEHOLDERS[0], empty, (), _PLACEHOLDERS[1])
+        return Elsewhere(_PLACEHOLDERS[0], empty, (), (), _PLACEHOLDERS[1])
     return None
 
 
-def _place(name: str, pattern: re.Pattern[str]) -> str | None:
-    """Return the module that a name's first telling word belongs to; None without such a word."""
+def _place(name: str, pattern: re.Pattern[str]) -> tuple[str, str] | None:
+    """Return a name's first telling word, after the word before it; None without such a word."""
     words = name.split(".")
     first = next((i for i, word in enumerate(words) if pattern.fullmatch(word)), None)
-    return None if first is None else ".".join(words[:first])
+    return None if first is None else (words[first - 1] if first else "", words[first])
 
 
-def _modules(places: Iterable[str]) -> tuple[str, ...]:
-    last = Counter(place.rpartition(".")[2] for place in places if place)
-    return tuple(word for word, _ in last.most_common())
+def _frequent(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(word for word, _ in Counter(filter(None, words)).most_common())

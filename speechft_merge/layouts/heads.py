@@ -9,11 +9,11 @@ from speechft_merge.layouts.table import Table
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-HEADS = frozenset(
-    "lm_head ctc_head ctc_proj classifier projector proj_out score tdnn objective layer_weights "  # tasks
-    "quantizer project_q project_hid final_proj label_embs_concat target_glu".split()  # pre-training
-)
-"""First words of names that are heads wherever they stand, those of bare models included."""
+TASKS = frozenset("lm_head ctc_head ctc_proj classifier projector proj_out score tdnn objective layer_weights".split())
+"""First words of the names of a task's heads."""
+
+HEADS = TASKS | frozenset("quantizer project_q project_hid final_proj label_embs_concat target_glu".split())
+"""Likewise of all heads, those of pre-training and of bare models included, wherever they stand."""
 
 _CLASSES = {
     "ForCTC": ("lm_head.weight",),
