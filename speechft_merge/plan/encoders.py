@@ -32,13 +32,15 @@ class Encoder(NamedTuple):
     """The file's index without the others."""
     relation: str
     """`equal to`, `near` or `unrelated to` the other model."""
+    whole: bool = True
+    """Whether no other encoder of the file has more of the other model."""
 
 
 def choose_encoders(base: Checkpoint, finetuned: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[Finding]]:
     """Return base and fine-tunes with one encoder each, and what is found where a file has several.
 
-    One is plainly meant if the others are averages of the weights, or unrelated to the other model. Neither the order
-    of keys nor their length decides.
+    One is plainly meant if the others are averages of the weights, unrelated to the other model, or have less of it.
+    Neither the order of keys nor their length decides.
     """
     chosen, findings = [], []
     one, found = _choose(base, finetuned[0])
@@ -59,13 +61,15 @@ def find_encoders(model: Checkpoint, other: Checkpoint) -> list[Encoder]:
     ]
     most = max(agreement for agreement, *_ in found)
     kept = [one for one in found if one[0] >= LEAST_AGREEMENT * most]
-    encoders: dict[frozenset[object], Encoder] = {}
-    for _, path, prefix, state in kept:
+    encoders: dict[frozenset[object], Encoder] = {}  # by storages: one module may have several names
+    for agreement, path, prefix, state in kept:
         view = _without(state, [tried for _, there, tried, _ in kept if there == path and tried != prefix])
         storages = frozenset(span.storage_key for span in view.tensors.values())
-        label = ".".join(filter(None, (path or model.state_path, prefix.rstrip("."))))
+        label = prefix.rstrip(".") or path or model.state_path
         relation = _relation(view, other) if len(kept) > 1 else ""
-        encoders.setdefault(storages, Encoder(label, view, relation))  # one module may have several names
+        encoders.setdefault(
+            storages, Encoder(label, view, relation, agreement == most)
+        )
     return sorted(encoders.values(), key=lambda encoder: encoder.name)
 
 
@@ -77,6 +81,9 @@ def _choose(model: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, list[Find
     text = f"{model.reference} holds {len(encoders)} encoders: {listed}"
     plain = [one for one in encoders if one.relation != "unrelated to"] or encoders
     plain = [one for one in plain if not _is_average(one.name)] or plain
+    whole = [one for one in plain if one.whole]
+    if len(whole) == 1 and whole[0].relation == "near":  # one that is the other model itself was not trained from it
+        plain = whole
     if len(plain) == 1:
         return plain[0].model, [Finding(Level.NOTE, f"{text}; {quote(plain[0].name)} is taken")]
     hint = "name one of them: " + " or ".join(f"{model.reference}#{one.name}" for one in plain)

@@ -133,16 +133,19 @@ def make_plan(base: Checkpoint, finetuned: Sequence[Checkpoint], recipe: Recipe)
         left_out=tuple(tensor for tensor in planned if tensor.action is Action.LEFT_OUT),
         alignments=pairing.alignments,
         coverages=tuple(pairing.side_of_base(which).share() for which in range(len(finetuned))),
-        findings=(*pairing.findings(), *_nothing_mixed(tensors)),
+        findings=tuple(_with_nothing_mixed([*pairing.findings()], tensors)),
     )
 
 
-def _nothing_mixed(tensors: Sequence[PlannedTensor]) -> list[Finding]:
+def _with_nothing_mixed(findings: list[Finding], tensors: Sequence[PlannedTensor]) -> list[Finding]:
+    """Put it in front if nothing would be interpolated, unless it is known why."""
     if any(tensor.action is Action.INTERPOLATED or tensor.alpha == 0 for tensor in tensors):
-        return []
+        return findings
+    if any(finding.level is Level.REFUSAL and not finding.allowed_by for finding in findings):
+        return findings
     reasons = Counter(tensor.reason for tensor in tensors).most_common(3)
     told = "; ".join(f"{count} tensors {why}" for why, count in reasons)
-    return [Finding(Level.REFUSAL, f"nothing would be interpolated: {told}")]
+    return [Finding(Level.REFUSAL, f"nothing would be interpolated: {told}"), *findings]
 
 
 @dataclass(slots=True)

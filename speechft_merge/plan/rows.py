@@ -31,7 +31,7 @@ class Resized(NamedTuple):
         change = f"{self.name} {'grew' if finetuned > base else 'shrank'} from {base} to {finetuned}"
         if not self.mixed:
             return f"{change} and stays {owner}"
-        common = f"{change}: the first {min(self.sizes)} are mixed"
+        common = f"{change}: the first {min(self.sizes)} take part"
         longer = (finetuned if keep_head else base) > min(self.sizes)
         return f"{common}, the others stay {owner}" if longer else f"{common}, the others are left out"
 

@@ -201,7 +201,7 @@ def test_a_finetune_with_fewer_layers_is_refused_unless_that_is_allowed(tmp_path
     save_file({n: t for n, t in part.items() if n < "encoder.layers.4"}, tmp_path / "part.safetensors")
     paths = str(tmp_path / "base.safetensors"), [str(tmp_path / "part.safetensors")]
     with pytest.raises(
-        MismatchError, match="has 9 layers in the encoder.*has 4;.*layers 4-8 would be the base's.*--allow-partial"
+        MismatchError, match=r"has 9 layers in the encoder.*has 4;.*layers 4-8 would be the base's.*--allow-partial"
     ):
         open_merge(*paths)
     with open_merge(*paths, options=MergeOptions(allow_partial=True)) as opened:
