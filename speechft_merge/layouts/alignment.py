@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from speechft_merge.layouts.prefixes import candidate_prefixes, encoder_prefix
+from speechft_merge.layouts.structure import find_stacks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from speechft_merge.layouts.naming import Naming, TensorName
 
     Shapes = dict[str, tuple[int, ...]]
+
+LEAST_LIKENESS = 0.9
+"""Share of their tensors that two encoders of one file have in common by name and shape. The stacks of an
+encoder-decoder differ by more: the decoder attends to the encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,24 @@ def rivals(naming: Naming, other: Naming) -> list[tuple[str, int]]:
         if apart and (agreements[prefix] or not found):
             found.append((prefix, agreements[prefix]))
     return found
+
+
+def twins(naming: Naming) -> list[str]:
+    """Return the prefixes of the encoders of one model that are of the same shapes, teacher and student; else none."""
+    if len(naming.roots) > 1:
+        return list(naming.roots)
+    tensors = {prefix: frozenset(shapes.items()) for prefix, shapes in _by_prefix(naming).items()}
+    for prefix in sorted(tensors, key=lambda prefix: (-len(tensors[prefix]), len(prefix))):
+        alike = [
+            other
+            for other, theirs in tensors.items()
+            if not other.startswith(prefix)
+            and not prefix.startswith(other)
+            and len(tensors[prefix] & theirs) >= LEAST_LIKENESS * len(tensors[prefix] | theirs)
+        ]
+        if alike and find_stacks(dict(tensors[prefix])):
+            return sorted([prefix, *alike])
+    return []
 
 
 def _find_prefixes(base: Naming, finetuned: Naming) -> tuple[str, str]:

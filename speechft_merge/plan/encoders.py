@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from speechft_merge.errors import quote
-from speechft_merge.layouts.alignment import align, rivals
+from speechft_merge.layouts.alignment import align, rivals, twins
 from speechft_merge.plan.evidence import matrices, relate
 from speechft_merge.plan.findings import Finding, Level
 
@@ -67,10 +67,23 @@ def find_encoders(model: Checkpoint, other: Checkpoint) -> list[Encoder]:
         storages = frozenset(span.storage_key for span in view.tensors.values())
         label = prefix.rstrip(".") or path or model.state_path
         relation = _relation(view, other) if len(kept) > 1 else ""
-        encoders.setdefault(
-            storages, Encoder(label, view, relation, agreement == most)
-        )
+        encoders.setdefault(storages, Encoder(label, view, relation, agreement == most))
     return sorted(encoders.values(), key=lambda encoder: encoder.name)
+
+
+def encoder_names(model: Checkpoint) -> list[str]:
+    """Return the names of the encoders of one file, for `REF#name`; empty if it holds one.
+
+    Dictionaries beside the model's count if they hold an encoder of its shapes.
+    """
+    inside = [prefix.rstrip(".") for prefix in twins(model.naming)]
+    beside = [path for path, state in model.alternatives.items() if _fits(model, state)]
+    return inside or ([model.state_path, *beside] if beside else [])
+
+
+def _fits(model: Checkpoint, other: Checkpoint) -> bool:
+    pairs = align(model.naming, other.naming).pairs
+    return sum(model.tensors[name].elements for name in pairs) >= LEAST_AGREEMENT * model.naming.parameters()
 
 
 def _choose(model: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, list[Finding]]:

@@ -50,8 +50,10 @@ class Pairing:
 
     def findings(self) -> Iterator[Finding]:
         """Yield what speaks against mixing the models, the weightiest first, and what is to be noted."""
-        for model in (self.base, *self.finetuned):
-            yield from judge_contents(model)
+        contents = [finding for model in (self.base, *self.finetuned) for finding in judge_contents(model)]
+        yield from contents
+        if contents:
+            return
         yield from self._unreadable()
         for which in range(len(self.finetuned)):
             yield from self._of_pair(which)
