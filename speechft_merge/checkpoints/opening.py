@@ -146,7 +146,9 @@ def _open_file(folder: Folder, file: str, reference: str, files: ExitStack) -> C
         return _from_pickle(read_torch_legacy(source), reference, file, folder)
     if start[8:9] == b"{":
         tensors, metadata = read_safetensors(source)
-        return Checkpoint(reference, "safetensors", tensors, [source], file, folder, metadata)
+        # the library's save_model drops a tied tensor and writes of which one it was a copy
+        tied = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
+        return Checkpoint(reference, "safetensors", tensors | tied, [source], file, folder, metadata)
     raise CheckpointError(f"{source.name} {_describe(start)}; expected safetensors or what torch.save writes")
 
 

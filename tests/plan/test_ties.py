@@ -9,7 +9,7 @@ import pytest
 import torch
 from models import build
 from plan_pairs import moved
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 
 from speechft_merge import MergeOptions, Recipe, merge
 
@@ -49,6 +49,20 @@ def test_two_equal_copies_stay_equal(ours: bool, theirs: bool, keep_head: bool, 
     assert torch.equal(out.get(PROJECTION, out[EMBEDDING]), out[EMBEDDING])
     expected = base[EMBEDDING].double() + 0.25 * (tuned[EMBEDDING].double() - base[EMBEDDING].double())
     torch.testing.assert_close(out[EMBEDDING].double(), expected, atol=1e-7, rtol=0)
+
+
+def test_a_tied_tensor_that_save_model_dropped_is_known_by_the_metadata(tmp_path: Path) -> None:
+    model = build("Whisper", "ForConditionalGeneration", vocab_size=200)
+    save_model(model, str(tmp_path / "base.safetensors"))
+    (dropped,) = {PROJECTION, EMBEDDING} - load_file(tmp_path / "base.safetensors").keys()
+    tuned = moved(model.state_dict())
+    tuned[PROJECTION] = tuned[EMBEDDING].clone()
+    save_file(tuned, tmp_path / "tuned.safetensors")
+    merge(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "out", options=UNSYNCED)
+    out = load_file(tmp_path / "out/model.safetensors")
+    assert torch.equal(out[PROJECTION], out[EMBEDDING]), dropped
+    expected = model.state_dict()[EMBEDDING] + 0.25 * (tuned[EMBEDDING] - model.state_dict()[EMBEDDING])
+    torch.testing.assert_close(out[EMBEDDING], expected)
 
 
 def test_copies_that_differ_are_two_unless_the_config_says_that_they_are_one(tmp_path: Path) -> None:
