@@ -1,9 +1,10 @@
-"""Finds the model among a pickled file's dictionaries, and describes the others."""
+"""Finds the models among a pickled file's dictionaries, and describes what else is there."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 from speechft_merge.checkpoints.pickle_data import Inert, Symbol, name_of
@@ -14,6 +15,14 @@ MAX_KEY = 80
 """Characters of a key that are shown."""
 MAX_DEPTH = 6
 """How deep a state dict may be; Lightning and fairseq put it at depth 1."""
+
+MAX_BESIDE = 16
+"""Dictionaries beside the model's that are kept."""
+LEAST_SIZE = 0.01
+"""Share of the model's parameters that another dictionary must have to be kept."""
+
+_OPTIMIZERS = re.compile(r".*(optim|sched|scaler).*|amp", re.IGNORECASE)
+"""Keys of what is no model."""
 
 _PREFERRED = ("state_dict", "model_state_dict", "model", "model_weight", "Upstream", "module", "net")
 """Keys under which training code keeps the model, the usual ones first; they decide where sizes do not."""
@@ -34,8 +43,8 @@ class StateDict:
         return sum(math.prod(view.shape) for view in self.tensors.values())
 
 
-def find_state_dict(root: Any, name: str, known: tuple[str, ...] | None = None) -> StateDict:
-    """Find the dictionary with the most parameters; on a tie, the one under the more usual key.
+def find_state_dicts(root: Any, name: str, known: tuple[str, ...] | None = None) -> list[StateDict]:
+    """Find the dictionary with the most parameters, on a tie the one under the more usual key; then those beside it.
 
     Args:
         root: what the pickle holds.
@@ -61,7 +70,12 @@ def find_state_dict(root: Any, name: str, known: tuple[str, ...] | None = None) 
     if not found:
         raise CheckpointError(f"{name} holds no state dict: {_explain(root)}")
     best = max(found, key=lambda one: (one.path == known, one.parameters, -_rank(one.path), -len(one.path)))
-    return StateDict(best.path, best.tensors, best.odd, _describe_others(root, best.path))
+    beside = [one for one in found if one is not best and _may_be_model(one, best)]
+    return [replace(one, others=_describe_others(root, one.path)) for one in (best, *beside[:MAX_BESIDE])]
+
+
+def _may_be_model(one: StateDict, best: StateDict) -> bool:
+    return one.parameters >= LEAST_SIZE * best.parameters and not any(map(_OPTIMIZERS.fullmatch, one.path))
 
 
 def _rank(path: tuple[str, ...]) -> int:
