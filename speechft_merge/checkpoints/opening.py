@@ -9,8 +9,10 @@ from os import fspath
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints import torch_legacy, torch_zip
+from speechft_merge.checkpoints.computed import computed
 from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
 from speechft_merge.checkpoints.labs import recognise
+from speechft_merge.checkpoints.numpy_arrays import ArrayTensor
 from speechft_merge.checkpoints.parts import pick_part
 from speechft_merge.checkpoints.safetensors import read_safetensors
 from speechft_merge.checkpoints.shards import join_shards, read_weight_map, require_shards
@@ -168,9 +170,11 @@ def _from_pickle(opened: TorchFile, reference: str, file: str, folder: Folder) -
 
 def _from_state_dict(state: StateDict, opened: TorchFile, reference: str, file: str, folder: Folder) -> Checkpoint:
     tensors: dict[str, TensorSpan] = {}
-    spans: dict[TensorView, TensorSpan] = {}  # tied tensors share one
+    spans: dict[TensorView | ArrayTensor, TensorSpan] = {}  # tied tensors share one
     for name, view in state.tensors.items():
-        if view not in spans:
+        if isinstance(view, ArrayTensor):
+            spans[view] = computed(f"{opened.source.name}: {name}", view.dtype, view.shape, (), view.elements)
+        elif view not in spans:
             spans[view] = span_of(view, name, opened.source, *opened.locate(view.storage))
         tensors[name] = spans[view]
     odd = {name: tensor.reason for name, tensor in state.odd.items()}
