@@ -13,6 +13,7 @@ from speechft_merge.checkpoints.companions import (
     CONFIG,
     FEATURE_EXTRACTOR,
     parse_companion,
+    read_companion_json,
     read_companions,
 )
 from speechft_merge.checkpoints.dtypes import DType
@@ -61,7 +62,7 @@ def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_s
     if keeps_lab_file(owner, plan.recipe):
         if max_shard_size is not None:
             raise UsageError(
-                "a lab's checkpoint is one file", hint="omit --max-shard-size or pass --format safetensors"
+                "a pickled checkpoint is one file", hint="omit --max-shard-size or pass --format safetensors"
             )
         return OutputForm(plan, lay_out_lab_file(plan.tensors, owner), {})
     if _is_foreign(owner) and plan.recipe.format == "safetensors":
@@ -91,7 +92,7 @@ def keeps_lab_file(owner: Checkpoint, recipe: Recipe) -> bool:
     pickled = owner.container in ("torch zip", "torch legacy")
     match recipe.format:
         case "auto":
-            return foreign and pickled
+            return pickled and (foreign or not _is_folder_of_transformers(owner))
         case "safetensors":
             return False
         case "s3prl" if pickled and (lab in (labs.S3PRL, labs.S3PRL_FINETUNE, labs.WAVLM) or _is_decoar2(owner)):
@@ -104,6 +105,11 @@ def keeps_lab_file(owner: Checkpoint, recipe: Recipe) -> bool:
 def _is_foreign(owner: Checkpoint) -> bool:
     """Return whether transformers did not write its file."""
     return owner.origin is not None or owner.naming.layout != TRANSFORMERS
+
+
+def _is_folder_of_transformers(owner: Checkpoint) -> bool:
+    """Return whether a config.json beside the weights says which class they are for."""
+    return "model_type" in read_companion_json(owner, CONFIG)
 
 
 def _is_decoar2(owner: Checkpoint) -> bool:
