@@ -31,7 +31,7 @@ class Elsewhere(NamedTuple):
     """What to do."""
 
 
-LEAST_EMPTY = 0.1
+LEAST_EMPTY = 0.2
 """Share of the tensors that are placeholders if ZeRO-3 left them: it partitions large ones only."""
 
 _FOLD = (

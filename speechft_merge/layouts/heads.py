@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 from speechft_merge.layouts.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
 TASKS = frozenset("lm_head ctc_head ctc_proj classifier projector proj_out score tdnn objective layer_weights".split())
 """First words of the names of a task's heads."""
@@ -43,3 +44,30 @@ def task_of(names: Collection[str]) -> str:
 def heads_of(task: str) -> frozenset[str]:
     """Return the first words of the heads that a class of transformers has a place for."""
     return frozenset(name.partition(".")[0] for name in _CLASSES[task])
+
+
+def class_like(architectures: object, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """Return the settings of the class of a family that has the heads among these tensors; None if none is known.
+
+    Args:
+        architectures: of another class of the family, from its config.json.
+        shapes: by own names.
+    """
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    family = re.match(r"(.+?)(Model|For[A-Z]\w*)$", named) if isinstance(named, str) else None
+    heads = {name.partition(".")[0] for name in shapes if is_head(name)}
+    if family is None:
+        return None
+    if not heads:
+        return {"architectures": [f"{family[1]}Model"]}
+    if heads == {"lm_head"}:
+        return {"architectures": [f"{family[1]}ForCTC"], "vocab_size": shapes["lm_head.weight"][0]}
+    if heads <= {"classifier", "projector", "layer_weights"} and "classifier.weight" in shapes:
+        labels = shapes["classifier.weight"][0]
+        return {
+            "architectures": [f"{family[1]}ForSequenceClassification"],
+            "id2label": {str(i): f"LABEL_{i}" for i in range(labels)},
+            "label2id": {f"LABEL_{i}": i for i in range(labels)},
+            **({"classifier_proj_size": shapes["projector.weight"][0]} if "projector.weight" in shapes else {}),
+        }
+    return None
