@@ -90,6 +90,12 @@ def _by_prefix(naming: Naming) -> dict[str, Shapes]:
 
 
 def _lengthen(pair: tuple[str, str], base: Naming, finetuned: Naming) -> tuple[str, str]:
-    """Return both prefixes with the model prefix that both share under them, which separates encoder and heads."""
+    """Return both prefixes with the model prefix that both share under them, which separates encoder and heads.
+
+    Not where it leaves out a stack of the base, such as the text decoder beside SeamlessM4T's `speech_encoder`: that
+    and what goes with it are no heads.
+    """
     ours, theirs = encoder_prefix(base.full.values(), pair[0]), encoder_prefix(finetuned.full.values(), pair[1])
-    return (ours, theirs) if ours[len(pair[0]) :] == theirs[len(pair[1]) :] else pair
+    shared = ours[len(pair[0]) :] == theirs[len(pair[1]) :]
+    whole = shared and all(name.inside or name.is_head for name in base.under(ours).values())
+    return (ours, theirs) if whole else pair

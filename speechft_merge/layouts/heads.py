@@ -11,9 +11,11 @@ if TYPE_CHECKING:
 
 HEADS = frozenset(
     "lm_head ctc_head ctc_proj classifier projector proj_out score tdnn objective layer_weights "  # tasks
-    "quantizer project_q project_hid final_proj label_embs_concat target_glu".split()  # pre-training
+    "project_q project_hid final_proj label_embs_concat target_glu".split()  # pre-training
 )
 """First words of names that are heads wherever they stand, those of bare models included."""
+_QUANTIZER = tuple(f"quantizer.{tensor}" for tensor in "codevectors vars entries weight_proj. entry_proj.".split())
+"""wav2vec 2.0's, by transformers, fairseq and fairseq2. The codebooks of a codec are a part of the model."""
 
 _CLASSES = {
     "ForCTC": ("lm_head.weight",),
@@ -32,7 +34,7 @@ TORCHAUDIO_OLD = Table.parse("encoder.readout  lm_head")
 
 def is_head(name: str) -> bool:
     """Return whether a canonical name inside the encoder's prefix is nevertheless a head's."""
-    return name.partition(".")[0] in HEADS
+    return name.partition(".")[0] in HEADS or name.startswith(_QUANTIZER)
 
 
 def task_of(names: Collection[str]) -> str:

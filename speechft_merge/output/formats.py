@@ -157,7 +157,7 @@ def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> P
     dropped: list[PlannedTensor] = []
     for tensor in plan.tensors:
         name = names[tensor.name]
-        if not name.is_head:
+        if name.inside and not name.is_head:
             kept.append(replace(tensor, name=encoder + name.canonical))
         elif name.canonical.partition(".")[0] in heads:
             kept.append(replace(tensor, name=name.canonical))
