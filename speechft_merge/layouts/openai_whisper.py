@@ -24,39 +24,42 @@ IS_ENCODER = False
 
 BESIDE = Table(())
 
-_BLOCK = """
-    {half}blocks.*            {half}layers.*
-    {half}blocks.*.mlp.0      {half}layers.*.fc1
-    {half}blocks.*.mlp.2      {half}layers.*.fc2
-    {half}blocks.*.mlp_ln     {half}layers.*.final_layer_norm
-"""
-_ATTENTION = """
-    {half}blocks.*.{ours}_ln     {half}layers.*.{theirs}_layer_norm
-    {half}blocks.*.{ours}.query  {half}layers.*.{theirs}.q_proj
-    {half}blocks.*.{ours}.key    {half}layers.*.{theirs}.k_proj
-    {half}blocks.*.{ours}.value  {half}layers.*.{theirs}.v_proj
-    {half}blocks.*.{ours}.out    {half}layers.*.{theirs}.out_proj
-"""
-_SELF = _ATTENTION.replace("{ours}", "attn").replace("{theirs}", "self_attn")
-_CROSS = _ATTENTION.replace("{ours}", "cross_attn").replace("{theirs}", "encoder_attn")
-_ENCODER = """
-    {half}positional_embedding  {half}embed_positions.weight
-    {half}ln_post               {half}layer_norm
-"""
-_DECODER = """
-    {half}positional_embedding  {half}embed_positions.weight
-    {half}token_embedding       {half}embed_tokens
-    {half}ln                    {half}layer_norm
-"""
+_ENCODER = Table.parse("""
+    positional_embedding     embed_positions.weight
+    ln_post                  layer_norm
+    blocks.*                 layers.*
+    blocks.*.attn_ln         layers.*.self_attn_layer_norm
+    blocks.*.attn.query      layers.*.self_attn.q_proj
+    blocks.*.attn.key        layers.*.self_attn.k_proj
+    blocks.*.attn.value      layers.*.self_attn.v_proj
+    blocks.*.attn.out        layers.*.self_attn.out_proj
+    blocks.*.mlp_ln          layers.*.final_layer_norm
+    blocks.*.mlp.0           layers.*.fc1
+    blocks.*.mlp.2           layers.*.fc2
+""")
+_DECODER = Table(tuple(row for row in _ENCODER.rows if row[0] != "ln_post")) + Table.parse("""
+    token_embedding          embed_tokens
+    ln                       layer_norm
+    blocks.*.cross_attn_ln   layers.*.encoder_attn_layer_norm
+    blocks.*.cross_attn.query  layers.*.encoder_attn.q_proj
+    blocks.*.cross_attn.key    layers.*.encoder_attn.k_proj
+    blocks.*.cross_attn.value  layers.*.encoder_attn.v_proj
+    blocks.*.cross_attn.out    layers.*.encoder_attn.out_proj
+""")
 
 
-def _parse(rows: str, half: str) -> Table:
-    return Table.parse(rows.format(half=half)) + Table.parse((_BLOCK + _SELF).format(half=half))
+def _within(module: str, half: Table) -> Table:
+    return Table(tuple((f"{module}.{ours}", f"{module}.{theirs}") for ours, theirs in half.rows))
+
+
+_BOTH = _within("encoder", _ENCODER) + _within("decoder", _DECODER)
 
 
 def table(names: Collection[str]) -> Table:
-    """Return the table for a model with these names, without prefix: both halves, or the encoder or decoder alone."""
+    """Return the table for a model with these names, in either layout, without prefix; or for its encoder or decoder.
+
+    Of these two only the decoder attends to another module.
+    """
     if any(name.startswith(("encoder.", "decoder.")) for name in names):
-        return _parse(_ENCODER, "encoder.") + _parse(_DECODER + _CROSS, "decoder.")
-    alone = any(name.startswith(("ln_post.", "conv1.")) for name in names)
-    return _parse(_ENCODER, "") if alone else _parse(_DECODER + _CROSS, "")
+        return _BOTH
+    return _DECODER if any(".cross_attn." in name or ".encoder_attn." in name for name in names) else _ENCODER

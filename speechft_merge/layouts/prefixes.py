@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from speechft_merge.layouts.structure import BLOCK_LISTS, PLURALS, STACKS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 MODEL_PREFIXES = frozenset(
     "hubert wav2vec2 wavlm wav2vec2_bert wav2vec2_conformer data2vec_audio unispeech unispeech_sat sew sew_d whisper "
@@ -25,28 +24,37 @@ has 22 % of the parameters; a small encoder under a large head may have few, but
 MAX_DEPTH = 16
 """Most words of a prefix that is tried."""
 
-_MEMBER = re.compile(r"(?:([^.]*[^.0-9][^.]*)\.)?[0-9]{1,9}\.")
-"""A member of a list of modules: its word, if it has one, and its number."""
+
+def encoder_prefix(names: Collection[str]) -> str:
+    """Return the longest of `encoder_prefixes`, or nothing."""
+    return next(iter([*encoder_prefixes(names)][-1:]), "")
 
 
-def encoder_prefix(names: Collection[str], prefix: str = "") -> str:
-    """Return `prefix`, lengthened by what stands before more than half of the names and is known to hold a model.
+def encoder_prefixes(names: Collection[str], prefix: str = "") -> Iterator[str]:
+    """Yield `prefix` lengthened step by step by what stands before more than half of the names and holds a model.
 
     That is a model prefix, or a number with a list of blocks under it; before all of the names it is any word.
     """
     inner = [name[len(prefix) :] for name in names if name.startswith(prefix)]
     while step := _member(inner) or _word(inner):
         prefix += step
+        yield prefix
         inner = [name[len(step) :] for name in inner if name.startswith(step)]
-    return prefix
 
 
 def _member(names: list[str]) -> str:
     """Return the member of a list that holds most of a model, such as the first of an nn.Sequential; or nothing."""
-    found = (match for match in map(_MEMBER.match, names) if match and match[1] not in BLOCK_LISTS)
-    most, count = _most_common(match[0] for match in found)
+    most, count = _most_common(filter(None, map(_first_member, names)))
     holds = any(name.startswith(most) and _blocks_at(name[len(most) :].split(".")) is not None for name in names)
     return most if 2 * count > len(names) and holds else ""
+
+
+def _first_member(name: str) -> str:
+    """Return the path of the outermost number in a name, unless it is that of a block."""
+    words = name.split(".", MAX_DEPTH)[:-1]
+    at = next((at for at, word in enumerate(words) if word.isdigit()), None)
+    blocks = at is None or (at > 0 and words[at - 1] in BLOCK_LISTS)
+    return "" if blocks else "".join(f"{word}." for word in words[: (at or 0) + 1])
 
 
 def _word(names: list[str]) -> str:
@@ -65,9 +73,9 @@ def _is_list(names: list[str], word: str) -> bool:
 
 
 def _blocks_at(words: list[str]) -> int | None:
-    """Return where the innermost list of blocks is in the words of a name, by its own word; None if there is none."""
-    lists = (at for at in range(min(len(words), MAX_DEPTH) - 1, 0, -1) if words[at].isdigit())
-    return next((at - 1 for at in lists if words[at - 1] in (*BLOCK_LISTS, *PLURALS)), None)
+    """Return how many words of a name stand before the number of a block, the innermost; None if there is none."""
+    numbers = (at for at in range(min(len(words), MAX_DEPTH) - 1, 0, -1) if words[at].isdigit())
+    return next((at for at in numbers if words[at - 1] in BLOCK_LISTS or words[at - 1] in PLURALS), None)
 
 
 def candidate_prefixes(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -38,8 +38,8 @@ MAX_DEPTH = 8
 
 _PROJECTION = re.compile(r"((?:.*\.)?)feature_projection\.")
 
-_NUMBERED = re.compile(r"([^.0-9][^.]*(?:\.[^.0-9][^.]*)*)\.([0-9]{1,9})\.")
-"""The path of the outermost numbered list in a name, and the number."""
+_NUMBERED = re.compile(r"((?:[0-9]{1,9}\.)*[^.0-9][^.]*(?:\.[^.0-9][^.]*)*)\.([0-9]{1,9})\.")
+"""The path of the outermost numbered list in a name, and the number; numbers before any word belong to the path."""
 
 
 class Location(NamedTuple):
