@@ -6,6 +6,7 @@ It consists of whole modules, with the norms and projections in them: to freeze 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -28,30 +29,32 @@ _NORM = re.compile(r"(?:batch|group|instance)_?norm\w*|[bg]n_?\d*|(?:layer_?)?no
 """Norms between convolutions that stand in the encoder one by one: Moonshine's `groupnorm`, a `bn1`."""
 
 
-def find_front_ends(shapes: Shapes, stacks: Collection[str]) -> frozenset[str]:
+def find_front_ends(shapes: Shapes, stacks: Collection[str], encoders: Collection[str]) -> frozenset[str]:
     """Return the modules that make up the front ends of a model, each with a dot at its end.
 
     One is the outermost module with a convolution that holds neither blocks nor another part nor parameters of its
-    own. It stands within an encoder, or beside the only stack.
+    own. It stands beside the blocks of an encoder; if none does so, beside the module with the only blocks of the model
+    or of its half, as Mimi's does.
 
     Args:
         shapes: tensors outside of blocks, decoders and heads.
         stacks: paths of all lists of blocks, decoders' among them.
+        encoders: the modules that hold the lists of encoders, each with a dot at its end.
     """
     holders = {""} | {module for path in stacks for module in _modules(f"{path}.")}
     holders |= {name[: name.rfind(".") + 1] for name in shapes if name[name.rfind(".") + 1 :] not in _LEAVES}
     holders |= {name[: found.start() + 1] for name in shapes if (found := _BESIDE.search(name)) and found.start()}
-    encoders = {path.partition(".")[0] for path in stacks if "." in path}
     within: set[str] = set()
     beside: set[str] = set()
     for name, shape in shapes.items():
         module = next((module for module in _modules(name) if module not in holders), "")
-        words = module.split(".")[:-1]
-        if not _KNOWN.isdisjoint(words) or (len(words) > 1 and words[0] in encoders and _is_kernel(name, shape)):
+        if not _KNOWN.isdisjoint(module.split(".")):
             within.add(module)
-        elif module and len(stacks) == 1 and _is_kernel(name, shape):
-            beside.add(module)
-    modules = within or beside
+        elif module and _is_kernel(name, shape):
+            (within if module.startswith(tuple(encoders)) else beside).add(module)
+    halves = Counter(path.partition(".")[0] for path in stacks)
+    alone = {module for module in beside if len(stacks) == 1 or halves[module.partition(".")[0]] == 1}
+    modules = within or alone
     return frozenset(modules | set(_norms_between(modules, shapes)))
 
 

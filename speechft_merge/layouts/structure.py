@@ -70,7 +70,9 @@ def locate(shapes: Shapes) -> dict[str, Location]:
         for name, location in located.items()
         if location.block is None and not location.is_head and not is_decoder(location.stack)
     }
-    for part, modules in (("cnn", find_front_ends(outside, stacks)), ("projection", _norms_of_projections(outside))):
+    encoders = [owner for owner, stack in owners.items() if not is_decoder(stack)]
+    front_ends = find_front_ends(outside, stacks, encoders)
+    for part, modules in (("cnn", front_ends), ("projection", _norms_of_projections(outside))):
         located |= {name: located[name]._replace(part=part) for name in outside if in_modules(name, modules)}
     return located
 
