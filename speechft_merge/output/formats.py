@@ -23,6 +23,7 @@ from speechft_merge.plan.plan import Action
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.layouts.naming import Naming
     from speechft_merge.plan.findings import Finding
     from speechft_merge.plan.plan import Plan, PlannedTensor
     from speechft_merge.recipe.recipe import Recipe
@@ -75,11 +76,19 @@ def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_s
     else:
         chosen = choose_companions(owner, other, {t.name for t in plan.tensors}, plan.recipe.keep_head)
         companions, findings = chosen.files, chosen.findings
+        plan = _without_wrappers(plan, owner.naming)
     if CONFIG in companions:
         companions[CONFIG] = _with_dtype(companions[CONFIG], plan, owner.reference)
         shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
         findings += tuple(check_loadable(parse_config(companions), shapes, companions))
     return OutputForm(plan, lay_out_safetensors(plan.tensors, max_shard_size), companions, findings)
+
+
+def _without_wrappers(plan: Plan, naming: Naming) -> Plan:
+    """Put the plan under the owner's names without the words of wrappers, which no class of transformers knows."""
+    if not naming.wrappers:
+        return plan
+    return replace(plan, tensors=tuple(replace(t, name=naming.unwrapped.get(t.name, t.name)) for t in plan.tensors))
 
 
 def keeps_lab_file(owner: Checkpoint, recipe: Recipe) -> bool:
@@ -163,7 +172,7 @@ def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> P
     dropped: list[PlannedTensor] = []
     for tensor in plan.tensors:
         name = names[tensor.name]
-        if not name.is_head:
+        if name.inside and not name.is_head:
             kept.append(replace(tensor, name=encoder + name.canonical))
         elif name.canonical.partition(".")[0] in heads:
             kept.append(replace(tensor, name=name.canonical))
