@@ -20,9 +20,9 @@ from speechft_merge.checkpoints.state_dict import StateDict, find_state_dicts, s
 from speechft_merge.checkpoints.torch_legacy import read_torch_legacy
 from speechft_merge.checkpoints.torch_tensors import TensorView, TorchFile, span_of
 from speechft_merge.checkpoints.torch_zip import read_torch_zip
-from speechft_merge.errors import CheckpointError, NotFoundError, quote
+from speechft_merge.errors import CheckpointError, NotFoundError, SpeechFTMergeError, quote
 from speechft_merge.sources import LocalFolder
-from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, parse_reference, part_of
+from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, parse_reference, part_of, without_path
 
 if TYPE_CHECKING:
     from speechft_merge.sources import Folder
@@ -81,7 +81,10 @@ def _find_folder(reference: str, download: bool) -> tuple[Folder, str | None]:
     if isinstance(found, HubReference):
         from speechft_merge.sources.hub import open_hub_folder
 
-        return open_hub_folder(found, download)
+        try:
+            return open_hub_folder(found, download)
+        except SpeechFTMergeError as error:
+            raise without_path(error, reference) from error
     return (LocalFolder(found), None) if found.is_dir() else (LocalFolder(found.parent), found.name)
 
 

@@ -20,6 +20,8 @@ from speechft_merge.layouts.heads import class_like
 from speechft_merge.plan.findings import Finding, Level
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from speechft_merge.checkpoints import Checkpoint
 
 _EMBEDDINGS = re.compile(r"(.*\.)?(lm_head|proj_out|embed_tokens)\.weight")
@@ -55,7 +57,13 @@ def choose_companions(owner: Checkpoint, other: Checkpoint, names: set[str], kee
     findings = [_left(owner, name) for name in (*own.large, *(own.files.keys() - files.keys()))]
     findings += _adapters(owner)
     if keep_head and CONFIG not in files and CONFIG in others.files:
-        files[CONFIG] = _encode(_config_like(others.settings(CONFIG, other.reference), owner, other, names))
+        config = config_like(others.settings(CONFIG, other.reference), owner, other, names)
+        if config is None:
+            raise MismatchError(
+                f"{owner.reference} has no config.json, and what its class is cannot be told from its tensors",
+                hint="put the config.json of its class beside its weights",
+            )
+        files[CONFIG] = _encode(config)
         findings.append(Finding(Level.NOTE, f"{owner.reference} has no config.json: it is made from the base's"))
     files |= _extractor(own, others, owner, other)
     if keep_head:
@@ -107,22 +115,23 @@ def _vocabulary(model: Checkpoint) -> int | None:
     return next((shape[0] for name, shape in model.shapes.items() if shape and _EMBEDDINGS.fullmatch(name)), None)
 
 
-def _config_like(config: dict[str, Any], owner: Checkpoint, other: Checkpoint, names: set[str]) -> dict[str, Any]:
-    """Return the base's config for the class of a fine-tune, by the heads that it has.
+def config_like(
+    config: dict[str, Any], owner: Checkpoint, other: Checkpoint, names: Collection[str]
+) -> dict[str, Any] | None:
+    """Return a config for the class of a fine-tune that has none; None if it cannot be told what its class is.
 
-    Raises:
-        MismatchError: no class of the family is known to have these heads.
+    Args:
+        config: of the other model.
+        owner: the fine-tune.
+        other: the base.
+        names: of the output's tensors.
     """
-    if all(_EMBEDDINGS.fullmatch(name) for name in names ^ {*other.tensors}):  # one may store what the other ties
+    if all(_EMBEDDINGS.fullmatch(name) for name in {*names} ^ {*other.tensors}):  # one may store what the other ties
         return config
+    family = f"{str(config.get('model_type')).replace('-', '_')}."
     shapes = {name: shape for name, shape in owner.shapes.items() if name in names}
-    settings = class_like(config.get("architectures"), shapes)
-    if settings is None:
-        raise MismatchError(
-            f"{owner.reference} has no config.json, and what its class is cannot be told from its tensors",
-            hint="put the config.json of its class beside its weights",
-        )
-    return config | settings
+    settings = class_like(config.get("architectures"), shapes) if owner.naming.prefix in ("", family) else None
+    return None if settings is None else config | settings
 
 
 def _on_hub(content: bytes, name: str, owner: Checkpoint) -> bytes:

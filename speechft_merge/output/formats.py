@@ -14,7 +14,7 @@ from speechft_merge.checkpoints.model_config import ModelConfig, read_model_conf
 from speechft_merge.errors import UsageError
 from speechft_merge.layouts.heads import heads_of, task_of
 from speechft_merge.layouts.naming import TRANSFORMERS
-from speechft_merge.output.companions import choose_companions
+from speechft_merge.output.companions import choose_companions, config_like
 from speechft_merge.output.files import OutputFiles
 from speechft_merge.output.lab_file import lay_out_lab_file
 from speechft_merge.output.loadable import check_loadable
@@ -58,7 +58,7 @@ def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_s
         CheckpointError: see `lab_file.lay_out_lab_file`; or its config is not JSON, or a companion is far too large.
     """
     owner, other = (finetuned, base) if plan.recipe.keep_head else (base, finetuned)
-    if keeps_lab_file(owner, plan.recipe):
+    if keeps_lab_file(owner, plan.recipe) and not (plan.recipe.format == "auto" and _has_class(plan, owner, other)):
         if max_shard_size is not None:
             raise UsageError(
                 "a pickled checkpoint is one file", hint="omit --max-shard-size or pass --format safetensors"
@@ -82,6 +82,14 @@ def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_s
         shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
         findings += tuple(check_loadable(parse_config(companions), shapes, companions))
     return OutputForm(plan, lay_out_safetensors(plan.tensors, max_shard_size), companions, findings)
+
+
+def _has_class(plan: Plan, owner: Checkpoint, other: Checkpoint) -> bool:
+    """Return whether a bare state dict is of a class of transformers whose config the base's folder tells."""
+    config = read_companion_json(other, CONFIG) if plan.recipe.keep_head else {}
+    if _is_foreign(owner) or owner.state_path or "model_type" not in config:
+        return False
+    return config_like(config, owner, other, [tensor.name for tensor in plan.tensors]) is not None
 
 
 def _without_wrappers(plan: Plan, naming: Naming) -> Plan:

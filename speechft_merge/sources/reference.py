@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 
-from speechft_merge.errors import NotFoundError
+from speechft_merge.errors import NotFoundError, SpeechFTMergeError
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of weights files; what is in them, only their bytes tell."""
@@ -53,16 +53,51 @@ def parse_reference(text: str) -> Path | HubReference:
         path = local_path(text)
         if path is not None:
             return path
-        if text.startswith(("/", "./", "../", "~")):
-            raise NotFoundError(f"{text[:200]}: no such file or directory")
+        if _looks_local(_whole(text)):
+            raise _no_path(text)
     whole = _whole(text)
     found = _checked((_URL if whole.startswith("hf://") else _SHORT).fullmatch(whole.removeprefix("hf://")))
     if found is None:
-        raise NotFoundError(
-            f"{text[:200]}: no such file or directory, and not a Hub reference",
-            hint="write a model on the Hub as org/name or org/name@revision:file",
-        )
+        raise _no_path(text)
     return found
+
+
+def without_path(error: SpeechFTMergeError, text: str) -> SpeechFTMergeError:
+    """Return an error of the Hub's about a reference that may be a mistyped path, with the nearest of these."""
+    if text.startswith("hf://") or set("@:") & set(text):
+        return error
+    return type(error)(f"{error.message}; there is no local path of that name", found=_nearest(text), hint=error.hint)
+
+
+def _looks_local(text: str) -> bool:
+    """Return whether a text can only be meant as a path, or should be: its first folder exists."""
+    if text.startswith(("/", "./", "../", "~")) or (text.endswith(WEIGHT_SUFFIXES) and ":" not in text):
+        return True
+    first, slash, rest = text.partition("/")
+    return bool(slash) and not set("@:") & set(text) and ("/" in rest or _is_folder(first))
+
+
+def _is_folder(text: str) -> bool:
+    path = _existing(text)
+    return path is not None and path.is_dir()
+
+
+def _no_path(text: str) -> NotFoundError:
+    """Return the error for a reference that is neither a path that exists nor a repository's."""
+    hint = "hf://org/name" if "/" in text else "org/name or org/name@revision:file"
+    plainly = text.startswith(("/", "./", "../", "~"))
+    return NotFoundError(
+        f"{text[:200]}: no local path of that name",
+        found=_nearest(text),
+        hint=None if plainly else f"write a model on the Hub as {hint}",
+    )
+
+
+def _nearest(text: str) -> str | None:
+    """Return the names of existing paths that are alike."""
+    from speechft_merge.sources.nearby import nearest_paths  # not for paths that exist
+
+    return " or ".join(nearest_paths(_whole(text)[:1000])) or None
 
 
 def part_of(text: str) -> str:

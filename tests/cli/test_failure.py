@@ -121,12 +121,12 @@ def test_force_is_refused_with_a_hint_that_names_what_took_its_place(
 def test_an_error_looks_the_same_with_every_option(option: str, pair: Pair, run: Run) -> None:
     ran = run(pair.base, "./missing", "-o", "out", option)
     assert (ran.code, ran.out) == (66, "")
-    assert ran.err == "speechft-merge: error: ./missing: no such file or directory\n"
+    assert ran.err == "speechft-merge: error: ./missing: no local path of that name\n"
 
 
 def test_an_error_is_one_json_object_on_stderr_if_results_are(pair: Pair, run: Run) -> None:
     assert failure_of(run(pair.base, "./missing", "-o", "out", "--json")) == {
-        "error": "./missing: no such file or directory", "found": None, "hint": None, "exit_code": 66,
+        "error": "./missing: no local path of that name", "found": None, "hint": None, "exit_code": 66,
     }  # fmt: skip
     assert run(*pair.args, "-o", "out", "--json").code == 0
     told = failure_of(run(*pair.args, "-o", "out", "--json", "--alpha", "0.5"))
@@ -135,14 +135,14 @@ def test_an_error_is_one_json_object_on_stderr_if_results_are(pair: Pair, run: R
 
 
 def test_a_word_after_two_dashes_is_no_option(run: Run) -> None:
-    assert run("inspect", "--", "--json").err.startswith("speechft-merge: error: --json: no such file")
+    assert run("inspect", "--", "--json").err.startswith("speechft-merge: error: --json: no local path")
 
 
 def test_an_error_has_its_traceback_on_request(pair: Pair, spawn: Run) -> None:
     ran = spawn(pair.base, "./missing", "-o", "out", env={"SPEECHFT_MERGE_DEBUG": "1"})
     assert (ran.code, ran.out) == (66, "")
     assert "Traceback (most recent call last)" in ran.err
-    assert ran.err.splitlines()[-1] == "speechft-merge: error: ./missing: no such file or directory"
+    assert ran.err.splitlines()[-1] == "speechft-merge: error: ./missing: no local path of that name"
 
 
 def test_an_unexpected_error_is_reported_likewise_and_has_its_traceback(
@@ -187,7 +187,8 @@ def test_control_characters_of_tensor_names_are_escaped(
 
 def test_control_characters_of_a_path_are_escaped(run: Run) -> None:
     assert (
-        run("inspect", "./\x1b[31mred\n").err == "speechft-merge: error: ./\\x1b[31mred\\n: no such file or directory\n"
+        run("inspect", "./\x1b[31mred\n").err
+        == "speechft-merge: error: ./\\x1b[31mred\\n: no local path of that name\n"
     )
 
 

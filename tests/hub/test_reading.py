@@ -177,8 +177,8 @@ def test_views_into_one_storage_are_read_as_they_are_here(
         (tmp_path / name).mkdir()
         torch.save(weights, tmp_path / name / "pytorch_model.bin")
         hub.repo(f"alice/{name}", tmp_path / name)
-    assert spawn("base", "ft", "-o", "local").code == 0
-    ran = spawn(*MERGE, env=hub.env())
+    assert spawn("base", "ft", "-o", "local", "--format", "safetensors").code == 0
+    ran = spawn(*MERGE, "--format", "safetensors", env=hub.env())
     assert ran.code == 0, ran.err
     assert (tmp_path / "out" / SINGLE).read_bytes() == (tmp_path / "local" / SINGLE).read_bytes()
 
@@ -242,7 +242,9 @@ def test_a_path_of_the_same_name_wins(
     hub.repo("alice/base", tiny.write(tmp_path / "decoy", tiny.weights(seed=7)))
     hub.repo("alice/ft", pair.finetuned)
     shutil.copytree(pair.base, tmp_path / "alice" / "base")
-    assert spawn(*MERGE, env=hub.env()).code == 0
+    refused = spawn(*MERGE, env=hub.env())
+    assert (refused.code, "alice/ft: no local path of that name" in refused.err) == (66, True)
+    assert spawn("alice/base", "hf://alice/ft", "-o", "out", env=hub.env()).code == 0
     assert (tmp_path / "out" / SINGLE).read_bytes() == merged(pair.base, pair.finetuned)
     assert not hub.log("alice/base")
 

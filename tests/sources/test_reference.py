@@ -73,7 +73,7 @@ def test_hf_always_means_the_hub(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["./org/name", "../name", "/org/name", "~/name", "~nobody-of-that-name/x"])
 def test_what_is_written_like_a_path_is_never_a_repository(text: str) -> None:
-    with pytest.raises(NotFoundError, match=f"^{re.escape(text)}: no such file or directory$"):
+    with pytest.raises(NotFoundError, match=f"^{re.escape(text)}: no local path of that name$"):
         parse_reference(text)
 
 
@@ -118,5 +118,5 @@ def test_what_cannot_be_a_model_is_refused(text: str) -> None:
 
 
 def test_the_refusal_says_how_a_repository_is_written() -> None:
-    with pytest.raises(NotFoundError, match=r"hubert: no such file.*org/name@revision:file"):
+    with pytest.raises(NotFoundError, match=r"hubert: no local path.*org/name@revision:file"):
         parse_reference("hubert")

@@ -1,0 +1,37 @@
+"""Finds the local paths whose names are nearest to one that does not exist: most of these are slips of the pen."""
+
+from __future__ import annotations
+
+import difflib
+from itertools import islice
+from pathlib import Path
+
+MAX_LISTED = 10_000
+"""Most entries of a folder that are compared."""
+_LEAST_LIKENESS = 0.6
+_SHOWN = 3
+
+
+def nearest_paths(text: str) -> list[str]:
+    """Return existing paths that a mistyped one may have meant, the nearest first; none if nothing is alike."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError):  # a name too long, a user unknown, a NUL in it
+        return []
+    start = Path(path.anchor) if path.anchor else Path()
+    parts = path.parts[1:] if path.anchor else path.parts
+    found = [start]
+    for part in parts:
+        found = [inner for folder in found for inner in _alike(folder, part)]
+    return list(dict.fromkeys(str(path) for path in found if path != start))[:_SHOWN]
+
+
+def _alike(folder: Path, name: str) -> list[Path]:
+    if (folder / name).exists():
+        return [folder / name]
+    try:
+        names = [entry.name for entry in islice(folder.iterdir(), MAX_LISTED)]
+    except OSError:
+        return []
+    return [folder / alike for alike in difflib.get_close_matches(name, names, _SHOWN, _LEAST_LIKENESS)]
