@@ -83,10 +83,15 @@ class Recipe:
         """Return weights of `count` fine-tunes that sum to 1.
 
         Raises:
-            UsageError: there are weights, but not as many as fine-tunes.
+            UsageError: there are weights, but not as many as fine-tunes, or for one fine-tune alone.
         """
         if self.weight and len(self.weight) != count:
             raise UsageError(f"{len(self.weight)} weights for {count} fine-tuned models", hint="give one each, or none")
+        if self.weight and count == 1:
+            raise UsageError(
+                "--weight has no effect with one fine-tune",
+                hint="leave it out (in a recipe, weight): how much of one goes in is --alpha; or name the others",
+            )
         weights = [weight / max(self.weight) for weight in self.weight] or [1.0] * count
         return tuple(weight / math.fsum(weights) for weight in weights)
 
