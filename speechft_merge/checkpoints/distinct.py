@@ -27,7 +27,9 @@ def require_distinct(models: Sequence[Checkpoint]) -> None:
     """
     seen: dict[Hashable, str] = {}
     for checkpoint in models:
-        place = frozenset((_identity(span.source), span.offset) for span in checkpoint.tensors.values())
+        files = frozenset(map(_identity, checkpoint.sources))  # a tensor need not be a range of one
+        spans = frozenset((_identity(span.source), span.offset) for span in checkpoint.tensors.values())
+        place = files, checkpoint.state_path, spans
         if place in seen:
             first, again = seen[place], checkpoint.reference
             raise UsageError(

@@ -135,12 +135,13 @@ def read_recipe(path: Path) -> Recipe:
         raise NotFoundError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"the recipe {path} is not valid YAML: {error}") from error
-    if isinstance(content, dict) and isinstance(content.get("recipe"), dict):
-        content = content["recipe"]
+    of_manifest = isinstance(content, dict) and isinstance(content.get("recipe"), dict)
     try:
-        return Recipe.from_json(content)
+        recipe = Recipe.from_json(content["recipe"] if of_manifest else content)
     except UsageError as error:
         raise error.within(f"the recipe {path}") from error
+    # a single fine-tune could have a weight in earlier versions; it changed nothing
+    return replace(recipe, weight=()) if of_manifest and len(recipe.weight) == 1 else recipe
 
 
 def override(recipe: Recipe, **given: Any) -> Recipe:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+
+from speechft_merge import open_checkpoint
+from speechft_merge.checkpoints.distinct import require_distinct
+from speechft_merge.errors import UsageError
 
 if TYPE_CHECKING:
     from conftest import Pair, Run, Snapshot, Tiny
@@ -90,6 +96,20 @@ def test_the_base_is_no_finetune_of_itself_whatever_it_is_called(
         assert (ran.code, ran.out) == (2, ""), name
         assert ("base is given twice" if name == "base" else f"base and {name} are the same model") in ran.err
     assert snapshot(tmp_path) == before
+
+
+def test_two_models_in_one_file_are_two(tiny: Tiny, tmp_path: Path) -> None:
+    base = {name: torch.from_numpy(values) for name, values in tiny.weights().items()}
+    torch.save({"a": base, "b": {name: 2 * tensor for name, tensor in base.items()}}, tmp_path / "both.pt")
+    with open_checkpoint(tmp_path / "both.pt") as one:
+        spans = [*one.tensors.values()]
+        half = [
+            dict(zip(one.tensors, part, strict=False)) for part in (spans[: len(spans) // 2], spans[len(spans) // 2 :])
+        ]
+        require_distinct([replace(one, tensors=tensors) for tensors in half])
+        require_distinct([one, replace(one, state_path="elsewhere")])
+        with pytest.raises(UsageError):
+            require_distinct([one, replace(one, reference="again")])
 
 
 def test_a_finetune_does_not_count_twice(copied: list[str], tiny: Tiny, run: Run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -53,8 +54,10 @@ def test_a_recipe_written_to_a_file_reads_as_itself(recipe: Recipe, write: Any, 
 @on_disk
 @given(recipe=recipes)
 def test_a_recipe_can_be_read_from_a_manifest(recipe: Recipe, tmp_path: Path) -> None:
+    """But for the weight of a single fine-tune, which earlier versions took and which has no effect."""
     manifest = {"format": 1, "recipe": recipe.to_json(), "base": {"reference": "b"}, "outputs": []}
-    assert read(tmp_path, json.dumps(manifest, indent=2)) == recipe
+    effective = replace(recipe, weight=()) if len(recipe.weight) == 1 else recipe
+    assert read(tmp_path, json.dumps(manifest, indent=2)) == effective
 
 
 def test_a_recipe_can_be_read_from_a_manifest_of_version_0_1(tmp_path: Path) -> None:
