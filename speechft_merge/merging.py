@@ -16,6 +16,7 @@ from speechft_merge.output.formats import decide_form, parse_config
 from speechft_merge.output.output import Output
 from speechft_merge.output.path import require_path
 from speechft_merge.output.shards import INDEX
+from speechft_merge.plan.encoders import choose_encoders
 from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Finding, Level, require_sound
 from speechft_merge.plan.plan import Plan, make_plan
 from speechft_merge.plan.relation import Relation, judge_relations, measure_relation
@@ -244,11 +245,13 @@ def open_merge(
     """
     options = options or MergeOptions()
     with ExitStack() as stack:
-        models = _open_models(stack, base, finetuned, options)
+        models, chosen = _open_models(stack, base, finetuned, options)
         plan = make_plan(models[0], models[1:], recipe or Recipe())
+        findings = require_sound([*chosen, *plan.findings], options.allowed)
         relations = tuple(measure_relation(plan, which) for which in range(len(models) - 1))
+        findings += require_sound(judge_relations(models, relations), options.allowed)
         form = decide_form(plan, models[0], models[1], options.max_shard_size)
-        found = [*judge_relations(models, plan, relations)]
+        findings += require_sound(form.findings, options.allowed)
         return Merge(
             base=models[0],
             finetuned=tuple(models[1:]),
@@ -257,7 +260,7 @@ def open_merge(
             companions=form.companions,
             relations=relations,
             workers=choose_workers(form.files.size, options.workers, plan.converts),
-            findings=require_sound(found, options.allowed),
+            findings=findings,
             options=options,
             _resources=stack.pop_all(),
         )
@@ -265,13 +268,14 @@ def open_merge(
 
 def _open_models(
     stack: ExitStack, base: Reference, finetuned: Reference | Sequence[Reference], options: MergeOptions
-) -> list[Checkpoint]:
+) -> tuple[list[Checkpoint], list[Finding]]:
+    """Open base and fine-tunes, with one encoder each, and return what is found where a file has several."""
     references = list_references(base, finetuned)
     if len(references) < 2:
         raise UsageError("a fine-tuned model is missing", hint="give the base first, then one or more fine-tunes of it")
     models = [stack.enter_context(open_checkpoint(reference, options.download)) for reference in references]
     require_distinct(models)
-    return models
+    return choose_encoders(models[0], models[1:])
 
 
 def merge(
@@ -337,8 +341,9 @@ def compare(
 
     options = options or MergeOptions()
     with ExitStack() as stack:
-        models = _open_models(stack, base, finetuned, options)
+        models, chosen = _open_models(stack, base, finetuned, options)
         plan = make_plan(models[0], models[1:], recipe or Recipe())
+        require_sound([*chosen, *plan.findings], (ALLOW_PARTIAL, ALLOW_UNRELATED))
         made = None if merged is None else stack.enter_context(open_checkpoint(merged, options.download))
         return compare_models(ComparedModels(models[0], models[1:], plan, made), request, progress)
 
@@ -348,4 +353,5 @@ def _pinned(checkpoint: Checkpoint) -> str:
     found = parse_reference(checkpoint.reference) if checkpoint.hub is not None else None
     if checkpoint.hub is None or not isinstance(found, HubReference):
         return checkpoint.reference
-    return str(replace(found, revision=checkpoint.hub.commit))
+    part = f"#{checkpoint.part}" if checkpoint.part else ""
+    return str(replace(found, revision=checkpoint.hub.commit)) + part

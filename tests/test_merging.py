@@ -334,7 +334,7 @@ def test_a_model_that_cannot_be_compared_leaves_no_file_open(pair: Pair, tiny: T
         ("inspect {base}", 0),
         ("inspect {base} {finetuned}", 0),
         ("inspect {base} nowhere", 66),
-        ("inspect {base} {other}", 65),
+        ("inspect {base} {other}", 0),
         ("{base} {finetuned} --dry-run", 0),
         ("{base} {finetuned} --dry-run --json", 0),
         ("{base} {finetuned} --dry-run --weight 1 --weight 2", 2),

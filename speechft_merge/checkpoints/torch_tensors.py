@@ -14,7 +14,7 @@ from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
 from speechft_merge.checkpoints.pickle_data import Symbol, name_of
 from speechft_merge.checkpoints.safetensors import MAX_RANK, is_size
-from speechft_merge.checkpoints.strided import StridedTensor
+from speechft_merge.checkpoints.strided import strided
 from speechft_merge.errors import CheckpointError, quote
 from speechft_merge.sources import ByteSource
 
@@ -210,8 +210,7 @@ def span_of(view: TensorView, name: str, source: ByteSource, start: int, held: i
     if _is_contiguous(view.shape, view.strides):
         return TensorSpan(source, begin, view.dtype, view.shape)
     extent = (last + 1 - view.offset) * itemsize
-    strided = StridedTensor(source, name, begin, extent, view.dtype, view.shape, view.strides)
-    return TensorSpan(strided, 0, view.dtype, view.shape)
+    return strided(source, name, begin, extent, view.dtype, view.shape, view.strides)
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -29,7 +29,10 @@ def inspect(models: References, sink: Sink) -> None:
             sink.show(show_checkpoint(base))
         else:
             from speechft_merge.cli.show_match import show_match
+            from speechft_merge.plan.encoders import choose_encoders
             from speechft_merge.plan.plan import make_plan
             from speechft_merge.recipe import Recipe
 
-            sink.show(show_match(make_plan(base, finetuned, Recipe()), models))
+            (base, *finetuned), found = choose_encoders(base, finetuned)
+            plan = make_plan(base, finetuned, Recipe())
+            sink.show(show_match(plan, [*found, *plan.findings], models))

@@ -11,6 +11,8 @@ from speechft_merge.checkpoints.opening import other_weights
 from speechft_merge.cli.sink import Shown
 from speechft_merge.cli.tables import Table
 from speechft_merge.cli.text import megabytes
+from speechft_merge.plan.contents import judge_contents
+from speechft_merge.plan.encoders import encoder_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +59,8 @@ def _document(checkpoint: Checkpoint) -> dict[str, Any]:
             for name, span in checkpoint.tensors.items()
         },
         "unreadable": checkpoint.unreadable,
+        "encoders": encoder_names(checkpoint),
+        "problems": [finding.text for finding in judge_contents(checkpoint)],
         "others": checkpoint.others,
         "metadata": checkpoint.metadata,
     }
@@ -75,7 +79,7 @@ def _parts(checkpoint: Checkpoint, verbose: int) -> Iterator[Table | str]:
 
 def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     model, naming = read_model_config(checkpoint), checkpoint.naming
-    others = other_weights(checkpoint)
+    others, encoders = other_weights(checkpoint), encoder_names(checkpoint)
     lab = f" ({checkpoint.origin.lab})" if checkpoint.origin else ""
     state = f", state dict at {checkpoint.state_path!r}" if checkpoint.state_path else ""
     size = megabytes(sum(source.size for source in checkpoint.sources))
@@ -89,11 +93,17 @@ def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("element types", ", ".join(f"{name} ({count})" for name, count in _count_dtypes(checkpoint).items())),
         *([("other weights", f"{', '.join(others)} (not opened; name one to open it)")] if others else []),
         *((f"blocks of the {stack}", _blocks(stack, blocks)) for stack, blocks in naming.stacks.items()),
-        ("a merge uses", _used(naming)),
+        *([("encoders", _encoders(encoders, checkpoint))] if encoders else [("a merge uses", _used(naming))]),
+        *(("cannot be merged", finding.text) for finding in judge_contents(checkpoint)),
         *((f"cannot be read: {name}", why) for name, why in checkpoint.unreadable.items()),
         *((f"also holds {key}", what) for key, what in checkpoint.others.items()),
         *((f"metadata {key}", value) for key, value in checkpoint.metadata.items()),
     ]
+
+
+def _encoders(names: list[str], checkpoint: Checkpoint) -> str:
+    """Return which encoders a file holds, and how to name one."""
+    return f"{', '.join(names)}: name one, as {checkpoint.reference}#{names[-1]}"
 
 
 def _count_dtypes(checkpoint: Checkpoint) -> dict[str, int]:

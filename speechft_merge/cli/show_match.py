@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.cli.sink import Shown
 from speechft_merge.cli.tables import Table, in_words, layer_parts
+from speechft_merge.plan.findings import Finding, Level
 from speechft_merge.record.layers import summarise_layers
 
 if TYPE_CHECKING:
@@ -15,18 +17,25 @@ if TYPE_CHECKING:
     from speechft_merge.plan.plan import Plan
 
 
-def show_match(plan: Plan, models: Sequence[str]) -> Shown:
-    """Return the layers and how much of the base they cover, and with `-v` every tensor and why."""
-    return Shown(partial(_document, plan, models), partial(_parts, plan))
+def show_match(plan: Plan, findings: Sequence[Finding], models: Sequence[str]) -> Shown:
+    """Return the layers and how much of the base they cover, what a merge would refuse, and with `-v` every tensor.
+
+    Args:
+        plan: what a merge of them would do.
+        findings: what speaks against it, and what is to be noted.
+        models: the references.
+    """
+    return Shown(partial(_document, plan, findings, models), partial(_parts, plan, findings))
 
 
-def _document(plan: Plan, models: Sequence[str]) -> dict[str, Any]:
+def _document(plan: Plan, findings: Sequence[Finding], models: Sequence[str]) -> dict[str, Any]:
     return {
         "base": models[0],
         "finetuned": list(models[1:]),
         "prefixes": [{"base": a.base_prefix, "finetuned": a.finetuned_prefix} for a in plan.alignments],
         "counts": plan.counts,
         "coverage": min(plan.coverages),
+        "findings": [asdict(finding) for finding in findings],
         "layers": [row.to_json() for row in summarise_layers(plan)],
         "tensors": {
             tensor.name: {
@@ -42,11 +51,17 @@ def _document(plan: Plan, models: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _parts(plan: Plan, verbose: int) -> Iterator[Table | str]:
+def _parts(plan: Plan, findings: Sequence[Finding], verbose: int) -> Iterator[Table | str]:
     yield from layer_parts(summarise_layers(plan))
     for alignment in plan.alignments:
         yield f"names: base {alignment.base_prefix + '*'!r} is fine-tuned {alignment.finetuned_prefix + '*'!r}"
     yield f"{in_words(plan.counts)}; the fine-tune has {min(plan.coverages):.1%} of the base's parameters"
+    for finding in findings:
+        allowed = f" (unless {finding.allowed_by} is passed)" if finding.allowed_by else ""
+        if finding.level is Level.REFUSAL:
+            yield f"a merge is refused{allowed}: {finding.text}" + (f"; {finding.hint}" if finding.hint else "")
+        else:
+            yield f"{finding.level}: {finding.text}"
     if verbose:
         rows = [[t.name, t.action.value, ", ".join(_partner_names(plan, t.name)), t.reason] for t in plan.tensors]
         rows += [[t.name, t.action.value, "", t.reason] for t in plan.left_out]

@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from speechft_merge.layouts.prefixes import candidate_prefixes, encoder_prefix
+from speechft_merge.layouts.prefixes import candidate_prefixes, encoder_prefixes
+from speechft_merge.layouts.structure import find_stacks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from speechft_merge.layouts.naming import Naming, TensorName
 
     Shapes = dict[str, tuple[int, ...]]
+
+LEAST_LIKENESS = 0.9
+"""Share of their tensors that two encoders of one file have in common by name and shape. The stacks of an
+encoder-decoder differ by more: the decoder attends to the encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +73,51 @@ def _of_equal_shapes(names: dict[str, str], base: Naming, finetuned: Naming) -> 
     return {name: other for name, other in names.items() if base.shapes[name] == finetuned.shapes[other]}
 
 
+def rivals(naming: Naming, other: Naming) -> list[tuple[str, int]]:
+    """Return the prefixes of a model's encoders that fit another model, with the parameters that agree, best first.
+
+    Several where a file holds a teacher and a student, say; no two of them have a tensor in common.
+    """
+    mine, theirs = _by_prefix(naming), _by_prefix(other)
+    counterpart = max(((p, q) for p in mine for q in theirs), key=lambda pair: _agreement(pair, mine, theirs))[1]
+    agreements = {prefix: _agreement((prefix, counterpart), mine, theirs)[0] for prefix in mine}
+    found: list[tuple[str, int]] = []
+    for prefix in sorted(agreements, key=lambda prefix: (-agreements[prefix], len(prefix))):
+        apart = not any(one.startswith(prefix) or prefix.startswith(one) for one, _ in found)
+        if apart and (agreements[prefix] or not found):
+            found.append((prefix, agreements[prefix]))
+    return found
+
+
+def twins(naming: Naming) -> list[str]:
+    """Return the prefixes of the encoders of one model that are of the same shapes, teacher and student; else none."""
+    if len(naming.roots) > 1:
+        return list(naming.roots)
+    tensors = {prefix: frozenset(shapes.items()) for prefix, shapes in _by_prefix(naming).items()}
+    for prefix in sorted(tensors, key=lambda prefix: (-len(tensors[prefix]), len(prefix))):
+        alike = [
+            other
+            for other, theirs in tensors.items()
+            if not other.startswith(prefix)
+            and not prefix.startswith(other)
+            and len(tensors[prefix] & theirs) >= LEAST_LIKENESS * len(tensors[prefix] | theirs)
+        ]
+        if alike and find_stacks(dict(tensors[prefix])):
+            return sorted([prefix, *alike])
+    return []
+
+
 def _find_prefixes(base: Naming, finetuned: Naming) -> tuple[str, str]:
     """Return the pair of prefixes under which the most parameters agree; the shorter pair where several do."""
     ours, theirs = _by_prefix(base), _by_prefix(finetuned)
-
-    def agreement(pair: tuple[str, str]) -> tuple[int, int]:
-        mine, other = ours[pair[0]], theirs[pair[1]]
-        return sum(math.prod(shape) for name, shape in mine.items() if other.get(name) == shape), -len("".join(pair))
-
-    pair = max(((p, q) for p in ours for q in theirs), key=agreement)
+    pair = max(((p, q) for p in ours for q in theirs), key=lambda pair: _agreement(pair, ours, theirs))
     return pair if base.roots or finetuned.roots else _lengthen(pair, base, finetuned)
+
+
+def _agreement(pair: tuple[str, str], ours: dict[str, Shapes], theirs: dict[str, Shapes]) -> tuple[int, int]:
+    """Return the parameters that agree under a pair of prefixes, and how short the pair is."""
+    mine, other = ours[pair[0]], theirs[pair[1]]
+    return sum(math.prod(shape) for name, shape in mine.items() if other.get(name) == shape), -len("".join(pair))
 
 
 def _by_prefix(naming: Naming) -> dict[str, Shapes]:
@@ -90,6 +130,18 @@ def _by_prefix(naming: Naming) -> dict[str, Shapes]:
 
 
 def _lengthen(pair: tuple[str, str], base: Naming, finetuned: Naming) -> tuple[str, str]:
-    """Return both prefixes with the model prefix that both share under them, which separates encoder and heads."""
-    ours, theirs = encoder_prefix(base.full.values(), pair[0]), encoder_prefix(finetuned.full.values(), pair[1])
-    return (ours, theirs) if ours[len(pair[0]) :] == theirs[len(pair[1]) :] else pair
+    """Return both prefixes with the model prefixes that both share under them, which separate encoder and heads.
+
+    None that leaves out a stack of the base, such as the text decoder beside SeamlessM4T's `speech_encoder`: that and
+    what goes with it are no heads.
+    """
+    best = pair
+    longer = (
+        encoder_prefixes(side.full.values(), prefix) for side, prefix in zip((base, finetuned), pair, strict=True)
+    )
+    for ours, theirs in zip(*longer, strict=False):
+        beside = (name for name in base.under(ours).values() if not name.inside)
+        if ours[len(pair[0]) :] != theirs[len(pair[1]) :] or not all(name.is_head for name in beside):
+            break
+        best = ours, theirs
+    return best

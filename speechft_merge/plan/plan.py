@@ -1,4 +1,4 @@
-"""Decides what becomes of each tensor, from the indexes of the models and a recipe. Pure; nothing is decided later."""
+"""Decides what becomes of each tensor, from the indexes of the models and a recipe; nothing is decided later."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.dtypes import DType
-from speechft_merge.errors import MismatchError, quote
-from speechft_merge.layouts.alignment import Alignment, align
 from speechft_merge.layouts.structure import Location
-from speechft_merge.layouts.torchaudio import PACKED
+from speechft_merge.plan.findings import Finding, Level
+from speechft_merge.plan.kernels import Kernels, unfold
 from speechft_merge.plan.operations import Copy, Interpolate, Segment, Term
+from speechft_merge.plan.pairing import pair_models
+from speechft_merge.plan.ties import find_ties
 from speechft_merge.recipe.rules import alphas_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
+    from speechft_merge.layouts.alignment import Alignment
     from speechft_merge.layouts.naming import TensorName
     from speechft_merge.plan.operations import Operation
     from speechft_merge.recipe.recipe import Recipe
-
-LEAST_COVERAGE = 0.5
-"""Share of the base's parameters, heads aside, that a fine-tune must have for the two to pass as a pair."""
 
 _OUTPUT_DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 
@@ -85,7 +86,9 @@ class Plan:
     left_out: tuple[PlannedTensor, ...]
     alignments: tuple[Alignment, ...]
     coverages: tuple[float, ...]
-    """Share of the base's parameters, heads aside, that each fine-tune has."""
+    """Share of the base's parameters, heads aside, that are mixed with each fine-tune's."""
+    findings: tuple[Finding, ...]
+    """What speaks against the merge, the weightiest first, and what is to be noted."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -101,73 +104,54 @@ class Plan:
         return 2 * plain < sum(tensor.nbytes for tensor in mixed)
 
 
-def make_plan(base: Checkpoint, finetuned: list[Checkpoint], recipe: Recipe) -> Plan:
-    """Decide on every tensor of the base and of the fine-tunes.
+def make_plan(base: Checkpoint, finetuned: Sequence[Checkpoint], recipe: Recipe) -> Plan:
+    """Decide on every tensor of the base and of the fine-tunes, and find what speaks against mixing them.
+
+    Nothing is refused here: see `findings.require_sound`. A little of the weights is read where names and shapes leave
+    a choice.
+
+    Args:
+        base: the pre-trained model.
+        finetuned: fine-tunes of it, with one encoder each, see `encoders.choose_encoders`.
+        recipe: what is mixed.
 
     Raises:
         UsageError: a rule of the recipe matches nothing, or the weights do not fit.
-        MismatchError: shapes differ, no names are common, or nothing would be interpolated.
     """
     weights = recipe.normalised_weights(len(finetuned))
-    alignments = tuple(align(base.naming, other.naming) for other in finetuned)
-    for checkpoint, alignment in zip(finetuned, alignments, strict=True):
-        _require_match(base, checkpoint, alignment)
-    decision = _Decision(base, finetuned, weights, alignments, recipe)
+    pairing = pair_models(base, finetuned, recipe.keep_head)
+    decision = _Decision(pairing.base, pairing.finetuned, weights, pairing.alignments, recipe)
     planned = decision.of_finetuned_class() if recipe.keep_head else decision.of_base_class()
     owner = finetuned[0] if recipe.keep_head else base
-    tensors = _untie(owner, [tensor for tensor in planned if tensor.action is not Action.LEFT_OUT])
-    if not any(tensor.action is Action.INTERPOLATED or tensor.alpha == 0 for tensor in tensors):
-        reasons = Counter(tensor.reason for tensor in tensors).most_common(3)
-        raise MismatchError(
-            "nothing would be interpolated: " + "; ".join(f"{count} tensors {why}" for why, count in reasons)
-        )
+    whole = [tensor for tensor in planned if tensor.action is not Action.LEFT_OUT]
+    tensors = [part for tensor in whole for part in _in_parts(tensor, pairing.kernels, owner)]
+    tensors = _untie(owner, tensors, find_ties(owner, owner.naming.under(pairing.prefix)))
     tensors.sort(key=lambda tensor: -tensor.dtype.itemsize)
     return Plan(
         recipe=recipe,
         tensors=tuple(tensors),
         left_out=tuple(tensor for tensor in planned if tensor.action is Action.LEFT_OUT),
-        alignments=alignments,
-        coverages=tuple(_coverage(base, alignment) for alignment in alignments),
+        alignments=pairing.alignments,
+        coverages=tuple(pairing.side_of_base(which).share() for which in range(len(finetuned))),
+        findings=tuple(_with_nothing_mixed([*pairing.findings()], tensors)),
     )
 
 
-def _require_match(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment) -> None:
-    packed = [checkpoint for checkpoint in (base, finetuned) if any(map(PACKED.fullmatch, checkpoint.tensors))]
-    if len(packed) == 1:
-        raise MismatchError(
-            f"{packed[0].reference} is torchaudio's WavLM, which has query, key and value in one tensor "
-            "(in_proj_weight); it can only be merged with another of torchaudio's"
-        )
-    if alignment.mismatched:
-        name, other = next(iter(alignment.mismatched.items()))
-        raise MismatchError(
-            f"{len(alignment.mismatched)} tensors have other shapes in {finetuned.reference} than in {base.reference}, "
-            f"first {name}: {list(base.tensors[name].shape)}, in the fine-tune {list(finetuned.tensors[other].shape)}",
-            hint="give a fine-tune of this base; these models differ in size or kind",
-        )
-    if not alignment.pairs:
-        raise MismatchError(
-            f"{base.reference} and {finetuned.reference} have no tensor in common, by name and shape, under any prefix",
-            found=f"names such as {quote(next(iter(base.tensors)))} in the base, "
-            f"{quote(next(iter(finetuned.tensors)))} in the fine-tune",
-        )
-    if base.unreadable:
-        lost, why = next(iter(base.unreadable.items()))
-        raise MismatchError(
-            f"{base.reference}: tensor {quote(lost)} cannot be read: {why}",
-            hint="load the file with torch, make it a plain dense tensor and save it again",
-        )
-
-
-def _coverage(base: Checkpoint, alignment: Alignment) -> float:
-    total = base.naming.parameters(alignment.base_prefix)
-    return sum(base.tensors[own].elements for own in alignment.pairs) / max(total, 1)
+def _with_nothing_mixed(findings: list[Finding], tensors: Sequence[PlannedTensor]) -> list[Finding]:
+    """Put it in front if nothing would be interpolated, unless it is known why."""
+    if any(tensor.action is Action.INTERPOLATED or tensor.alpha == 0 for tensor in tensors):
+        return findings
+    if any(finding.level is Level.REFUSAL and not finding.allowed_by for finding in findings):
+        return findings
+    reasons = Counter(tensor.reason for tensor in tensors).most_common(3)
+    told = "; ".join(f"{count} tensors {why}" for why, count in reasons)
+    return [Finding(Level.REFUSAL, f"nothing would be interpolated: {told}"), *findings]
 
 
 @dataclass(slots=True)
 class _Decision:
     base: Checkpoint
-    finetuned: list[Checkpoint]
+    finetuned: Sequence[Checkpoint]
     weights: tuple[float, ...]
     alignments: tuple[Alignment, ...]
     recipe: Recipe
@@ -194,13 +178,8 @@ class _Decision:
         """Plan every tensor of the first fine-tune, under its name there; what only the base has is left out."""
         alphas = self._alphas()
         first, alignment = self.finetuned[0], self.alignments[0]
-        if first.unreadable:
-            name, why = next(iter(first.unreadable.items()))
-            raise MismatchError(
-                f"{first.reference}: tensor {quote(name)} cannot be read: {why}",
-                hint="omit --keep-head, which needs all of them",
-            )
         base_names = {other: name for name, other in (alignment.pairs | alignment.heads).items()}
+        resized = {*alignment.mismatched.values()}
         planned = []
         for name, span in first.tensors.items():
             base_name = base_names.get(name)
@@ -209,6 +188,7 @@ class _Decision:
                 planned.append(self._merged(base_name, name, alphas))
             else:
                 reason = "the fine-tune's head" if known.is_head else "not in the base"
+                reason = "of another size in the base" if name in resized else reason
                 dtype = self._dtype(span)
                 planned.append(PlannedTensor(name, Action.TAKEN, reason, known.location, dtype, span.shape, Copy(span)))
         for name, span in self.base.tensors.items():
@@ -248,7 +228,7 @@ class _Decision:
         known, alpha, dtype = self._known(name), alphas.get(name), self._dtype(span)
         copied = PlannedTensor(output_name, Action.COPIED, "", known.location, dtype, span.shape, Copy(span), alpha)
         if alpha is None:
-            return replace(copied, reason=self._why_copied(span, partners, known))
+            return replace(copied, reason=self._why_copied(name, partners))
         if alpha == 0:
             return replace(copied, reason="alpha is 0")
         terms = tuple(Term(other, self.weights[model], model) for other, model in partners if other.dtype.interpolated)
@@ -256,12 +236,14 @@ class _Decision:
         reason = f"missing in {missing} of {len(self.finetuned)} fine-tunes" if missing else ""
         return replace(copied, action=Action.INTERPOLATED, reason=reason, operation=Interpolate(span, terms, alpha))
 
-    def _why_copied(self, span: TensorSpan, partners: list[tuple[TensorSpan, int]], known: TensorName) -> str:
-        if known.is_head:
+    def _why_copied(self, name: str, partners: list[tuple[TensorSpan, int]]) -> str:
+        if self._known(name).is_head:
             return "the base's head"
+        if not partners and any(name in alignment.mismatched for alignment in self.alignments):
+            return "of another size in the fine-tune"
         if not partners:
             return "not in the fine-tune"
-        if not span.dtype.interpolated:
+        if not (span := self.base.tensors[name]).dtype.interpolated:
             return f"{span.dtype.torch_name} is not interpolated"
         return f"{partners[0][0].dtype.torch_name} in the fine-tune is not interpolated"
 
@@ -277,14 +259,28 @@ def _unread(name: str, why: str) -> PlannedTensor:
     return PlannedTensor(name, Action.LEFT_OUT, why, Location("other", ""), DType.U8, (0,))
 
 
-def _untie(owner: Checkpoint, tensors: list[PlannedTensor]) -> list[PlannedTensor]:
-    """Keep tensors equal that the file tied (one storage, several names): all become what the encoder's own becomes.
+def _in_parts(tensor: PlannedTensor, kernels: Kernels, owner: Checkpoint) -> Sequence[PlannedTensor]:
+    """Return a kernel as the two parts that the owner has it in; any other tensor as it is."""
+    parts = kernels.get(tensor.name)
+    if parts is None or tensor.operation is None:
+        return (tensor,)
+    g, v = owner.tensors[parts.g], owner.tensors[parts.v]
+    operations = unfold(tensor.operation, g, v, parts.g)
+    return (
+        replace(tensor, name=parts.g, shape=g.shape, operation=operations[0]),
+        replace(tensor, name=parts.v, shape=v.shape, operation=operations[1]),
+    )
+
+
+def _untie(owner: Checkpoint, tensors: list[PlannedTensor], ties: Mapping[str, str]) -> list[PlannedTensor]:
+    """Keep tensors equal that are one: all become what the encoder's own becomes.
 
     Args:
         owner: the model whose names the output has.
         tensors: what was decided on each by itself.
+        ties: name -> the tensor that it is one with, in another storage.
     """
-    spans = [owner.tensors[tensor.name] for tensor in tensors]
+    spans = [owner.tensors[ties.get(tensor.name, tensor.name)] for tensor in tensors]
     storages = [(span.storage_key, span.dtype, span.shape) for span in spans]
     leads: dict[object, PlannedTensor] = {}
     for storage, tensor in zip(storages, tensors, strict=True):

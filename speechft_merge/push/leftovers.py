@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from speechft_merge.checkpoints.companions import COMPANIONS
+from speechft_merge.checkpoints.companions import is_companion
 from speechft_merge.checkpoints.opening import NOT_WEIGHTS
 from speechft_merge.record.manifest import FIGURE, SIMILARITY
 
@@ -27,8 +27,6 @@ _LOADED = re.compile(
     r"|merged_model\.(pt|pth|ckpt|bin)"
 )
 """Names at the top of a repository under which loaders find weights."""
-_COMPANIONS = {*COMPANIONS, "chat_template.jinja", "chat_template.json", SIMILARITY, FIGURE}
-_COMPANION_FOLDERS = ("language_model/", "additional_chat_templates/")
 
 _WEIGHTS = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|nemo|tflite|mlmodel|ort)|(.*/)?adapter_config\.json"
@@ -72,7 +70,7 @@ def decide_changes(there: Iterable[str], outgoing: Collection[str]) -> Changes:
 
 
 def _would_be_loaded(name: str) -> bool:
-    return bool(_LOADED.fullmatch(name)) or name in _COMPANIONS or name.startswith(_COMPANION_FOLDERS)
+    return bool(_LOADED.fullmatch(name)) or is_companion(name) or name in (SIMILARITY, FIGURE)
 
 
 def _is_weights(name: str) -> bool:

@@ -169,9 +169,10 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
     settings.add_adapter = False  # it follows the encoder's output
     try:
         with _quiet():
-            model, found = model_class.from_pretrained(
-                None, config=settings, state_dict=dict(weights), output_loading_info=True, dtype=torch.float32
-            )
+            model, found = _load(model_class, settings, weights)
+            parts = _in_parts(weights, {key: model.state_dict()[key] for key in found["missing_keys"]})
+            if parts:
+                model, found = _load(model_class, settings, weights | parts)
     except Exception as error:  # a foreign config.json may raise anything
         raise CheckpointError(f"{name}: its config does not describe a model: {error}") from error
     wrong = [key for key in found["missing_keys"] if canonical(key) not in MAY_LACK] or list(found["mismatched_keys"])
@@ -188,6 +189,26 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
             f"{name}: {model_class.__name__} has no list of transformer blocks that could be compared"
         )
     return Encoder(name, model.eval().to(device), layers, locations, device)
+
+
+def _load(model_class: Any, settings: Any, weights: Mapping[str, Tensor]) -> tuple[Any, Any]:
+    loaded: tuple[Any, Any] = model_class.from_pretrained(
+        None, config=settings, state_dict=dict(weights), output_loading_info=True, dtype=torch.float32
+    )
+    return loaded
+
+
+def _in_parts(weights: Mapping[str, Tensor], missing: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the two parts, which a class is missing, of kernels whose weight norm was folded."""
+    parts = {}
+    for name, like in missing.items():
+        kernel, _, part = canonical(name).rpartition("_")
+        if kernel in weights and part == "v":
+            parts[f"{kernel}_v"] = weights[kernel]
+        elif kernel in weights and part == "g":
+            axes = [axis for axis, size in enumerate(like.shape) if size == 1]
+            parts[f"{kernel}_g"] = torch.linalg.vector_norm(weights[kernel], dim=axes, keepdim=True)
+    return parts
 
 
 def _configuration(name: str, config: Mapping[str, Any]) -> Any:

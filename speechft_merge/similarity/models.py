@@ -86,7 +86,7 @@ def _encoder_source(checkpoint: Checkpoint, model: ModelConfig, shared: dict[str
             f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}",
             hint="put the config.json of its encoder beside the weights",
         )
-    names = {own: name for own, name in checkpoint.naming.under().items() if not name.is_head}
+    names = {own: name for own, name in checkpoint.naming.under().items() if name.inside and not name.is_head}
     prefix = ""
     if config.get("model_type") == WHISPER:  # whose encoder is a class by itself
         names = {own: name for own, name in names.items() if not is_decoder(name.location.stack)}
@@ -111,9 +111,11 @@ def merge_in_memory(
         MismatchError, CheckpointError: see `executor.execute`.
     """
     recipe, names = models.plan.recipe, _names_by_storage(sources)
-    tensors = [tensor for tensor in models.plan.tensors if tensor.inputs[0].storage_key in names]
+    owner = models.finetuned[0] if recipe.keep_head else models.base
+    keys = {tensor.name: _storage_key(tensor, owner) for tensor in models.plan.tensors}
+    tensors = [tensor for tensor in models.plan.tensors if keys[tensor.name] in names]
     loaded, drifts = load_weights(tensors)
-    weights = {name: loaded[tensor.name] for tensor in tensors for name in names[tensor.inputs[0].storage_key]}
+    weights = {name: loaded[tensor.name] for tensor in tensors for name in names[keys[tensor.name]]}
     alphas = "alphas by layer" if recipe.layer_alpha else f"alpha {recipe.alpha:g}"
     source = replace(sources[1 if recipe.keep_head else 0], reference=f"merged in memory, {alphas}")
     return source, weights, _by_encoder_names(drifts, models.plan, sources[0])
@@ -137,6 +139,11 @@ def measure_drifts(models: ComparedModels, base: EncoderSource, known: Mapping[s
         if name not in known
     ]
     return {**known, **execute([(tensor.at(0), None) for tensor in todo], workers=1)}
+
+
+def _storage_key(tensor: PlannedTensor, owner: Checkpoint) -> tuple[int, int, int]:
+    """Return where the owner has a planned tensor; its first input may be computed, or of another model."""
+    return owner.tensors.get(tensor.name, tensor.inputs[0]).storage_key
 
 
 def _names_by_storage(sources: Iterable[EncoderSource]) -> dict[tuple[int, int, int], list[str]]:

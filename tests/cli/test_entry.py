@@ -308,17 +308,18 @@ def test_unrelated_weights_are_refused_unless_allowed(tiny: Tiny, spawn: Run, tm
     assert "is not a fine-tune" in allowed.err
 
 
-def test_a_finetune_that_covers_little_is_refused_unless_allowed(tiny: Tiny, run: Run, tmp_path: Path) -> None:
+def test_a_finetune_that_has_a_stack_in_part_is_refused_unless_allowed(tiny: Tiny, run: Run, tmp_path: Path) -> None:
     base = tiny.weights()
     few = {name: values for name, values in tiny.finetuned(base).items() if "layers.1" not in name}
     few = {name: values for name, values in few.items() if "pos_conv" not in name and "attention" not in name}
     inputs = [tiny.write(tmp_path / "base", base), tiny.write(tmp_path / "few", few)]
     ran = run(*inputs, "-o", "out")
-    assert_explained(ran, DATA, "% of the parameters", "--allow-unrelated")
+    assert_explained(ran, DATA, "has 2 layers in the encoder", "--allow-partial")
     assert not (tmp_path / "out").exists()
-    allowed = run(*inputs, "-q", "-o", "out", "--allow-unrelated")
+    allowed = run(*inputs, "-q", "-o", "out", "--allow-partial")
     assert (allowed.code, allowed.out) == (0, "out\n")
-    assert "% of the parameters" in allowed.err
+    assert "layers 1 would be the base's; merged anyway" in allowed.err
+    assert "has the encoder in part only" in allowed.err
     merged = tiny.read(tmp_path / "out")
     name = "encoder.layers.1.attention.k_proj.weight"
     assert np.array_equal(merged[name], base[name])

@@ -172,7 +172,7 @@ def test_control_characters_of_tensor_names_are_escaped(
     odd: str, json_option: list[str], tiny: Tiny, run: Run, tmp_path: Path
 ) -> None:
     base = tiny.weights() | {f"encoder.{odd}": np.zeros((32, 32), np.float32)}
-    finetuned = tiny.finetuned(base) | {f"encoder.{odd}": np.zeros((32, 1), np.float32)}
+    finetuned = tiny.finetuned(base) | {f"encoder.{odd}": np.zeros((16, 1), np.float32)}
     models = [tiny.write(tmp_path / name, weights) for name, weights in (("a", base), ("b", finetuned))]
     ran = run(*models, *json_option)
     assert (ran.code, ran.out) == (65, "")

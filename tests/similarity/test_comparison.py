@@ -460,7 +460,6 @@ def test_settings_that_cannot_be_meant_are_refused(
     ("key", "value"),
     [
         ("attn_implementation", "somebody/kernel"),
-        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
         ("return_dict", False),
         ("dtype", "nonsense"),
     ],

@@ -1,0 +1,89 @@
+"""Reads a tensor that is no range of a file, but made of others, as if it were one."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import TYPE_CHECKING
+
+from speechft_merge.checkpoints.index import TensorSpan
+from speechft_merge.errors import CheckpointError
+from speechft_merge.sources import ByteSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from speechft_merge.checkpoints.dtypes import DType
+
+LIMIT = 64 << 20
+"""Most bytes of such a tensor that are held in memory: unlike all others it is made as a whole."""
+
+
+class _Computed(ByteSource):
+    """One tensor's elements, computed at the first read and freed after the last is read."""
+
+    def __init__(self, name: str, size: int, seeks_cheaply: bool, function: Callable[[], memoryview]) -> None:
+        self.name, self.size, self.seeks_cheaply = name, size, seeks_cheaply
+        self._function = function
+        self._lock = threading.Lock()
+        self._made: memoryview | None = None
+        self._unread = size
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        with self._lock:
+            if self._made is None:
+                self._made, self._unread = self._function(), self.size
+            if offset + len(buffer) > self.size:
+                raise CheckpointError(f"{self.name}: bytes past the end of the tensor were requested")
+            buffer[:] = self._made[offset : offset + len(buffer)]
+            self._unread -= len(buffer)
+            if self._unread <= 0:
+                self._made = None
+
+    def close(self) -> None:
+        self._made = None
+
+
+class _Joined(ByteSource):
+    def __init__(self, name: str, parts: Sequence[TensorSpan]) -> None:
+        self.name, self.size = name, sum(part.nbytes for part in parts)
+        self.seeks_cheaply = all(part.source.seeks_cheaply for part in parts)
+        self._parts = parts
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        start = 0
+        for part in self._parts:
+            begin, end = max(offset, start), min(offset + len(buffer), start + part.nbytes)
+            if begin < end:
+                part.source.read_into(part.offset + begin - start, buffer[begin - offset : end - offset])
+            start += part.nbytes
+
+
+def computed(
+    name: str, dtype: DType, shape: tuple[int, ...], sources: Sequence[ByteSource], function: Callable[[], memoryview]
+) -> TensorSpan:
+    """Return a tensor that a function makes when it is read.
+
+    Args:
+        name: what to call it in messages.
+        dtype: of the elements.
+        shape: of the tensor.
+        sources: what the function reads.
+        function: returns all elements in row-major order, as bytes.
+
+    Raises:
+        CheckpointError: it is larger than `LIMIT`.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size > LIMIT:
+        raise CheckpointError(f"{name}: {size} bytes, at most {LIMIT} can be computed at once")
+    made = _Computed(name, size, all(source.seeks_cheaply for source in sources), function)
+    return TensorSpan(made, 0, dtype, shape)
+
+
+def joined_rows(name: str, first: TensorSpan, rest: TensorSpan, rows: int) -> TensorSpan:
+    """Return a tensor of the shape of `rest` whose first `rows` rows are those of `first`; both of one type."""
+    shape = rest.shape
+    head = TensorSpan(first.source, first.offset, first.dtype, (rows, *shape[1:]))
+    tail = TensorSpan(rest.source, rest.offset + head.nbytes, rest.dtype, (shape[0] - rows, *shape[1:]))
+    return TensorSpan(_Joined(name, (head, tail)), 0, rest.dtype, shape)

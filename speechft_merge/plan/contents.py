@@ -1,0 +1,36 @@
+"""Judges whether a model computes with its plain weights: with adapters, quantisers or shards it does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from speechft_merge.checkpoints.companions import CONFIG, read_companion_json
+from speechft_merge.checkpoints.dtypes import DType
+from speechft_merge.errors import quote
+from speechft_merge.layouts.elsewhere import find_elsewhere
+from speechft_merge.plan.findings import Finding, Level
+
+if TYPE_CHECKING:
+    from speechft_merge.checkpoints.index import Checkpoint
+
+_EIGHT_BIT = (DType.I8, DType.F8_E4M3, DType.F8_E5M2)
+_SHOWN = 6
+"""Words that a message lists."""
+
+
+def judge_contents(model: Checkpoint) -> list[Finding]:
+    """Return a reason to refuse a model if its plain weights are not what it computes with."""
+    eight_bit = [name for name, span in model.tensors.items() if span.dtype in _EIGHT_BIT and len(span.shape) > 1]
+    found = find_elsewhere(model.naming.full, model.shapes, eight_bit)
+    if found is not None:
+        where = " in ".join(filter(None, (_listed(found.words), _listed(found.modules))))
+        told = f"{len(found.names)} tensors such as {quote(found.names[0])}" + (f" ({where})" if where else "")
+        return [Finding(Level.REFUSAL, f"{model.reference} holds {found.kind}: {told}", found.hint)]
+    if "quantization_config" in read_companion_json(model, CONFIG):
+        text = f"{model.reference} is quantised: its config.json has a quantization_config"
+        return [Finding(Level.REFUSAL, text, "load it in full precision (or dequantize() it) and save it again")]
+    return []
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return ", ".join(words[:_SHOWN]) + (", ..." if len(words) > _SHOWN else "")

@@ -1,0 +1,186 @@
+"""Judges how much of a model is mixed, stack by stack: what has no partner in the other model is told, or refused."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from speechft_merge.errors import quote
+from speechft_merge.layouts.structure import blocks_of
+from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Finding, Level
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from speechft_merge.checkpoints.index import Checkpoint
+    from speechft_merge.layouts.naming import TensorName
+
+LEAST_COVERAGE = 0.5
+"""Share of the parameters of a model without blocks that must be mixed."""
+
+_SPARE = frozenset(["masked_spec_embed"])
+"""Used in training only; not every writer keeps it."""
+
+_SHOWN = 3
+"""Patterns of names that a message lists."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two models, and what of it is mixed."""
+
+    model: Checkpoint
+    names: Mapping[str, TensorName]
+    """What each of its tensors is."""
+    mixed: Collection[str]
+    """Own names of the tensors that have a partner and are mixed with it."""
+
+    def units(self) -> dict[str, list[str]]:
+        """Return stack, or part or module outside of the stacks -> its tensors that could be mixed, heads aside."""
+        found: dict[str, list[str]] = {}
+        for name, known in self.names.items():
+            span = self.model.tensors[name]
+            if not known.is_head and known.canonical not in _SPARE and span.dtype.interpolated and span.elements:
+                found.setdefault(_unit(known), []).append(name)
+        return found
+
+    def blocks(self) -> dict[str, list[int]]:
+        """Return stack -> the indexes of its blocks."""
+        return blocks_of(known.location for known in self.names.values())
+
+    def share(self) -> float:
+        """Return the share of its parameters, heads aside, that are mixed."""
+        sizes = {name: self.model.tensors[name].elements for names in self.units().values() for name in names}
+        return sum(size for name, size in sizes.items() if name in self.mixed) / max(sum(sizes.values()), 1)
+
+    def beyond(self, other: Side, stack: str) -> set[str]:
+        """Return the tensors of those blocks of a stack that another model does not have."""
+        there = other.blocks().get(stack, [])
+        return {
+            name
+            for name, known in self.names.items()
+            if known.location.stack == stack and known.location.block not in (None, *there)
+        }
+
+
+def judge_coverage(base: Side, finetuned: Side, keep_head: bool) -> list[Finding]:
+    """Return what speaks against a merge, or is worth a note, about tensors that only one of two models has.
+
+    If the other model has a stack in part, that of the output would be a chimera: refused. If it lacks it as a whole
+    (the decoder of an encoder-decoder, of a fine-tune that is an encoder), this is noted.
+
+    Args:
+        base: the pre-trained model.
+        finetuned: a fine-tune.
+        keep_head: whether the fine-tune's class is written; else it is the base's.
+    """
+    return list(_Judge(base, finetuned, keep_head).findings())
+
+
+@dataclass(frozen=True)
+class _Judge:
+    base: Side
+    finetuned: Side
+    keep_head: bool
+
+    @property
+    def owner(self) -> Side:
+        return self.finetuned if self.keep_head else self.base
+
+    @property
+    def other(self) -> Side:
+        return self.base if self.keep_head else self.finetuned
+
+    @property
+    def stays(self) -> str:
+        return "the fine-tune's" if self.keep_head else "the base's"
+
+    def findings(self) -> Iterator[Finding]:
+        base, finetuned = self.base.model.reference, self.finetuned.model.reference
+        if self._is_foreign():
+            text = f"{finetuned} has only {self.base.share():.0%} of the parameters of {base}"
+            hint = "check that the base is the one that was fine-tuned"
+            yield Finding(Level.REFUSAL, text, hint, ALLOW_UNRELATED)
+            return
+        ours = self.owner.units()
+        lost = {unit: [name for name in names if name not in self.owner.mixed] for unit, names in ours.items()}
+        whole = [unit for unit, names in lost.items() if len(names) == len(ours[unit])]
+        for unit in ours:
+            if unit not in whole:
+                yield from self._of_stack(unit, lost[unit])
+        if whole:
+            text = f"{self.other.model.reference} has no {', '.join(whole)}: it stays {self.stays}"
+            yield Finding(Level.NOTE, text)
+
+    def _is_foreign(self) -> bool:
+        """Return whether nothing that matters is mixed: no block, or of a model without blocks less than half."""
+        blocks = [name for name, known in self.owner.names.items() if known.location.block is not None]
+        return not any(name in self.owner.mixed for name in blocks) if blocks else self.owner.share() < LEAST_COVERAGE
+
+    def _of_stack(self, unit: str, lost: Sequence[str]) -> Iterator[Finding]:
+        """Yield what is found about a stack, or another unit, that both models have."""
+        depth = self._depth(unit)
+        if depth is not None:
+            yield depth
+        beyond = self.owner.beyond(self.other, unit) if depth is not None else set()
+        if rest := [name for name in lost if name not in beyond]:
+            text = f"{self.other.model.reference} has {_of(unit)} in part only: {_listed(rest)} would stay {self.stays}"
+            yield Finding(Level.REFUSAL, text, "", ALLOW_PARTIAL)
+        beyond = self.other.beyond(self.owner, unit) if depth is not None else set()
+        theirs = self.other.units().get(unit, [])
+        extra = [name for name in theirs if name not in self.other.mixed and name not in beyond]
+        if extra and not self.keep_head:
+            text = (
+                f"{self.finetuned.model.reference} has more in {_of(unit)} than {self.base.model.reference}: "
+                f"{_listed(extra)} would be lost"
+            )
+            yield Finding(Level.REFUSAL, text, "", ALLOW_PARTIAL)
+
+    def _depth(self, stack: str) -> Finding | None:
+        """Return what is found about a stack that has other blocks in the two models."""
+        ours, theirs = self.base.blocks().get(stack, []), self.finetuned.blocks().get(stack, [])
+        if ours == theirs or not ours or not theirs:
+            return None
+        text = (
+            f"{self.base.model.reference} has {len(ours)} layers in {_of(stack)}, {self.finetuned.model.reference} has "
+            f"{len(theirs)}; they are paired by number, which need not be the same layers"
+        )
+        only_base = [block for block in ours if block not in theirs]
+        only_finetuned = [block for block in theirs if block not in ours]
+        if self.keep_head and not only_finetuned:
+            return Finding(Level.WARNING, text)
+        if self.keep_head:
+            text += f", and layers {_ranges(only_finetuned)} would be the fine-tune's"
+            return Finding(Level.REFUSAL, text, "", ALLOW_PARTIAL)
+        if only_base:
+            text += f", and layers {_ranges(only_base)} would be the base's"
+        if only_finetuned:
+            text += f", and layers {_ranges(only_finetuned)} would be lost"
+        hint = "" if only_finetuned else f"pass --keep-head for an output of {len(theirs)} layers, all mixed"
+        return Finding(Level.REFUSAL, text, hint, ALLOW_PARTIAL)
+
+
+def _unit(known: TensorName) -> str:
+    part, stack, _ = known.location
+    return stack or (part if part != "other" else known.canonical.partition(".")[0])
+
+
+def _of(unit: str) -> str:
+    return f"the {unit}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return how many tensors these are, their names with `*` for numbers, and one of them as it is."""
+    patterns = Counter(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in names)
+    shown = ", ".join(f"{quote(pattern)} ({count})" for pattern, count in list(patterns.items())[:_SHOWN])
+    more = ", ..." if len(patterns) > _SHOWN else ""
+    return f"{len(names)} tensor{'s' * (len(names) != 1)} such as {quote(names[0])} ({shown}{more})"
+
+
+def _ranges(blocks: Sequence[int]) -> str:
+    """Return numbers in ascending order as ranges: `0, 3-5`."""
+    runs = [[block for _, block in run] for _, run in groupby(enumerate(blocks), lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
