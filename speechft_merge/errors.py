@@ -61,6 +61,12 @@ class NotFoundError(SpeechFTMergeError, FileNotFoundError):
     exit_code = 66
 
 
+class ComparisonError(SpeechFTMergeError):
+    """A comparison of features that failed after a merge; the merge is whole."""
+
+    exit_code = 69
+
+
 class OutputError(SpeechFTMergeError, OSError):
     """The output cannot be created at the given path."""
 

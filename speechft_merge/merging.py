@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints import open_checkpoint
+from speechft_merge.checkpoints.distinct import require_distinct
 from speechft_merge.errors import SpeechFTMergeError, UsageError
 from speechft_merge.executor.workers import Workers, choose_workers
 from speechft_merge.output.formats import decide_form, parse_config
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from speechft_merge.executor.drift import Drift
     from speechft_merge.executor.executor import Progress
     from speechft_merge.output.files import OutputFiles
-    from speechft_merge.push import PushTarget
+    from speechft_merge.push import Pushed, PushTarget
     from speechft_merge.similarity.report import Report
     from speechft_merge.similarity.request import ProbeRequest
     from speechft_merge.sources.reference import Reference
@@ -191,8 +192,8 @@ class Merge:
         names = {"base": _pinned(self.base), "finetuned": _pinned(self.finetuned[0])}
         return put_beside(result.output, replace(report, models=report.models | names))
 
-    def push(self, result: MergeResult, target: PushTarget, message: str | None = None, *, keep: bool = True) -> str:
-        """Commit the output of `write` to the Hub; return the URL of the commit, or of the pull request.
+    def push(self, result: MergeResult, target: PushTarget, message: str | None = None, *, keep: bool = True) -> Pushed:
+        """Commit the output of `write` to the Hub; return where it is, and what became of the files that were there.
 
         Args:
             result: what `write` returned.
@@ -206,7 +207,7 @@ class Merge:
         from speechft_merge.push import push, push_command
 
         try:
-            url = push(result.output, target, message)
+            pushed = push(result.output, target, message)
         except SpeechFTMergeError as error:
             here = Path.cwd()
             path = result.output.relative_to(here) if result.output.is_relative_to(here) else result.output
@@ -214,7 +215,7 @@ class Merge:
             raise
         if not keep and not result.already_done:
             shutil.rmtree(result.output, ignore_errors=True)
-        return url
+        return pushed
 
 
 def open_merge(
@@ -273,6 +274,7 @@ def _open_models(
     if len(references) < 2:
         raise UsageError("a fine-tuned model is missing", hint="give the base first, then one or more fine-tunes of it")
     models = [stack.enter_context(open_checkpoint(reference, options.download)) for reference in references]
+    require_distinct(models)
     return choose_encoders(models[0], models[1:])
 
 

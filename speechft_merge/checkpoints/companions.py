@@ -65,6 +65,12 @@ def is_tokenizer(name: str) -> bool:
     return _TOKENIZERS.fullmatch(name) is not None
 
 
+def is_companion(name: str) -> bool:
+    """Return whether transformers loads a file, or one in a folder, by its name when it loads a model."""
+    folder, slash, _ = name.partition("/")
+    return folder in _FOLDERS if slash else is_tokenizer(name) or _OTHERS.fullmatch(name) is not None
+
+
 def read_all_companions(checkpoint: Checkpoint) -> Companions:
     """Read every small file that belongs to a model: by its name, or named in a configuration or by code.
 
@@ -75,7 +81,7 @@ def read_all_companions(checkpoint: Checkpoint) -> Companions:
     if folder is None:
         return Companions({}, ())
     there = folder.names()
-    found = _read(folder, [name for name in there if _OTHERS.fullmatch(name) or is_tokenizer(name)])
+    found = _read(folder, [name for name in there if is_companion(name)])
     found = _with(found, _read(folder, [name for inner in _FOLDERS for name in folder.names(inner)]))
     for naming in _NAMING:
         settings = found.settings(naming, checkpoint.reference)

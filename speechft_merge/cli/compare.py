@@ -29,10 +29,7 @@ def compare(models: Models, mixing: AlphaOptions, features: FeatureOptions, work
         count = f"{len(models)} model{'s' * (len(models) != 1)}"
         raise UsageError(f"compare takes a base, a fine-tune and perhaps their merge; got {count}")
     merged = models[2] if len(models) == 3 else None
-    if merged is not None and mixing.given:
-        raise UsageError(
-            "--alpha, --layer-alpha and --recipe are for a merge in memory", hint="omit them, or omit the merged model"
-        )
+    mixing.require_effect(merged is None, f"on a merge that is given ({merged})", "leave out the merge")
     recipe, request = mixing.read(), features.read(work.workers)
     from speechft_merge.cli.show_report import seconds_in_words, show_report
     from speechft_merge.merging import MergeOptions

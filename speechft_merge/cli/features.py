@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from speechft_merge.cli.groups import OptionGroup
 from speechft_merge.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FeatureOptions:
+class FeatureOptions(OptionGroup):
     """On what audio features are compared, how, and where the figures go."""
 
     panel: ClassVar[str] = "Comparison of features"
@@ -49,11 +50,6 @@ class FeatureOptions:
         Path | None, typer.Option(metavar="FILE", help="Draw CKA of every layer with every other, likewise.")
     ] = None
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as CSV.")] = None
-
-    @property
-    def given(self) -> bool:
-        """Whether any option of the group was passed."""
-        return self != type(self)()
 
     def read(self, workers: int | None, *packages: str) -> ProbeRequest:
         """Return what they ask for, after checking that it can be had; a probe of `-` is read from stdin."""

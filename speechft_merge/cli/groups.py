@@ -6,12 +6,42 @@ import inspect
 from copy import copy
 from dataclasses import fields, is_dataclass
 from functools import cache, wraps
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
 
 from typer.core import TyperCommand
 
+from speechft_merge.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+class OptionGroup:
+    """Options that belong together and know which of them were passed: base of a dataclass, its fields the options."""
+
+    panel: ClassVar[str]
+    """Title in the help."""
+
+    @property
+    def given(self) -> list[str]:
+        """The options that were passed, as the command line has them."""
+        kind: Any = type(self)
+        return [_as_typed(option) for option in _options_of(kind) if getattr(self, option.name) != option.default]
+
+    def require_effect(self, effective: bool, otherwise: str, remedy: str) -> None:
+        """Refuse options that would change nothing: whoever passes one believes that it does.
+
+        Args:
+            effective: whether the options of the group have an effect.
+            otherwise: when they have none: "without --cka".
+            remedy: what gives them one: "pass --cka".
+
+        Raises:
+            UsageError: one of them was passed in vain.
+        """
+        if self.given and not effective:
+            named, verb = " and ".join(self.given), "have" if len(self.given) > 1 else "has"
+            raise UsageError(f"{named} {verb} no effect {otherwise}", hint=f"{remedy}, or leave {named} out")
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -52,6 +82,12 @@ def _options_of(group: Any) -> list[inspect.Parameter]:
             inspect.Parameter(field.name, keyword, default=field.default, annotation=Annotated[kind, option])
         )
     return options
+
+
+def _as_typed(option: inspect.Parameter) -> str:
+    """Return an option as the command line has it."""
+    declared = get_args(option.annotation)[1].param_decls or ()
+    return next((word for word in declared if word.startswith("--")), f"--{option.name.replace('_', '-')}")
 
 
 class GroupedHelp(TyperCommand):

@@ -11,10 +11,11 @@ from speechft_merge.cli.groups import with_groups
 from speechft_merge.cli.options import Base, Finetuned, HubOptions, OutputOptions, RecipeOptions, WorkOptions
 from speechft_merge.cli.progress import ProgressLine
 from speechft_merge.cli.sink import Sink
-from speechft_merge.errors import SpeechFTMergeError
+from speechft_merge.errors import ComparisonError, SpeechFTMergeError
 
 if TYPE_CHECKING:
     from speechft_merge.merging import Merge, MergeResult
+    from speechft_merge.push import Pushed, PushTarget
     from speechft_merge.similarity.report import Report
     from speechft_merge.similarity.request import ProbeRequest
 
@@ -54,8 +55,10 @@ def merge(
     from speechft_merge.merging import open_merge
     from speechft_merge.output.path import default_name, require_path
 
+    features.require_effect(cka, "without --cka", "pass --cka")
+    hub.require_effect(push_to_hub is not None, "without --push-to-hub", "pass --push-to-hub")
     recipe, options = mixing.read(), output.read(work)
-    request = features.read(work.workers, "matplotlib") if cka or features.given else None
+    request = features.read(work.workers, "matplotlib") if cka else None
     named = str(output.output or default_name(finetuned[0], recipe))
     path = require_path(named, (base, *finetuned))
     target = None if push_to_hub is None or output.dry_run else hub.prepare(push_to_hub)
@@ -67,25 +70,44 @@ def merge(
             sink.detail(line)
         with ProgressLine(sink) as progress:
             result = opened.write(path, progress)
-        report, problem, url = None, None, None
-        if request is not None:
-            report, problem = _compare(opened, request, result, sink)
+        compared = None if request is None else _compare(opened, request, result, sink)
+        pushed = None
         if target is not None:
-            url = opened.push(result, target, hub.commit_message, keep=output.output is not None)
-    sink.show(show_merge(result, named, url, report, problem))
-    if report is not None:
-        features.write(report)
+            keep = output.output is not None
+            pushed = _push(opened, result, target, hub.commit_message, keep=keep, compared=compared)
+    sink.show(show_merge(result, named, pushed, compared))
+    if isinstance(compared, ComparisonError):
+        raise compared
+    if compared is not None:
+        features.write(compared)
 
 
-def _compare(opened: Merge, request: ProbeRequest, result: MergeResult, sink: Sink) -> tuple[Report | None, str | None]:
+def _push(
+    opened: Merge, result: MergeResult, target: PushTarget, message: str | None, *, keep: bool,
+    compared: Report | ComparisonError | None,
+) -> Pushed:  # fmt: skip
+    """Push the output, also if the comparison failed; a push that fails as well tells of both."""
+    try:
+        return opened.push(result, target, message, keep=keep)
+    except SpeechFTMergeError as error:
+        if isinstance(compared, ComparisonError):
+            error.add_note(str(compared))
+        raise
+
+
+def _compare(opened: Merge, request: ProbeRequest, result: MergeResult, sink: Sink) -> Report | ComparisonError:
     """Return the comparison, or why there is none: no failure here may hide that the merge is written."""
     try:
         with ProgressLine(sink, "clips") as progress:
             report = opened.compare(request, result, progress)
     except Exception as error:
-        why = str(error) if isinstance(error, SpeechFTMergeError) else f"{type(error).__name__}: {error}"
-        return None, f"merged, but the features were not compared: {why}"
+        why, told = f"{type(error).__name__}: {error}", {}
+        if isinstance(error, SpeechFTMergeError):
+            why, told = error.message, {"found": error.found, "hint": error.hint}
+        failed = ComparisonError(f"merged, but the features were not compared: {why}", **told)
+        failed.__cause__ = error
+        return failed
     from speechft_merge.cli.show_report import seconds_in_words  # imports torch
 
     sink.detail(seconds_in_words(report))
-    return report, None
+    return report

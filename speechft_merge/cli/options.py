@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from speechft_merge.cli.groups import OptionGroup
 from speechft_merge.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ Finetuned = Annotated[list[str], typer.Argument(metavar="FINETUNED...", help="On
 
 
 @dataclass(frozen=True)
-class AlphaOptions:
+class AlphaOptions(OptionGroup):
     """How much of the fine-tune goes in, and where."""
 
     panel: ClassVar[str] = "Recipe"
@@ -47,11 +48,6 @@ class AlphaOptions:
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML file with all of this, or the manifest of a merge.")
     ] = None
-
-    @property
-    def given(self) -> bool:
-        """Whether any option of the group was passed."""
-        return self.alpha is not None or bool(self.layer_alpha or self.recipe)
 
     def read(self) -> Recipe:
         """Return the recipe of the file, if there is one, with the options on top; they have the names of its keys."""
@@ -93,7 +89,7 @@ class RecipeOptions(AlphaOptions):
 
 
 @dataclass(frozen=True)
-class WorkOptions:
+class WorkOptions(OptionGroup):
     """How the work is done."""
 
     panel: ClassVar[str] = "Work"
@@ -107,7 +103,7 @@ class WorkOptions:
 
 
 @dataclass(frozen=True)
-class OutputOptions:
+class OutputOptions(OptionGroup):
     """What is written, and where."""
 
     panel: ClassVar[str] = "Output"
@@ -150,7 +146,7 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
-class HubOptions:
+class HubOptions(OptionGroup):
     """How a model is pushed."""
 
     panel: ClassVar[str] = "Hub"

@@ -9,7 +9,8 @@ import typer
 
 from speechft_merge.cli.groups import with_groups
 from speechft_merge.cli.options import HubOptions
-from speechft_merge.cli.sink import Shown, Sink
+from speechft_merge.cli.show_push import show_push
+from speechft_merge.cli.sink import Sink
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The output of a merge.")]
 Repository = Annotated[
@@ -21,9 +22,7 @@ Repository = Annotated[
 def push(folder: Folder, repository: Repository, hub: HubOptions, sink: Sink) -> None:
     """Push a merged model to the Hub, in one commit."""
     from speechft_merge.push import push as push_folder
-    from speechft_merge.push import require_merged
+    from speechft_merge.push.outgoing import list_outgoing
 
-    require_merged(folder)
-    target = hub.prepare(repository)
-    url = push_folder(folder, target, hub.commit_message)
-    sink.show(Shown(lambda: {"repo": target.repo, "url": url}, lambda _: [url], url))
+    list_outgoing(folder)  # what cannot be pushed makes no repository
+    sink.show(show_push(push_folder(folder, hub.prepare(repository), hub.commit_message)))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.cli.show_push import push_parts
 from speechft_merge.cli.sink import Shown
 from speechft_merge.cli.tables import Table, in_words, layer_parts
+from speechft_merge.errors import ComparisonError
 from speechft_merge.executor.drift import Drift
 from speechft_merge.plan.findings import Level, texts
 
@@ -13,28 +15,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from speechft_merge.merging import MergeResult
+    from speechft_merge.push import Pushed
     from speechft_merge.similarity.report import Report
 
 
 def show_merge(
-    result: MergeResult, output: str, url: str | None = None, report: Report | None = None, problem: str | None = None
+    result: MergeResult, output: str, pushed: Pushed | None = None, compared: Report | ComparisonError | None = None
 ) -> Shown:
     """Return what was merged, layer by layer, and what that did to the features; the last line is where the model is.
 
     Args:
         result: what the merge did.
         output: the output, as the user named it.
-        url: where it was pushed to.
-        report: the comparison of features.
-        problem: why there is none.
+        pushed: where it was pushed to, and what became of the files there.
+        compared: the comparison of features, or why there is none.
     """
-    warnings = [*texts(result.findings, Level.WARNING), *([problem] if problem else [])]
-    notes = texts(result.findings, Level.NOTE)
+    report = None if isinstance(compared, ComparisonError) else compared
+    warnings = texts(result.findings, Level.WARNING)
+    notes = [*texts(result.findings, Level.NOTE), *(pushed.notes if pushed is not None else [])]
 
     def document() -> dict[str, Any]:
-        extra = {"output": output, "pushed": url, "already_done": result.already_done}
-        similarity = {} if report is None else {"similarity": report.to_json()}
-        return result.manifest.to_json() | extra | {"warnings": [*warnings, *notes]} | similarity
+        extra = {"output": output, "pushed": pushed and pushed.to_json(), "already_done": result.already_done}
+        return result.manifest.to_json() | extra | {"warnings": [*warnings, *notes]} | _similarity(compared)
 
     def parts(verbose: int) -> Iterator[Table | str]:
         yield from _layers(result)
@@ -42,9 +44,19 @@ def show_merge(
             from speechft_merge.cli.show_report import report_parts  # imports torch
 
             yield from report_parts(report, verbose)
-        yield url or output
+        if pushed is not None:
+            yield from push_parts(pushed)
+        yield headline
 
-    return Shown(document, parts, url or output, [*warnings, *(report.warnings if report is not None else ())], notes)
+    headline = output if pushed is None else pushed.url
+    return Shown(document, parts, headline, [*warnings, *(report.warnings if report is not None else ())], notes)
+
+
+def _similarity(compared: Report | ComparisonError | None) -> dict[str, Any]:
+    """Return what the document has of a comparison; if it failed, null and the reason."""
+    if isinstance(compared, ComparisonError):
+        return {"similarity": None, "problem": str(compared)}
+    return {} if compared is None else {"similarity": compared.to_json()}
 
 
 def _layers(result: MergeResult) -> Iterator[Table | str]:

@@ -83,10 +83,15 @@ class Recipe:
         """Return weights of `count` fine-tunes that sum to 1.
 
         Raises:
-            UsageError: there are weights, but not as many as fine-tunes.
+            UsageError: there are weights, but not as many as fine-tunes, or for one fine-tune alone.
         """
         if self.weight and len(self.weight) != count:
             raise UsageError(f"{len(self.weight)} weights for {count} fine-tuned models", hint="give one each, or none")
+        if self.weight and count == 1:
+            raise UsageError(
+                "--weight has no effect with one fine-tune",
+                hint="leave it out (in a recipe, weight): how much of one goes in is --alpha; or name the others",
+            )
         weights = [weight / max(self.weight) for weight in self.weight] or [1.0] * count
         return tuple(weight / math.fsum(weights) for weight in weights)
 
@@ -130,12 +135,13 @@ def read_recipe(path: Path) -> Recipe:
         raise NotFoundError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"the recipe {path} is not valid YAML: {error}") from error
-    if isinstance(content, dict) and isinstance(content.get("recipe"), dict):
-        content = content["recipe"]
+    of_manifest = isinstance(content, dict) and isinstance(content.get("recipe"), dict)
     try:
-        return Recipe.from_json(content)
+        recipe = Recipe.from_json(content["recipe"] if of_manifest else content)
     except UsageError as error:
         raise error.within(f"the recipe {path}") from error
+    # a single fine-tune could have a weight in earlier versions; it changed nothing
+    return replace(recipe, weight=()) if of_manifest and len(recipe.weight) == 1 else recipe
 
 
 def override(recipe: Recipe, **given: Any) -> Recipe:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.record.layers import drift_cell, summarise_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from speechft_merge.checkpoints.index import Checkpoint
     from speechft_merge.executor.drift import Drift
@@ -62,6 +63,11 @@ def with_section(card: str, section: str) -> str:
     return f"{before.rstrip()}\n\n{SECTION}\n\n{section.strip()}\n\n{after}".rstrip() + "\n"
 
 
+def is_ours(card: str) -> bool:
+    """Return whether a merge wrote a card, or its owner out of one that it wrote."""
+    return f"\n{_MADE_BY}" in card
+
+
 def make_card(
     plan: Plan, models: Sequence[Checkpoint], drifts: dict[str, Drift], config: dict[str, Any],
     findings: Sequence[Finding], command: Sequence[str], weights: str = "model.safetensors",
@@ -80,6 +86,7 @@ def make_card(
     base, *finetuned = models
     names = ", ".join(f"`{short(checkpoint.reference)}`" for checkpoint in finetuned)
     first, onto = short(finetuned[0].reference), short(base.reference)
+    shortened = shortener([model.reference for model in models])
     rules = ", ".join(f"`{rule}`" for rule in plan.recipe.layer_alpha)
     alphas = f"alpha = {plan.recipe.alpha:g}" + (f", but {rules}" if rules else "")
     lines = [
@@ -92,7 +99,7 @@ def make_card(
         "",
         *_pinned(models),
         _sentence(plan),
-        *(f"\n**{finding.level.value.capitalize()}:** {finding.text}." for finding in findings),
+        *(f"\n**{finding.level.value.capitalize()}:** {shortened(finding.text)}." for finding in findings),
         *_pattern(weights, short((finetuned[0] if plan.recipe.keep_head else base).reference)),
         "",
         "| layer | alpha | drift | interpolated | copied |",
@@ -171,11 +178,26 @@ def _sentence(plan: Plan) -> str:
     return ", ".join(words) + "."
 
 
+_PATH = re.compile(r"(?P<option>--[\w-]+=|-\w+)?(?P<path>(?:/|~|\.{1,2}/).*)", re.DOTALL)
+"""A word of a command line that is a local path, or an option with one: `--recipe=../a.yaml`, `-qo/tmp/out`."""
+
+
 def short(reference: str) -> str:
     """Return a Hub id as it is; of a local path the last part, as folders of one machine mean nothing elsewhere."""
-    option, equals, value = reference.partition("=")
-    if equals and option.startswith("--"):
-        return f"{option}={short(value)}"
-    if reference[:2] == "-o" and reference[2:]:
-        return "-o" + short(reference[2:])
-    return reference.rstrip("/").rpartition("/")[2] if reference.startswith(("/", ".", "~")) else reference
+    found = _PATH.fullmatch(reference)
+    return (found["option"] or "") + _last_part(found["path"]) if found else reference
+
+
+def shortener(words: Iterable[str]) -> Callable[[str], str]:
+    """Return what shortens, wherever they stand in a text, the local paths among some words of a command line."""
+    paths = {found["path"] for word in words if (found := _PATH.fullmatch(word)) and _last_part(found["path"])}
+    paths |= {str(Path(path).expanduser()) for path in paths if path.startswith("~/")}
+    either = "|".join(re.escape(path) for path in sorted(paths, key=len, reverse=True))
+    if not either:
+        return lambda text: text
+    within = re.compile(rf"(?<![\w/.:~-])(?:{either})(?![\w-])")  # no part of a URL or of a longer name
+    return lambda text: within.sub(lambda found: _last_part(found[0]), text)
+
+
+def _last_part(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +123,7 @@ def test_a_block_has_one_drift_and_one_name_in_the_table_of_the_merge_and_in_tha
     run: Run, probe: list[str], save_pair: SavePair
 ) -> None:
     for number, pair in enumerate((PAIR, save_pair("Hubert", **LARGE), save_pair("Whisper"))):
-        ran = run(*pair, *probe, "--json", "-o", f"out{number}")
+        ran = run(*pair, "--cka", *probe, "--json", "-o", f"out{number}")
         assert ran.code == 0, ran.err
         document = ran.json
         keys = ("layer", "part", "stack", "drift")
@@ -154,7 +156,7 @@ def test_a_merge_with_a_comparison_beside_it_is_still_done_and_may_be_replaced(
 
 
 def test_the_json_of_a_merge_has_the_comparison_in_it(run: Run, probe: list[str]) -> None:
-    document = run(*PAIR, *probe, "--json", "-o", "out").json
+    document = run(*PAIR, "--cka", *probe, "--json", "-o", "out").json
     assert document["similarity"]["layers"][-1]["base_merged"]["cka"] > 0.5
     assert document["output"] == "out"
 
@@ -169,15 +171,16 @@ def test_a_model_that_cannot_be_run_is_merged_all_the_same(
         text = path.read_bytes()
         (base / path.name).write_bytes(text.replace(b'"hubert"', b'"hubble"') if path.suffix == ".json" else text)
     ran = run(base, pair[1], "--cka", *probe, "-o", "out", "-q")
-    assert (ran.code, ran.out) == (0, "out\n")
-    assert "merged, but the features were not compared" in ran.err
+    assert (ran.code, ran.out) == (69, "out\n")
+    assert "error: merged, but the features were not compared: " in ran.err
     assert "does not know its model_type 'hubble'" in ran.err
     assert (tmp_path / "out/model.safetensors").exists()
+    assert run(base, pair[1], "-o", "out", "-q").code == 0
 
 
 def test_a_figure_that_cannot_be_written_is_told_after_the_result(run: Run, probe: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    ran = run(*PAIR, *probe, "-o", "out", "--plot", "file/plot.png", "-q")
+    ran = run(*PAIR, "--cka", *probe, "-o", "out", "--plot", "file/plot.png", "-q")
     assert (ran.code, ran.out) == (73, "out\n")
     assert "cannot write" in ran.err
     assert (tmp_path / "out/similarity.json").exists()
@@ -190,18 +193,39 @@ def test_whatever_goes_wrong_in_a_comparison_the_merge_is_told_of(
         raise ZeroDivisionError("of a kind that nobody foresaw")
 
     monkeypatch.setattr("speechft_merge.similarity.beside_output.draw_lines", fail)
-    ran = run(*PAIR, *probe, "-o", "out", "--json")
-    assert ran.code == 0
-    assert ran.json["warnings"] == [
-        "merged, but the features were not compared: ZeroDivisionError: of a kind that nobody foresaw"
-    ]
+    ran = run(*PAIR, "--cka", *probe, "-o", "out", "--json")
+    problem = "merged, but the features were not compared: ZeroDivisionError: of a kind that nobody foresaw"
+    assert ran.code == 69
+    assert (ran.json["output"], ran.json["similarity"], ran.json["problem"]) == ("out", None, problem)
+    told = json.loads(ran.err.splitlines()[-1])
+    assert (told["error"], told["exit_code"]) == (problem, 69)
+
+
+def test_a_clip_that_is_no_audio_leaves_a_merge_and_exit_code_69(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "clip.wav").write_text("no audio")
+    ran = run(*PAIR, "--cka", "--probe", "clip.wav", "-o", "out")
+    assert (ran.code, ran.lines[-1]) == (69, "out")
+    assert ran.err.count("merged, but the features were not compared") == 1
+    again = run(*PAIR, "-o", "out", "--json")
+    assert (again.code, again.json["already_done"]) == (0, True)
+    assert "similarity" not in again.json
+
+
+def test_a_merge_that_is_interrupted_while_features_are_compared_keeps_the_code_of_the_signal(
+    run: Run, probe: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        "speechft_merge.similarity.beside_output.draw_lines", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    ran = run(*PAIR, "--cka", *probe, "-o", "out")
+    assert ran.code == 128 + signal.SIGTERM
+    assert (tmp_path / "out/model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
         (["compare", PAIR[0]], 2, "takes a base, a fine-tune and perhaps their merge; got 1"),
-        (["compare", *PAIR, PAIR[0], "--alpha", "0.5"], 2, "are for a merge in memory"),
         (["compare", *PAIR, "--probe", "nowhere"], 66, "there is no audio file or folder nowhere"),
         (["compare", *PAIR, "--plot", "figure.bmp"], 2, "end its name in one of"),
         (["compare", *PAIR, "--estimator", "best"], 2, "use one of utterance, frame, biased"),
@@ -209,8 +233,8 @@ def test_whatever_goes_wrong_in_a_comparison_the_merge_is_told_of(
         (["compare", *PAIR, "--memory", "much"], 2, "is not a size"),
         ([*PAIR, "--cka", "--probe", "nowhere", "-o", "out"], 66, "there is no audio file or folder nowhere"),
         ([*PAIR, "--cka", "--plot", "figure.bmp", "-o", "out"], 2, "end its name in one of"),
-        ([*PAIR, "--probe-seconds", "0", "-o", "out"], 2, "holds nothing"),
-        ([*PAIR, "--device", "nowhere", "-o", "out"], 65, "device 'nowhere' cannot be used"),
+        ([*PAIR, "--cka", "--probe-seconds", "0", "-o", "out"], 2, "holds nothing"),
+        ([*PAIR, "--cka", "--device", "nowhere", "-o", "out"], 65, "device 'nowhere' cannot be used"),
     ],
 )
 def test_invalid_arguments_are_reported_before_anything_is_done(

@@ -180,8 +180,9 @@ def test_json_is_one_document(options: list[str], pair: Pair, run: Run, tmp_path
     assert {**second.json, **manifest} == second.json
 
 
-def test_json_is_one_document_with_warnings_too(pair: Pair, spawn: Run) -> None:
-    ran = spawn(pair.base, pair.base, "-o", "out", "--json")
+def test_json_is_one_document_with_warnings_too(pair: Pair, spawn: Run, tmp_path: Path) -> None:
+    shutil.copytree(pair.base, tmp_path / "frozen")
+    ran = spawn(pair.base, "frozen", "-o", "out", "--json")
     assert ran.code == 0
     assert len(ran.json["warnings"]) == 1
     assert ran.err == f"speechft-merge: warning: {ran.json['warnings'][0]}\n"
@@ -377,7 +378,7 @@ def test_rules_give_layers_alphas_of_their_own_and_later_ones_win(
 def test_a_recipe_file_says_the_same_as_options_and_options_win(
     pair: Pair, tiny: Tiny, run: Run, tmp_path: Path
 ) -> None:
-    recipe = {"alpha": 0.4, "layer_alpha": {"cnn": 0, "0": 0.1}, "weight": [2], "extrapolate": True}
+    recipe = {"alpha": 0.4, "layer_alpha": {"cnn": 0, "0": 0.1}, "extrapolate": True}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     ran = run(*pair.args, "-o", "out", "--recipe", "recipe.yaml", "--layer-alpha", "0=0.2", "--json")
     assert ran.code == 0, ran.err

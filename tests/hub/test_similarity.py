@@ -75,8 +75,8 @@ def test_a_pushed_comparison_of_local_models_holds_no_path_of_this_machine(
     hub.delete("alice/compared")
     (probe / "broken.wav").write_bytes(b"RIFF")
     ran = spawn(
-        PAIR / "base", PAIR / "finetuned", "--probe", probe, "--push-to-hub", "alice/compared", env=hub.env()
-    )  # fmt: skip
+        PAIR / "base", PAIR / "finetuned", "--cka", "--probe", probe, "--push-to-hub", "alice/compared", env=hub.env()
+    )
     assert ran.code == 0, ran.err
     report = hub.stored("alice/compared").files["similarity.json"].read_text()
     assert "broken.wav" in report

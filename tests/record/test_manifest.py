@@ -56,7 +56,7 @@ def test_the_drift_of_a_layer_is_the_distance_of_its_weights(pair: Pair, tiny: T
 
 def test_its_recipe_makes_the_same_merge_again(pair: Pair, run: Run, tmp_path: Path) -> None:
     options = ["--alpha", "0.3", "--layer-alpha", "layers=0.1:0.5", "--layer-alpha", "cnn=-0.2", "--dtype", "float16"]
-    assert run(*pair.args, "-o", "out", *options, "--extrapolate", "--keep-head", "--weight", "2").code == 0
+    assert run(*pair.args, "-o", "out", *options, "--extrapolate", "--keep-head").code == 0
     ran = run(*pair.args, "-o", "again", "--recipe", "out/speechft_merge.json")
     assert ran.code == 0, ran.err
     first, second = manifest_of(tmp_path / "out"), manifest_of(tmp_path / "again")

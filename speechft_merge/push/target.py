@@ -1,25 +1,21 @@
-"""Pushes a merged model to the Hub: checks the rights first, then makes one commit of every file."""
+"""Finds out before a merge whether its result can be pushed to a repository, and what that holds."""
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.errors import NotFoundError
-from speechft_merge.record.manifest import FIGURE, SIMILARITY
-from speechft_merge.record.manifest import NAME as MANIFEST
+from speechft_merge.errors import SpeechFTMergeError
+from speechft_merge.record import card
 from speechft_merge.sources.hub_errors import HubError, hub_errors
+from speechft_merge.sources.reference import HubReference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-_WEIGHTS = re.compile(
-    r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?|merged_model\.(pt|pth|ckpt|bin)"
-)
-"""Names under which loaders find weights: those of an earlier push must not stay beside new ones."""
+_MAX_CARD = 1 << 20
+"""Bytes of a card that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +29,8 @@ class PushTarget:
     parent: str
     files: frozenset[str]
     """Files in the repository at that commit."""
+    foreign_card: bool = False
+    """Whether its README.md is one that no merge wrote."""
 
 
 def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, branch: str | None = None) -> PushTarget:
@@ -73,7 +71,20 @@ def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, b
             hint="make it private on the Hub first, choose another name, or leave --private out",
         )
     files = frozenset(sibling.rfilename for sibling in info.siblings or ())
-    return PushTarget(repo, branch, private, create_pr, str(info.sha), files)
+    foreign = card.NAME in files and not _is_ours(HubReference(repo, str(info.sha)))
+    return PushTarget(repo, branch, private, create_pr, str(info.sha), files, foreign)
+
+
+def _is_ours(reference: HubReference) -> bool:
+    """Return whether a merge wrote the card of a repository; one that cannot be read is somebody's."""
+    from speechft_merge.sources.hub import open_hub_folder
+
+    try:
+        folder, _ = open_hub_folder(reference)
+        with folder.open(card.NAME) as source:
+            return card.is_ours(source.read(0, min(source.size, _MAX_CARD)).decode(errors="replace"))
+    except SpeechFTMergeError:
+        return False
 
 
 def _require_namespace(repo: str, account: Mapping[str, Any]) -> None:
@@ -94,52 +105,3 @@ def push_command(folder: Path | str, target: PushTarget, message: str | None) ->
     words += ["--branch", target.branch] if target.branch else []
     words += ["--commit-message", message] if message else []
     return shlex.join(words)
-
-
-def require_merged(folder: Path) -> None:
-    """Refuse a folder that is not the output of a merge.
-
-    Raises:
-        NotFoundError: it has no manifest.
-    """
-    if not (folder / MANIFEST).is_file():
-        raise NotFoundError(f"{folder} is not the output of a merge (no {MANIFEST} in it)")
-
-
-def push(folder: Path, target: PushTarget, message: str | None = None) -> str:
-    """Commit every file of a merged model; return the URL of the commit, or of the pull request.
-
-    Raises:
-        NotFoundError: the folder is not the output of a merge.
-        HubError: refused; also if the repository changed since `prepare_push`.
-        TemporaryError: the Hub failed or cannot be reached.
-    """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-
-    require_merged(folder)
-    disable_progress_bars()
-    # paths, not open files: the client hands those to Xet, and reads others into memory
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path)) for path in paths
-    ]
-    ours = {name for name in target.files if _WEIGHTS.fullmatch(name) or name in (SIMILARITY, FIGURE)}
-    stale = ours - {path.name for path in paths}
-    operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)]
-    with hub_errors(target.repo):
-        try:
-            commit = HfApi().create_commit(
-                target.repo,
-                operations,
-                commit_message=message or "Merge by speechft-merge",
-                revision=target.branch,
-                create_pr=target.create_pr or None,
-                parent_commit=None if target.create_pr else target.parent,
-            )
-        except HfHubHTTPError:  # some are ValueErrors as well
-            raise
-        except ValueError as error:  # the Hub rejects the card's front matter
-            raise HubError(f"{target.repo}: {str(error).strip()}") from error
-    return commit.pr_url or commit.commit_url
