@@ -15,8 +15,9 @@ from speechft_merge.checkpoints.labs import recognise
 from speechft_merge.checkpoints.numpy_arrays import ArrayTensor
 from speechft_merge.checkpoints.parts import pick_part
 from speechft_merge.checkpoints.safetensors import read_safetensors
-from speechft_merge.checkpoints.shards import join_shards, read_weight_map, require_shards
+from speechft_merge.checkpoints.shards import join_shards, read_weight_map, require_all_shards, require_shards
 from speechft_merge.checkpoints.state_dict import StateDict, find_state_dicts, shorten
+from speechft_merge.checkpoints.strangers import describe_file, explain_folder
 from speechft_merge.checkpoints.torch_legacy import read_torch_legacy
 from speechft_merge.checkpoints.torch_tensors import TensorView, TorchFile, span_of
 from speechft_merge.checkpoints.torch_zip import read_torch_zip
@@ -36,7 +37,9 @@ USUAL_NAMES = (
 )
 """Where transformers looks for weights, in its order."""
 
-NOT_WEIGHTS = ("training_args.bin", "optimizer.", "scheduler.", "scaler.", "rng_state", "random_states")
+NOT_WEIGHTS = re.compile(
+    r"training_args\.bin|(optimizer|scheduler|scaler)\.|rng_state|random_states|.*_optim_states\.pt"
+)
 """What training code leaves beside the weights under the same suffixes."""
 
 _INDEX = re.compile(
@@ -67,7 +70,7 @@ def open_checkpoint(reference: Reference, download: bool = False) -> Checkpoint:
     reference = fspath(reference)
     folder, file = _find_folder(reference, download)
     with ExitStack() as files:
-        checkpoint = _open_in(folder, file or choose_weights(folder), reference, files)
+        checkpoint = _open_in(folder, [file] if file else find_weights(folder), reference, files)
         if part := part_of(reference):
             checkpoint = pick_part(checkpoint, part)
         _require_usable(checkpoint)
@@ -88,36 +91,37 @@ def _find_folder(reference: str, download: bool) -> tuple[Folder, str | None]:
     return (LocalFolder(found), None) if found.is_dir() else (LocalFolder(found.parent), found.name)
 
 
-def choose_weights(folder: Folder) -> str:
-    """Return the name of the one file in a model directory that holds, or indexes, its weights.
+def find_weights(folder: Folder) -> list[str]:
+    """Return the name of the one file in a model directory that holds, or indexes, its weights; of shards all names.
 
     Raises:
         NotFoundError: there is none, or more than one that is not under a usual name.
     """
     names = folder.names()
-    for usual in USUAL_NAMES:
-        if usual in names:
-            return usual
-    if "adapter_model.safetensors" in names or "adapter_model.bin" in names:
-        raise NotFoundError(
-            f"{folder.name} holds an adapter (PEFT), not a whole model",
-            hint="merge it into its base first (merge_and_unload) and save the result",
-        )
+    usual = next((usual for usual in USUAL_NAMES if usual in names), None)
+    if usual is not None:
+        return [usual]
     indexes, loose = _candidates(names)
     candidates = indexes or loose
-    if not candidates:
-        listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
-        raise NotFoundError(
-            f"{folder.name} holds no weights (expected {', '.join(USUAL_NAMES)}, or one "
-            f"{', '.join('*' + suffix for suffix in WEIGHT_SUFFIXES)})",
-            found=listed,
-        )
-    if len(candidates) > 1:
+    shards = [] if indexes else [name for name in loose if _SHARD.search(name)]
+    if shards and len(shards) == len(loose):
+        return require_all_shards(folder.name, shards)
+    if len(candidates) == 1:
+        return candidates
+    explained = explain_folder(folder)
+    if explained is not None:
+        raise explained
+    if candidates:
         raise NotFoundError(
             f"{folder.name} holds {len(candidates)} candidates for the weights: {', '.join(candidates[:8])}",
             hint="name one of them",
         )
-    return candidates[0]
+    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
+    raise NotFoundError(
+        f"{folder.name} holds no weights (expected {', '.join(USUAL_NAMES)}, or one "
+        f"{', '.join('*' + suffix for suffix in WEIGHT_SUFFIXES)})",
+        found=listed,
+    )
 
 
 def other_weights(checkpoint: Checkpoint) -> list[str]:
@@ -131,18 +135,22 @@ def other_weights(checkpoint: Checkpoint) -> list[str]:
 def _candidates(names: list[str]) -> tuple[list[str], list[str]]:
     """Return the indexes of shards, and the weights files."""
     indexes = [name for name in names if _INDEX.search(name)]
-    loose = [name for name in names if name.endswith(WEIGHT_SUFFIXES) and not name.startswith(NOT_WEIGHTS)]
+    whole = (name for name in names if not name.startswith(("adapter_", "adapter.")))
+    loose = [name for name in whole if name.endswith(WEIGHT_SUFFIXES) and not NOT_WEIGHTS.match(name)]
     return indexes, loose
 
 
-def _open_in(folder: Folder, file: str, reference: str, files: ExitStack) -> Checkpoint:
-    """Index a file, or all shards of an index; `files` is to close what is opened."""
-    if not _INDEX.search(file):
+def _open_in(folder: Folder, names: list[str], reference: str, files: ExitStack) -> Checkpoint:
+    """Index a file, all shards of an index, or shards without one; `files` is to close what is opened."""
+    file, weight_map, index_name = names[0], {}, folder.name
+    if _INDEX.search(file):
+        with folder.open(file) as index:
+            weight_map, index_name = read_weight_map(index), index.name
+        names = require_shards(index_name, weight_map, folder.names())
+    elif len(names) == 1:
         return _open_file(folder, file, reference, files)
-    with folder.open(file) as index:
-        weight_map = read_weight_map(index)
-    shards = [_open_file(folder, f, reference, files) for f in require_shards(index.name, weight_map, folder.names())]
-    return join_shards(file, index.name, weight_map, shards)
+    shards = [_open_file(folder, name, reference, files) for name in names]
+    return join_shards(file, index_name, weight_map, shards)
 
 
 def _open_file(folder: Folder, file: str, reference: str, files: ExitStack) -> Checkpoint:
@@ -158,7 +166,7 @@ def _open_file(folder: Folder, file: str, reference: str, files: ExitStack) -> C
         # the library's save_model drops a tied tensor and writes of which one it was a copy
         tied = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
         return Checkpoint(reference, "safetensors", tensors | tied, [source], file, folder, metadata)
-    raise CheckpointError(f"{source.name} {_describe(start)}; expected safetensors or what torch.save writes")
+    raise CheckpointError(f"{source.name} {describe_file(start, file)}; expected safetensors or what torch.save writes")
 
 
 def _from_pickle(opened: TorchFile, reference: str, file: str, folder: Folder) -> Checkpoint:
@@ -196,19 +204,3 @@ def _require_usable(checkpoint: Checkpoint) -> None:
             raise CheckpointError(
                 f"{checkpoint.reference}: the tensor name {quote(name)} is not valid text (half a surrogate pair)"
             )
-
-
-def _describe(start: bytes) -> str:
-    """Describe, by its first bytes, a file that is not a checkpoint we can read."""
-    kinds = (
-        (not start, "is empty"),
-        (start.startswith(b"version https://git-lfs"), "is a Git LFS pointer, not the file itself (git lfs pull)"),
-        (start.startswith(b"\x89HDF"), "is an HDF5 file (TensorFlow weights?)"),
-        (start.startswith(b"GGUF"), "is a GGUF file"),
-        (start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")), "is compressed; unpack it first"),
-        (start[257:262] == b"ustar", "is a tar archive (torch before 0.4?): load it with torch and save it again"),
-        (start[:1] == b"\x80", "is a pickle, but not one that torch.save wrote; pickles are never executed here"),
-        (start.lstrip()[:1] in (b"{", b"["), "looks like JSON"),
-        (start.startswith((b"<", b"\xef\xbb\xbf<")), "looks like a web page (a failed download?)"),
-    )  # fmt: skip
-    return next((text for matches, text in kinds if matches), f"is not a checkpoint (it begins with {start[:8]!r})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,29 @@ def join_shards(file: str, index_name: str, weight_map: dict[str, str], shards: 
         unreadable={name: why for shard in shards for name, why in shard.unreadable.items()},
         file=file,
     )
+
+
+_PLACE = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
+
+
+def require_all_shards(folder: str, names: list[str]) -> list[str]:
+    """Return shards that have no index, in order.
+
+    Raises:
+        NotFoundError: they are of more than one model, or not all there.
+    """
+    places = [found for name in sorted(names) if (found := _PLACE.fullmatch(name))]
+    models = {(found[1], found[3], found[4]) for found in places}
+    stem, count, suffix = min(models)
+    missing = {*range(1, int(count) + 1)} - {int(found[2]) for found in places}
+    if len(models) > 1 or missing or len(places) != int(count):
+        listed = ", ".join(f"{stem}-{number:05}-of-{count}{suffix}" for number in sorted(missing)[:5])
+        raise NotFoundError(
+            f"{folder} holds shards without their index (*.index.json)",
+            found=f"{len(names)} shards" + (f"; missing: {listed}" if listed else " of more than one model"),
+            hint="copy the index and all shards",
+        )
+    return [found[0] for found in places]
 
 
 def require_shards(index_name: str, weight_map: dict[str, str], listed: list[str]) -> list[str]:

@@ -10,10 +10,10 @@ from speechft_merge.layouts.table import Table
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-TASKS = frozenset("lm_head ctc_head ctc_proj classifier projector proj_out score tdnn objective layer_weights".split())
+TASKS = frozenset("lm_head ctc_head classifier projector proj_out score tdnn objective layer_weights".split())
 """First words of the names of a task's heads."""
 
-HEADS = TASKS | frozenset("project_q project_hid final_proj label_embs_concat target_glu".split())
+HEADS = TASKS | frozenset("ctc_proj project_q project_hid final_proj label_embs_concat target_glu".split())
 """Likewise of all heads, those of pre-training and of bare models included, wherever they stand."""
 _QUANTIZER = tuple(f"quantizer.{tensor}" for tensor in "codevectors vars entries weight_proj. entry_proj.".split())
 """wav2vec 2.0's, by transformers, fairseq and fairseq2. The codebooks of a codec are a part of the model."""
@@ -35,7 +35,8 @@ TORCHAUDIO_OLD = Table.parse("encoder.readout  lm_head")
 
 def is_head(name: str) -> bool:
     """Return whether a canonical name inside the encoder's prefix is nevertheless a head's."""
-    return name.partition(".")[0] in HEADS or name.startswith(_QUANTIZER)
+    first = name.partition(".")[0]
+    return first in HEADS or first in ("head", "heads") or name.startswith(_QUANTIZER)
 
 
 def task_of(names: Collection[str]) -> str:

@@ -15,6 +15,8 @@ from speechft_merge.plan.findings import Finding, Level
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from speechft_merge.layouts.naming import Naming
+
     Shapes = Mapping[str, tuple[int, ...]]
 
 _DEPTHS = {
@@ -40,9 +42,10 @@ def check_loadable(config: Mapping[str, Any], shapes: Shapes, companions: Collec
         shapes: of its tensors, by name.
         companions: names of the files beside the weights.
     """
+    naming = read_naming(shapes)
     findings = [
         Finding(Level.REFUSAL, f"the output could not be loaded by its config.json: {problem}", "mend that config.json")
-        for problem in (*_depths(config, shapes), *_widths(config, shapes), *_names(config, shapes))
+        for problem in (*_depths(config, naming), *_widths(config, naming), *_names(config, naming))
     ]
     missing = [f"{name}.py" for name in modules_of(config) if f"{name}.py" not in companions]
     if missing:
@@ -51,8 +54,8 @@ def check_loadable(config: Mapping[str, Any], shapes: Shapes, companions: Collec
     return findings
 
 
-def _depths(config: Mapping[str, Any], shapes: Shapes) -> Iterator[str]:
-    stacks = read_naming(shapes).stacks
+def _depths(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
+    stacks = naming.stacks
     for stack, keys in _DEPTHS.items():
         key = next((key for key in keys if isinstance(config.get(key), int)), None)
         if key is not None and stack in stacks and len(stacks[stack]) != config[key]:
@@ -62,8 +65,8 @@ def _depths(config: Mapping[str, Any], shapes: Shapes) -> Iterator[str]:
         yield f"{_class(config) or 'its class'} has a decoder, and there are no weights of one"
 
 
-def _widths(config: Mapping[str, Any], shapes: Shapes) -> Iterator[str]:
-    names = {name.canonical: shapes[own] for own, name in read_naming(shapes).under().items()}
+def _widths(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
+    names = {name.canonical: naming.shapes[own] for own, name in naming.under().items()}
     width = next((config[key] for key in _WIDTHS if isinstance(config.get(key), int)), None)
     norm = names.get("encoder.layer_norm.weight")
     if width is not None and norm is not None and norm != (width,):
@@ -79,8 +82,8 @@ def _widths(config: Mapping[str, Any], shapes: Shapes) -> Iterator[str]:
         yield f"it has {expected} labels, the classifier {classifier[0]}"
 
 
-def _names(config: Mapping[str, Any], shapes: Shapes) -> Iterator[str]:
-    prefix, family = read_naming(shapes).prefix, config.get("model_type")
+def _names(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
+    prefix, family = naming.prefix, config.get("model_type")
     strange = prefix and _STRANGE.fullmatch(prefix.partition(".")[0])
     own = f"{str(family).replace('-', '_')}."
     if strange or (family in _OF_THEIR_OWN and prefix not in ("", own)):

@@ -164,8 +164,12 @@ class _Judge:
 
 
 def _unit(known: TensorName) -> str:
+    """Return the stack, part or module that is there as a whole or not: SpeechT5's classes differ in their prenets."""
     part, stack, _ = known.location
-    return stack or (part if part != "other" else known.canonical.partition(".")[0])
+    words = known.canonical.removeprefix(f"{stack}.").split(".")
+    if part == "other" and (not stack or len(words) > 2):
+        return ".".join(filter(None, (stack, words[0])))
+    return stack or part
 
 
 def _of(unit: str) -> str:

@@ -74,4 +74,4 @@ def _would_be_loaded(name: str) -> bool:
 
 
 def _is_weights(name: str) -> bool:
-    return bool(_WEIGHTS.fullmatch(name)) and not name.rpartition("/")[2].startswith(NOT_WEIGHTS)
+    return bool(_WEIGHTS.fullmatch(name)) and not NOT_WEIGHTS.match(name.rpartition("/")[2])

@@ -82,6 +82,9 @@ class Folder(Protocol):
     def names(self, inner: str = "") -> list[str]:
         """Return the names of the regular files in it, sorted; of one of its folders, with that before each name."""
 
+    def folders(self) -> list[str]:
+        """Return the names of the folders in it, sorted."""
+
     def leads_out(self, name: str) -> bool:
         """Return whether one of its files is a link to somewhere else."""
 

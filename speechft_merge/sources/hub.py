@@ -108,6 +108,11 @@ class HubFolder:
         names = [name.removeprefix(self._inner) for name in self._files if name.startswith(self._inner + before)]
         return sorted(name for name in names if "/" not in name.removeprefix(before))
 
+    def folders(self) -> list[str]:
+        """Return the names of the folders in it, sorted."""
+        inner = [name.removeprefix(self._inner) for name in self._files if name.startswith(self._inner)]
+        return sorted({name.partition("/")[0] for name in inner if "/" in name})
+
     def leads_out(self, _name: str) -> bool:
         """Return False: what a repository holds lies in it."""
         return False

@@ -79,6 +79,10 @@ class LocalFolder:
         except OSError as error:
             raise NotFoundError(f"cannot list {self.path}: {error.strerror}") from error
 
+    def folders(self) -> list[str]:
+        """Return the names of the folders in it, sorted."""
+        return sorted(entry.name for entry in self.path.iterdir() if entry.is_dir())
+
     def leads_out(self, name: str) -> bool:
         """Return whether one of its files is a link to somewhere else, but for the blobs of the Hub's cache."""
         if self.hub is not None:

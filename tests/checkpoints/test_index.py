@@ -40,6 +40,6 @@ def test_the_naming_of_a_checkpoint_is_read_once(namings: list[Naming]) -> None:
     assert len(namings) == 1
 
 
-def test_a_merge_reads_the_naming_of_each_model_once(pair: Pair, namings: list[Naming], tmp_path: Path) -> None:
+def test_a_merge_names_each_model_and_the_output_once(pair: Pair, namings: list[Naming], tmp_path: Path) -> None:
     merge(str(pair.base), str(pair.finetuned), tmp_path / "merged")
-    assert len(namings) == 2
+    assert len(namings) == 3
