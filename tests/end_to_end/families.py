@@ -51,19 +51,23 @@ _MOONSHINE = _TEXT | {
     "encoder_num_attention_heads": 2,
     "decoder_num_attention_heads": 2,
 }
-_SPEECHT5 = _TEXT | {name: value for name, value in _SEQUENCES.items() if name.startswith(("encoder_", "decoder_"))} | {
-    "hidden_size": 32,
-    "conv_dim": (16,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 2,
-    "num_mel_bins": 8,
-    "speech_decoder_prenet_units": 16,
-    "speech_decoder_postnet_units": 16,
-    "speaker_embedding_dim": 16,
-    "reduction_factor": 1,
-    "encoder_max_relative_position": 8,
-}
-_SUBSAMPLED = _BLOCKS | {"num_mel_bins": 16, "subsampling_conv_channels": 8}
+_SPEECHT5 = (
+    _TEXT
+    | {name: value for name, value in _SEQUENCES.items() if name.startswith(("encoder_", "decoder_"))}
+    | {
+        "hidden_size": 32,
+        "conv_dim": (16,) * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 2,
+        "num_mel_bins": 8,
+        "speech_decoder_prenet_units": 16,
+        "speech_decoder_postnet_units": 16,
+        "speaker_embedding_dim": 16,
+        "reduction_factor": 1,
+        "encoder_max_relative_position": 8,
+    }
+)
+_SUBSAMPLED = _BLOCKS | {"num_mel_bins": 16, "subsampling_conv_channels": 8, "conv_kernel_size": 9}
 _GRANITE = _BLOCKS | {"num_mel_bins": 4, "vocab_size": 12, "context_size": 8}
 
 _TOKENS = torch.tensor([[1, 5, 7]])
@@ -228,6 +232,23 @@ def in_common(family: Family, base: Any, finetuned: Any) -> dict[str, str]:
     first, second = _stem(ours[shared]), _stem(theirs[shared])
     names = _below(base, first) & _below(finetuned, second)
     return {first + name: second + name for name in sorted(names)}
+
+
+def alone(family: Family, owner: Any, other: Any) -> set[str]:
+    """What of a model is no head, and has no counterpart in the other model."""
+    return {*in_common(family, owner, owner)} - {*in_common(family, owner, other)}
+
+
+def looks_swapped(family: Family, base: Any, finetuned: Any) -> bool:
+    """Whether the base has the head of a task, and the fine-tune no head at all."""
+    heads = [model.state_dict().keys() - _body(family, model) for model in (base, finetuned)]
+    return bool(heads[0]) and not heads[1] and "PreTraining" not in type(base).__name__
+
+
+def _body(family: Family, model: Any) -> set[str]:
+    """What is no head, nor one tensor with what is none."""
+    weights = model.state_dict()
+    return {name for within in in_common(family, model, model) for name in _same_place(weights, within)}
 
 
 def interpolated(family: Family, base: Any, finetuned: Any, keep_head: bool, alpha: float = 0.25) -> Tensors:
