@@ -242,7 +242,8 @@ def alone(family: Family, owner: Any, other: Any) -> set[str]:
 def looks_swapped(family: Family, base: Any, finetuned: Any) -> bool:
     """Whether the base has the head of a task, and the fine-tune no head at all."""
     heads = [model.state_dict().keys() - _body(family, model) for model in (base, finetuned)]
-    return bool(heads[0]) and not heads[1] and "PreTraining" not in type(base).__name__
+    of_a_task = "PreTraining" not in type(base).__name__ and not base.config.is_encoder_decoder
+    return bool(heads[0]) and not heads[1] and of_a_task
 
 
 def _body(family: Family, model: Any) -> set[str]:

@@ -1,4 +1,4 @@
-"""A sweep: each family of transformers with a speech encoder, from its bare class and its published one, to each task."""
+"""A sweep: the families of transformers with a speech encoder, from the bare and the published class to each task."""
 
 from __future__ import annotations
 
