@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from float64 import Tensors, mixed
 from models import transformers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-Tensors = dict[str, torch.Tensor]
 
 _WIDTH: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 _BLOCKS: dict[str, Any] = _WIDTH | {"num_hidden_layers": 2}
@@ -252,15 +251,14 @@ def _body(family: Family, model: Any) -> set[str]:
     return {name for within in in_common(family, model, model) for name in _same_place(weights, within)}
 
 
-def interpolated(family: Family, base: Any, finetuned: Any, keep_head: bool, alpha: float = 0.25) -> Tensors:
+def interpolated(family: Family, base: Any, finetuned: Any, keep_head: bool) -> Tensors:
     """All tensors of the merge, in float64; those that are one tensor in the owner under each of their names."""
     owner = finetuned if keep_head else base
     ours, theirs = base.state_dict(), finetuned.state_dict()
     result = {name: tensor.double() for name, tensor in owner.state_dict().items()}
     for first, second in in_common(family, base, finetuned).items():
-        a, b = ours[first].double(), theirs[second].double()
-        mixed = a + alpha * (b - a) if ours[first].is_floating_point() else a
-        result |= dict.fromkeys(_same_place(owner.state_dict(), second if keep_head else first), mixed)
+        merged = mixed(ours[first], theirs[second])
+        result |= dict.fromkeys(_same_place(owner.state_dict(), second if keep_head else first), merged)
     return result
 
 

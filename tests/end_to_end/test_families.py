@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from families import FAMILIES, Family, alone, build, fine_tune, interpolated, looks_swapped, run
+from float64 import differences
 from options import UNSYNCED
 
 from speechft_merge import Recipe, merge
@@ -96,15 +97,3 @@ def test_a_merge_is_the_model_that_float64_makes(
     by_hand = build(family, type(owner).__name__, **(family.heads if keep_head else {}))
     by_hand.load_state_dict({name: tensor.float() for name, tensor in wanted.items()})
     torch.testing.assert_close(run(family, model.eval()), run(family, by_hand), rtol=1e-4, atol=1e-5)
-
-
-def differences(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Name -> by how many steps of float32 the worst element is off, of tensors that are off by more than rounding."""
-    assert found.keys() == wanted.keys()
-    off = {}
-    for name, exact in wanted.items():
-        step = max(float(exact.abs().max()) * 2**-23, 2**-126) if found[name].is_floating_point() else 1
-        distance = float((found[name].double() - exact).abs().max()) / step
-        if distance > 1 or found[name].shape != exact.shape:
-            off[name] = distance
-    return off
