@@ -17,11 +17,9 @@ def mixed(base: torch.Tensor, finetuned: torch.Tensor) -> torch.Tensor:
     return base.double() + 0.25 * (finetuned.double() - base.double()) if base.is_floating_point() else base.double()
 
 
-def interpolate(
-    base: Mapping[str, torch.Tensor], finetuned: Mapping[str, torch.Tensor], alpha: float = 0.25
-) -> Tensors:
+def interpolate(base: Mapping[str, torch.Tensor], finetuned: Mapping[str, torch.Tensor]) -> Tensors:
     """Names and what has no counterpart are the base's."""
-    return {name: mixed(tensor, finetuned.get(name, tensor), alpha) for name, tensor in base.items()}
+    return {name: mixed(tensor, finetuned.get(name, tensor)) for name, tensor in base.items()}
 
 
 def rounded(weights: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> Tensors:

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 HEADS = ("final_proj", "label_embs_concat", "quantizer", "project_q")
 SETTINGS = {"hubert": {"label_rate": 50.0}, "wav2vec2": {"quantize_targets": True}, "wavlm": {}}
+BOTH = (False, True)
 LABS = [
     Lab(family, large=large, conv_bias=large, extra=SETTINGS[family]) for family in SETTINGS for large in (False, True)
 ]
