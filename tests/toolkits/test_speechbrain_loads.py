@@ -87,6 +87,7 @@ def test_a_checkpoint_of_speechbrain_is_written_back_as_one(
     wanted = interpolate(base, tuned)
 
     file = merged(path, second, tmp_path / "out")
+    assert file.suffix == path.suffix
     found = wrapper(family, tmp_path / "source")
     found.load_state_dict(torch.load(file), strict=True)
     assert differences(found.state_dict(), wanted) == {}
