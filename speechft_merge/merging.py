@@ -250,6 +250,7 @@ def open_merge(
         relations = tuple(measure_relation(plan, which) for which in range(len(models) - 1))
         findings += require_sound(judge_relations(models, relations), options.allowed)
         form = decide_form(plan, models[0], models[1], options.max_shard_size)
+        findings += require_sound(form.findings, options.allowed)
         return Merge(
             base=models[0],
             finetuned=tuple(models[1:]),
@@ -350,4 +351,5 @@ def _pinned(checkpoint: Checkpoint) -> str:
     found = parse_reference(checkpoint.reference) if checkpoint.hub is not None else None
     if checkpoint.hub is None or not isinstance(found, HubReference):
         return checkpoint.reference
-    return str(replace(found, revision=checkpoint.hub.commit))
+    part = f"#{checkpoint.part}" if checkpoint.part else ""
+    return str(replace(found, revision=checkpoint.hub.commit)) + part

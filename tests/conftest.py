@@ -99,9 +99,10 @@ class Tiny:
         return folder
 
     def write_pair(self, folder: Path, base: Weights, finetuned: Weights) -> Pair:
+        width = {"hidden_size": base["masked_spec_embed"].size}
         return Pair(
-            self.write(folder / "base", base, CONFIG, preprocessor_config=EXTRACTOR),
-            self.write(folder / "finetuned", finetuned, CTC_CONFIG),
+            self.write(folder / "base", base, CONFIG | width, preprocessor_config=EXTRACTOR),
+            self.write(folder / "finetuned", finetuned, CTC_CONFIG | width),
         )
 
     def read(self, folder: Path) -> Weights:

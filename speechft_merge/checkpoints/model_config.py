@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from speechft_merge.checkpoints.companions import CONFIG, FEATURE_EXTRACTOR, read_companion_json
+from speechft_merge.checkpoints.companions import CONFIG, read_companion_json, read_extractor
 from speechft_merge.errors import CheckpointError
 from speechft_merge.layouts.configuration import derive_config, derive_extractor
 from speechft_merge.layouts.family import family_of
@@ -63,7 +63,7 @@ def _extractor(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, Any] | None:
     origin = checkpoint.origin
     if origin is not None and (origin.task or "normalize" in origin.model):
         return derive_extractor(shapes, origin.model, origin.task)
-    own = read_companion_json(checkpoint, FEATURE_EXTRACTOR)
+    own = read_extractor(checkpoint)
     return own or (None if checkpoint.naming.layout == TRANSFORMERS else derive_extractor(shapes, {}, {}))
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
+from dataclasses import replace
 from os import fspath
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints import torch_legacy, torch_zip
+from speechft_merge.checkpoints.computed import computed
 from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
 from speechft_merge.checkpoints.labs import recognise
+from speechft_merge.checkpoints.numpy_arrays import ArrayTensor
+from speechft_merge.checkpoints.parts import pick_part
 from speechft_merge.checkpoints.safetensors import read_safetensors
 from speechft_merge.checkpoints.shards import join_shards, read_weight_map, require_shards
-from speechft_merge.checkpoints.state_dict import find_state_dict, shorten
+from speechft_merge.checkpoints.state_dict import StateDict, find_state_dicts, shorten
 from speechft_merge.checkpoints.torch_legacy import read_torch_legacy
 from speechft_merge.checkpoints.torch_tensors import TensorView, TorchFile, span_of
 from speechft_merge.checkpoints.torch_zip import read_torch_zip
 from speechft_merge.errors import CheckpointError, NotFoundError, quote
 from speechft_merge.sources import LocalFolder
-from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, parse_reference
+from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, parse_reference, part_of
 
 if TYPE_CHECKING:
     from speechft_merge.sources import Folder
@@ -47,11 +51,11 @@ def open_checkpoint(reference: Reference, download: bool = False) -> Checkpoint:
     All files are closed if this fails; otherwise close the checkpoint, or use it as a context manager.
 
     Args:
-        reference: a path, or `org/name[@revision][:path/in/repo]`.
+        reference: a path, or `org/name[@revision][:path/in/repo]`; `#name` after it picks one of several encoders.
         download: download a model from the Hub to huggingface_hub's cache first, instead of reading ranges.
 
     Raises:
-        NotFoundError: there is nothing, nothing that looks like weights, or several candidates.
+        NotFoundError: there is nothing, nothing that looks like weights, several candidates, or no such encoder.
         CheckpointError: the file is damaged, hostile, or of a kind that cannot be read.
 
     Example:
@@ -64,6 +68,8 @@ def open_checkpoint(reference: Reference, download: bool = False) -> Checkpoint:
     folder, file = _find_folder(reference, download)
     with ExitStack() as files:
         checkpoint = _open_in(folder, file or choose_weights(folder), reference, files)
+        if part := part_of(reference):
+            checkpoint = pick_part(checkpoint, part)
         _require_usable(checkpoint)
         files.pop_all()  # from here on the checkpoint closes them
         return checkpoint
@@ -153,18 +159,27 @@ def _open_file(folder: Folder, file: str, reference: str, files: ExitStack) -> C
 
 
 def _from_pickle(opened: TorchFile, reference: str, file: str, folder: Folder) -> Checkpoint:
+    """Index the model in a pickled file; other dictionaries of tensors in it become its alternatives."""
     origin = recognise(opened.root, opened.source.name)
-    state = find_state_dict(opened.root, opened.source.name, origin.path if origin else None)
+    model, *beside = (
+        _from_state_dict(state, opened, reference, file, folder)
+        for state in find_state_dicts(opened.root, opened.source.name, origin.path if origin else None)
+    )
+    return replace(model, origin=origin, alternatives={state.state_path: state for state in beside})
+
+
+def _from_state_dict(state: StateDict, opened: TorchFile, reference: str, file: str, folder: Folder) -> Checkpoint:
     tensors: dict[str, TensorSpan] = {}
-    spans: dict[TensorView, TensorSpan] = {}  # tied tensors share one
+    spans: dict[TensorView | ArrayTensor, TensorSpan] = {}  # tied tensors share one
     for name, view in state.tensors.items():
-        if view not in spans:
+        if isinstance(view, ArrayTensor):
+            spans[view] = computed(f"{opened.source.name}: {name}", view.dtype, view.shape, (), view.elements)
+        elif view not in spans:
             spans[view] = span_of(view, name, opened.source, *opened.locate(view.storage))
         tensors[name] = spans[view]
     odd = {name: tensor.reason for name, tensor in state.odd.items()}
     path = ".".join(map(shorten, state.path)) or ("''" if state.path else "")
-    sources = [opened.source]
-    return Checkpoint(reference, opened.container, tensors, sources, file, folder, {}, odd, path, state.others, origin)
+    return Checkpoint(reference, opened.container, tensors, [opened.source], file, folder, {}, odd, path, state.others)
 
 
 def _require_usable(checkpoint: Checkpoint) -> None:

@@ -48,6 +48,18 @@ def name_of(value: object) -> str:
     return f"{value.module}.{value.name}"[:80] if isinstance(value, Symbol) else type(value).__name__
 
 
+def bytes_of(value: object) -> bytes | None:
+    """Return the bytes that a value is, or None; protocols before 3 have them as text in latin-1."""
+    match value:
+        case bytes() | bytearray():
+            return bytes(value)
+        case Inert(symbol=Symbol("_codecs", "encode"), arguments=(str(text), "latin1")):
+            return text.encode("latin-1", errors="replace")
+        case Inert(symbol=Symbol("__builtin__" | "builtins", "bytes"), arguments=()):
+            return b""
+    return None
+
+
 class _Mark:
     """The stack machine's MARK."""
 

@@ -1,19 +1,32 @@
-"""Finds the model among a pickled file's dictionaries, and describes the others."""
+"""Finds the models among a pickled file's dictionaries, and describes what else is there."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from speechft_merge.checkpoints.pickle_data import Inert, Symbol, name_of
+from speechft_merge.checkpoints.numpy_arrays import ArrayTensor, read_array
+from speechft_merge.checkpoints.pickle_data import Inert, Symbol, bytes_of, name_of
 from speechft_merge.checkpoints.torch_tensors import OddTensor, TensorView
 from speechft_merge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 MAX_KEY = 80
 """Characters of a key that are shown."""
 MAX_DEPTH = 6
 """How deep a state dict may be; Lightning and fairseq put it at depth 1."""
+
+MAX_BESIDE = 16
+"""Dictionaries beside the model's that are kept."""
+LEAST_SIZE = 0.01
+"""Share of the model's parameters that another dictionary must have to be kept."""
+
+_OPTIMIZERS = re.compile(r".*(optimizer|scheduler|scaler).*|optim|amp", re.IGNORECASE)
+"""Keys of what is no model."""
 
 _PREFERRED = ("state_dict", "model_state_dict", "model", "model_weight", "Upstream", "module", "net")
 """Keys under which training code keeps the model, the usual ones first; they decide where sizes do not."""
@@ -24,7 +37,7 @@ class StateDict:
     """The tensors of a model as the pickle has them."""
 
     path: tuple[str, ...]
-    tensors: dict[str, TensorView]
+    tensors: dict[str, TensorView | ArrayTensor]
     odd: dict[str, OddTensor]
     others: dict[str, str]
 
@@ -34,8 +47,8 @@ class StateDict:
         return sum(math.prod(view.shape) for view in self.tensors.values())
 
 
-def find_state_dict(root: Any, name: str, known: tuple[str, ...] | None = None) -> StateDict:
-    """Find the dictionary with the most parameters; on a tie, the one under the more usual key.
+def find_state_dicts(root: Any, name: str, known: tuple[str, ...] | None = None) -> list[StateDict]:
+    """Find the dictionary with the most parameters, on a tie the one under the more usual key; then those beside it.
 
     Args:
         root: what the pickle holds.
@@ -50,18 +63,49 @@ def find_state_dict(root: Any, name: str, known: tuple[str, ...] | None = None) 
     todo: list[tuple[tuple[str, ...], Any]] = [((), root)]
     while todo:
         path, value = todo.pop()
-        if not isinstance(value, dict) or id(value) in seen or len(path) > MAX_DEPTH:
+        if id(value) in seen or len(path) > MAX_DEPTH:
             continue
         seen.add(id(value))
-        tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, TensorView)}
-        odd = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, OddTensor)}
+        tensors: dict[str, TensorView | ArrayTensor] = {}
+        odd: dict[str, OddTensor] = {}
+        for key, item in _entries(value):
+            tensor = item if isinstance(item, TensorView) else read_array(item)
+            if tensor is None:
+                todo += [] if _OPTIMIZERS.fullmatch(str(key)) else [((*path, str(key)), item)]
+            elif isinstance(key, str):
+                tensors[key] = tensor
+            if isinstance(item, OddTensor) and isinstance(key, str):
+                odd[key] = item
         if tensors:
             found.append(StateDict(path, tensors, odd, {}))
-        todo += [((*path, key), item) for key, item in value.items() if isinstance(key, str) and isinstance(item, dict)]
     if not found:
         raise CheckpointError(f"{name} holds no state dict: {_explain(root)}")
     best = max(found, key=lambda one: (one.path == known, one.parameters, -_rank(one.path), -len(one.path)))
-    return StateDict(best.path, best.tensors, best.odd, _describe_others(root, best.path))
+    beside = [one for one in found if one is not best and one.parameters >= LEAST_SIZE * best.parameters]
+    return [replace(one, others=_describe_others(root, one.path)) for one in (best, *beside[:MAX_BESIDE])]
+
+
+def _entries(value: Any) -> Iterator[tuple[str | int, Any]]:
+    """Yield what a container holds, by key or position: also a subclass of dict, whose code is not run.
+
+    What an object keeps in its attributes is not looked at: a pickled module has its tensors there, without names.
+    """
+    match value:
+        case dict():
+            pairs: Iterable[tuple[Any, Any]] = value.items()
+        case list() | tuple():
+            pairs = enumerate(value)
+        case Inert(items=[(_, _), *_]):
+            pairs = (item for item in value.items if isinstance(item, tuple) and len(item) == 2)
+        case Inert(arguments=(dict(inner), *_)):
+            pairs = inner.items()
+        case _:
+            return
+    for key, item in pairs:
+        if isinstance(key, (str, int)):
+            yield key, item
+        elif (text := bytes_of(key)) is not None:
+            yield text.decode(errors="replace"), item
 
 
 def _rank(path: tuple[str, ...]) -> int:
@@ -87,12 +131,13 @@ def _describe_others(root: Any, chosen: tuple[str, ...]) -> dict[str, str]:
     told: dict[int, str] = {}
     prefix, value = "", root
     for step in chosen:
-        for key, item in value.items():
+        entries = {str(key): item for key, item in _entries(value)}
+        for key, item in entries.items():
             if key != step:
                 if id(item) not in told:  # one value may have many names
                     told[id(item)] = describe(item)
                 others[prefix + shorten(key)] = told[id(item)]
-        prefix, value = f"{prefix}{shorten(step)}.", value[step]
+        prefix, value = f"{prefix}{shorten(step)}.", entries[step]
     return others
 
 

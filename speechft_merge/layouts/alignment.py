@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from speechft_merge.layouts.prefixes import candidate_prefixes, encoder_prefix
+from speechft_merge.layouts.prefixes import candidate_prefixes, encoder_prefixes
 from speechft_merge.layouts.structure import find_stacks
 
 if TYPE_CHECKING:
@@ -130,6 +130,18 @@ def _by_prefix(naming: Naming) -> dict[str, Shapes]:
 
 
 def _lengthen(pair: tuple[str, str], base: Naming, finetuned: Naming) -> tuple[str, str]:
-    """Return both prefixes with the model prefix that both share under them, which separates encoder and heads."""
-    ours, theirs = encoder_prefix(base.full.values(), pair[0]), encoder_prefix(finetuned.full.values(), pair[1])
-    return (ours, theirs) if ours[len(pair[0]) :] == theirs[len(pair[1]) :] else pair
+    """Return both prefixes with the model prefixes that both share under them, which separate encoder and heads.
+
+    None that leaves out a stack of the base, such as the text decoder beside SeamlessM4T's `speech_encoder`: that and
+    what goes with it are no heads.
+    """
+    best = pair
+    longer = (
+        encoder_prefixes(side.full.values(), prefix) for side, prefix in zip((base, finetuned), pair, strict=True)
+    )
+    for ours, theirs in zip(*longer, strict=False):
+        beside = (name for name in base.under(ours).values() if not name.inside)
+        if ours[len(pair[0]) :] != theirs[len(pair[1]) :] or not all(name.is_head for name in beside):
+            break
+        best = ours, theirs
+    return best

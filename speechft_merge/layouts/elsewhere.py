@@ -31,6 +31,9 @@ class Elsewhere(NamedTuple):
     """What to do."""
 
 
+LEAST_EMPTY = 0.2
+"""Share of the tensors that are placeholders if ZeRO-3 left them: it partitions large ones only."""
+
 _FOLD = (
     "fold the adapters into the weights where the model was made (peft: merge_and_unload(); their scale is not in "
     "the file) and save the whole model"
@@ -93,7 +96,7 @@ def find_elsewhere(
         modules = [names[own].rpartition(".")[0].rpartition(".")[2] for own in eight_bit]
         return Elsewhere("quantised weights", tuple(eight_bit), (), _frequent(modules), _DEQUANTISE)
     empty = tuple(name for name, shape in shapes.items() if shape == (0,))
-    if empty and 2 * len(empty) > len(shapes):
+    if empty and len(empty) >= LEAST_EMPTY * len(shapes):
         return Elsewhere(_PLACEHOLDERS[0], empty, (), (), _PLACEHOLDERS[1])
     return None
 

@@ -20,6 +20,8 @@ NAME = "fairseq"
 MARK = re.compile(r"(?P<root>(?:.+\.)?)encoder\.pos_conv\.\d+\.")
 """A name that only this layout has, in all of its models: Whisper shares those of the layers."""
 
+IS_ENCODER = True
+
 BESIDE = heads.FAIRSEQ
 
 _COMMON = Table.parse("""

@@ -67,7 +67,7 @@ def _by_names(names: Collection[str]) -> str | None:
     """Detect the family by names that only it has. HuBERT and wav2vec 2.0 differ in their pre-training heads alone."""
     firsts = {name.partition(".")[0] for name in names}
     evidence = (
-        ("whisper", "encoder.conv1.weight" in names),
+        ("whisper", "encoder.conv1.weight" in names and "encoder.conv3.weight" not in names),  # Moonshine's
         ("wavlm", any(".gru_rel_pos" in name for name in names)),
         ("data2vec-audio", any(name.startswith("encoder.pos_conv_embed.layers.") for name in names)),
         ("decoar2", "encoder.pos_conv_embed.conv.bias" in names and "feature_extractor" not in firsts),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 from speechft_merge.layouts.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
 TASKS = frozenset("lm_head ctc_head ctc_proj classifier projector proj_out score tdnn objective layer_weights".split())
 """First words of the names of a task's heads."""
 
-HEADS = TASKS | frozenset("quantizer project_q project_hid final_proj label_embs_concat target_glu".split())
+HEADS = TASKS | frozenset("project_q project_hid final_proj label_embs_concat target_glu".split())
 """Likewise of all heads, those of pre-training and of bare models included, wherever they stand."""
+_QUANTIZER = tuple(f"quantizer.{tensor}" for tensor in "codevectors vars entries weight_proj. entry_proj.".split())
+"""wav2vec 2.0's, by transformers, fairseq and fairseq2. The codebooks of a codec are a part of the model."""
 
 _CLASSES = {
     "ForCTC": ("lm_head.weight",),
@@ -32,7 +35,7 @@ TORCHAUDIO_OLD = Table.parse("encoder.readout  lm_head")
 
 def is_head(name: str) -> bool:
     """Return whether a canonical name inside the encoder's prefix is nevertheless a head's."""
-    return name.partition(".")[0] in HEADS
+    return name.partition(".")[0] in HEADS or name.startswith(_QUANTIZER)
 
 
 def task_of(names: Collection[str]) -> str:
@@ -43,3 +46,30 @@ def task_of(names: Collection[str]) -> str:
 def heads_of(task: str) -> frozenset[str]:
     """Return the first words of the heads that a class of transformers has a place for."""
     return frozenset(name.partition(".")[0] for name in _CLASSES[task])
+
+
+def class_like(architectures: object, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """Return the settings of the class of a family that has the heads among these tensors; None if none is known.
+
+    Args:
+        architectures: of another class of the family, from its config.json.
+        shapes: by own names.
+    """
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    family = re.match(r"(.+?)(Model|For[A-Z]\w*)$", named) if isinstance(named, str) else None
+    heads = {name.partition(".")[0] for name in shapes if is_head(name)}
+    if family is None:
+        return None
+    if not heads:
+        return {"architectures": [f"{family[1]}Model"]}
+    if heads == {"lm_head"}:
+        return {"architectures": [f"{family[1]}ForCTC"], "vocab_size": shapes["lm_head.weight"][0]}
+    if heads <= {"classifier", "projector", "layer_weights"} and "classifier.weight" in shapes:
+        labels = shapes["classifier.weight"][0]
+        return {
+            "architectures": [f"{family[1]}ForSequenceClassification"],
+            "id2label": {str(i): f"LABEL_{i}" for i in range(labels)},
+            "label2id": {f"LABEL_{i}": i for i in range(labels)},
+            **({"classifier_proj_size": shapes["projector.weight"][0]} if "projector.weight" in shapes else {}),
+        }
+    return None

@@ -7,10 +7,11 @@ from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from speechft_merge.layouts import fairseq, torchaudio
+from speechft_merge.layouts import fairseq, openai_whisper, torchaudio
 from speechft_merge.layouts.prefixes import encoder_prefix
 from speechft_merge.layouts.structure import HEAD, Location, blocks_of, locate
 from speechft_merge.layouts.weight_norm import canonical
+from speechft_merge.layouts.wrappers import unwrap, wrappers_of
 
 if TYPE_CHECKING:
     import re
@@ -27,6 +28,9 @@ class Layout(Protocol):
 
     NAME: str
     MARK: re.Pattern[str]
+    """A name that shows the scheme; group `root` is what stands before the model's names."""
+    IS_ENCODER: bool
+    """Whether the root is the encoder's prefix; else only that of a model in which the encoder is."""
     BESIDE: Table
     """Names of heads beside the encoder."""
 
@@ -34,7 +38,7 @@ class Layout(Protocol):
         """Return the table of its names without prefix, against transformers'."""
 
 
-LAYOUTS: tuple[Layout, ...] = (fairseq, torchaudio)
+LAYOUTS: tuple[Layout, ...] = (fairseq, torchaudio, openai_whisper)
 
 
 class TensorName(NamedTuple):
@@ -44,6 +48,8 @@ class TensorName(NamedTuple):
     """transformers' name without the encoder's prefix, weight norm as `weight_g` and `weight_v`. Of a head beside the
     encoder: without the prefix before the encoder, unless that is the name of one of the encoder's tensors."""
     location: Location
+    inside: bool = True
+    """Whether its name has the encoder's prefix. What has not is a head, or belongs to another stack beside it."""
 
     @property
     def is_head(self) -> bool:
@@ -56,14 +62,18 @@ class Naming:
     """The names of one checkpoint, and what they mean; made once, see `read_naming`."""
 
     layout: str
-    """`transformers`, `fairseq` or `torchaudio`."""
+    """`transformers`, `fairseq`, `torchaudio` or `openai-whisper`."""
     roots: tuple[str, ...]
     """Prefix of each encoder's names (a file may have a teacher and a student); empty if the layout does not tell
     (transformers' own)."""
     shapes: Mapping[str, tuple[int, ...]]
     """Own name -> shape."""
+    unwrapped: Mapping[str, str]
+    """Own name -> the same without the words of wrappers."""
     full: Mapping[str, str]
-    """Own name -> transformers' name with the same prefix, weight norm as `weight_g` and `weight_v`."""
+    """Own name -> transformers' name with the same prefix, weight norm as `weight_g` and `weight_v`, no wrappers."""
+    wrappers: frozenset[str] = frozenset()
+    """The words of wrappers in the own names."""
     _under: dict[str, dict[str, TensorName]] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -83,22 +93,47 @@ class Naming:
             self._under[prefix] = self._name_under(prefix)
         return self._under[prefix]
 
+    def module(self, prefix: str) -> str:
+        """Return the module whose names have this prefix, by the own names: with wrappers, the innermost of these."""
+        under = [own.split(".")[:-1] for own, name in self.full.items() if name.startswith(prefix)]
+        path: list[str] = []
+        for word, *others in zip(*under, strict=False):
+            inside = len(unwrap(".".join([*path, ""]), self.wrappers)) >= len(prefix)
+            if {*others} - {word} or (inside and word not in self.wrappers):
+                break
+            path.append(word)
+        return ".".join(path)
+
     def parameters(self, prefix: str | None = None) -> int:
         """Return the number of parameters outside of heads if the encoder has this prefix (default: `self.prefix`)."""
         return sum(prod(self.shapes[own]) for own, name in self.under(prefix).items() if not name.is_head)
 
     def _name_under(self, prefix: str) -> dict[str, TensorName]:
+        """Locate all tensors together, so that no two stacks have one name."""
         inside = {own: name[len(prefix) :] for own, name in self.full.items() if name.startswith(prefix)}
-        locations = locate({name: self.shapes[own] for own, name in inside.items()})
         parent = prefix[: prefix.rstrip(".").rfind(".") + 1]
-        named = {}
-        for own, name in self.full.items():
-            if own in inside:
-                named[own] = TensorName(inside[own], locations[inside[own]])
-            else:
-                beside = name.removeprefix(parent)
-                named[own] = TensorName(name if beside in locations else beside, HEAD)
-        return named
+        taken = set(inside.values())
+        beside = {own: name.removeprefix(parent) for own, name in self.full.items() if own not in inside}
+        beside = {own: self.full[own] if name in taken else name for own, name in beside.items()}
+        located = locate({name: self.shapes[own] for own, name in (inside | beside).items()})
+        branches = {own: _branch(self.full[own], prefix) for own in beside}
+        stacks = {branches[own] for own, name in beside.items() if located[name].block is not None}
+        return {
+            own: TensorName(inside[own], located[inside[own]])
+            if own in inside
+            else TensorName(beside[own], located[beside[own]] if branches[own] in stacks else HEAD, inside=False)
+            for own in self.full
+        }
+
+
+def _branch(name: str, prefix: str) -> str:
+    """Return the outermost module that holds a tensor and not the encoder of that prefix."""
+    common = 0
+    for word in prefix.split("."):
+        if not name.startswith(f"{word}.", common):
+            break
+        common += len(word) + 1
+    return name[: name.find(".", common) + 1]
 
 
 def read_naming(shapes: Mapping[str, tuple[int, ...]]) -> Naming:
@@ -107,13 +142,19 @@ def read_naming(shapes: Mapping[str, tuple[int, ...]]) -> Naming:
     Args:
         shapes: by the checkpoint's own names.
     """
+    wrappers = wrappers_of(shapes)
+    unwrapped = {own: unwrap(own, wrappers) for own in shapes}
     for layout in LAYOUTS:
-        roots = list(dict.fromkeys(found["root"] for found in map(layout.MARK.match, shapes) if found))
+        found = map(layout.MARK.match, unwrapped.values())
+        roots = list(dict.fromkeys(mark["root"] for mark in found if mark))
         if roots:
-            full = _rename(layout, roots, shapes)
-            if len(set(full.values())) == len(shapes):
-                return Naming(layout.NAME, tuple(roots), shapes, full)
-    return Naming(TRANSFORMERS, (), shapes, {name: canonical(name) for name in shapes})
+            renamed = _rename(layout, roots, unwrapped.values())
+            if len(set(renamed.values())) == len(shapes):
+                full = {own: renamed[name] for own, name in unwrapped.items()}
+                encoders = tuple(roots) if layout.IS_ENCODER else ()
+                return Naming(layout.NAME, encoders, shapes, unwrapped, full, wrappers)
+    full = {own: canonical(name) for own, name in unwrapped.items()}
+    return Naming(TRANSFORMERS, (), shapes, unwrapped, full, wrappers)
 
 
 def _rename(layout: Layout, roots: list[str], names: Collection[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from speechft_merge.layouts.front_end import find_front_ends, in_modules
 from speechft_merge.layouts.heads import is_head
 
 if TYPE_CHECKING:
@@ -25,17 +26,20 @@ pre-training)."""
 STACKS = ("encoder", "decoder")
 """The usual names of stacks."""
 
-_PLURALS = {"encoders": "encoder", "decoders": "decoder"}
-_LISTS = frozenset("layers layer blocks block h transformer".split())
+PLURALS = {"encoders": "encoder", "decoders": "decoder"}
+BLOCK_LISTS = frozenset("layers layer blocks block h transformer".split())
 """Words for a list of blocks that do not say which list it is."""
-_BESIDE = frozenset(["adapter"])
-"""First words of lists of layers that follow the encoder and are not its blocks."""
+_BESIDE = frozenset(["adapter", "quantizer"])
+"""Words for lists of layers that follow the encoder and are not its blocks."""
+_FINAL_NORMS = tuple(f"{name}." for name in "layer_norm layernorm norm ln_post ln_f after_norm".split())
 
 MAX_DEPTH = 8
 """Most words before a list of blocks for modules beside the list to count to its stack."""
 
-_NUMBERED = re.compile(r"([^.0-9][^.]*(?:\.[^.0-9][^.]*)*)\.([0-9]{1,9})\.")
-"""The path of the outermost numbered list in a name, and the number."""
+_PROJECTION = re.compile(r"((?:.*\.)?)feature_projection\.")
+
+_NUMBERED = re.compile(r"((?:[0-9]{1,9}\.)*[^.0-9][^.]*(?:\.[^.0-9][^.]*)*)\.([0-9]{1,9})\.")
+"""The path of the outermost numbered list in a name, and the number; numbers before any word belong to the path."""
 
 
 class Location(NamedTuple):
@@ -60,7 +64,22 @@ def locate(shapes: Shapes) -> dict[str, Location]:
     """Return where each tensor is; `shapes` are by canonical names without the model's prefix."""
     stacks = find_stacks(shapes)
     owners = {_owner(path): stack for path, stack in stacks.items()}
-    return {name: _locate(name, stacks, owners) for name in shapes}
+    located = {name: _locate(name, stacks, owners) for name in shapes}
+    outside = {
+        name: shapes[name]
+        for name, location in located.items()
+        if location.block is None and not location.is_head and not is_decoder(location.stack)
+    }
+    encoders = [owner for owner, stack in owners.items() if not is_decoder(stack)]
+    front_ends = find_front_ends(outside, stacks, encoders)
+    for part, modules in (("cnn", front_ends), ("projection", _norms_of_projections(outside))):
+        located |= {name: located[name]._replace(part=part) for name in outside if in_modules(name, modules)}
+    return located
+
+
+def _norms_of_projections(names: Iterable[str]) -> set[str]:
+    """Return the norms that stand beside a projection, as SEW's does, and not in it."""
+    return {f"{found[1]}layer_norm." for found in map(_PROJECTION.match, names) if found}
 
 
 def blocks_of(locations: Iterable[Location]) -> dict[str, list[int]]:
@@ -89,7 +108,7 @@ def find_stacks(shapes: Shapes) -> dict[str, str]:
     matrices: Counter[str] = Counter()
     for name, shape in shapes.items():
         found = _NUMBERED.match(name)
-        if found and not is_head(name) and name.partition(".")[0] not in _BESIDE:
+        if found and not is_head(name) and _BESIDE.isdisjoint(found[1].split(".")):
             members.setdefault(found[1], set()).add(found[2])
             matrices[found[1]] += len(shape) == 2
     return _name_stacks(path for path in members if _says_so(path) or matrices[path] >= 2 * len(members[path]))
@@ -98,7 +117,7 @@ def find_stacks(shapes: Shapes) -> dict[str, str]:
 def _says_so(path: str) -> bool:
     """Return whether a list is one of blocks by its name alone."""
     *before, last = path.split(".")
-    return (last in _LISTS or last in _PLURALS) and {*before} <= {*STACKS, *_LISTS}
+    return (last in BLOCK_LISTS or last in PLURALS) and {*before} <= {*STACKS, *BLOCK_LISTS}
 
 
 def _name_stacks(paths: Iterable[str]) -> dict[str, str]:
@@ -114,8 +133,8 @@ def _name_stacks(paths: Iterable[str]) -> dict[str, str]:
 
 def _spellings(path: str) -> tuple[str, str]:
     """Return what a stack may be called: `encoder` or `decoder` where that is among its words, or all of them."""
-    singular = [_PLURALS.get(word, word) for word in path.split(".")]
-    words = list(dict.fromkeys(word for word in singular if word not in _LISTS))
+    singular = [PLURALS.get(word, word) for word in path.split(".")]
+    words = list(dict.fromkeys(word for word in singular if word not in BLOCK_LISTS))
     whole = ".".join(words) or "encoder"
     return next((word for word in words if word in STACKS), whole), whole
 
@@ -123,7 +142,7 @@ def _spellings(path: str) -> tuple[str, str]:
 def _owner(path: str) -> str:
     """Return the module that holds a list of blocks: its path without the words for a list."""
     words = path.split(".")
-    while words and (words[-1] in _LISTS or words[-1] in _PLURALS):
+    while words and (words[-1] in BLOCK_LISTS or words[-1] in PLURALS):
         words.pop()
     return "".join(f"{word}." for word in words)
 
@@ -135,18 +154,18 @@ def _locate(name: str, stacks: Mapping[str, str], owners: Mapping[str, str]) -> 
     if found and found[1] in stacks:
         return Location("layers", stacks[found[1]], int(found[2]))
     words = name.split(".")
-    modules = ("".join(f"{word}." for word in words[:depth]) for depth in range(min(len(words), MAX_DEPTH), 0, -1))
-    owner = next((module for module in modules if module in owners), "")
-    stack = owners[owner] if owner else words[0] if words[0] in STACKS else ""
-    return Location(_part(words[0], name.removeprefix(owner or f"{stack}."), stack), stack)
+    modules = ("".join(f"{word}." for word in words[:depth]) for depth in range(min(len(words), MAX_DEPTH), -1, -1))
+    owner = next((module for module in modules if module in owners), None)
+    stack = owners[owner] if owner is not None else next((word for word in words[:-1] if word in STACKS), "")
+    return Location(_part(words, name.removeprefix(owner or f"{stack}."), stack), stack)
 
 
-def _part(first: str, inner: str, stack: str) -> str:
-    """Return the part of a tensor outside of the blocks, by its first word and its name within its stack."""
-    if first == "feature_extractor" or (inner.startswith(("conv1.", "conv2.")) and not is_decoder(stack)):
-        return "cnn"
-    if first == "feature_projection":
+def _part(words: list[str], inner: str, stack: str) -> str:
+    """Return the part of a tensor outside of the blocks, by its words and its name within its stack."""
+    if not is_decoder(stack) and "feature_projection" in words:
         return "projection"
-    if inner.startswith("pos_conv"):
+    if not is_decoder(stack) and any(word.startswith("pos_conv") for word in words):
         return "pos_conv"
-    return "final_norm" if inner.startswith("layer_norm.") else "other"
+    if inner.startswith(_FINAL_NORMS):
+        return "final_norm"
+    return "other"

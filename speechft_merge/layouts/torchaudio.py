@@ -22,6 +22,8 @@ MARK = re.compile(r"(?P<root>(?:.+\.)?)encoder\.transformer\.pos_conv_embed\.")
 PACKED = re.compile(r".+\.attention\.attention\.in_proj_(weight|bias)")
 """Query, key and value of its WavLM in one tensor, for which no other layout has a name."""
 
+IS_ENCODER = True
+
 BESIDE = Table(())
 
 _COMMON = Table.parse("""

@@ -72,7 +72,7 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):  # of a folder, nothing is left here
             os.unlink(name, dir_fd=self._fd)
 
     def names(self) -> list[str]:

@@ -8,25 +8,23 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from speechft_merge.checkpoints import labs
-from speechft_merge.checkpoints.companions import (
-    COMPANIONS,
-    CONFIG,
-    FEATURE_EXTRACTOR,
-    parse_companion,
-    read_companions,
-)
+from speechft_merge.checkpoints.companions import CONFIG, FEATURE_EXTRACTOR, parse_companion, read_companion_json
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.model_config import ModelConfig, read_model_config
 from speechft_merge.errors import UsageError
 from speechft_merge.layouts.heads import heads_of, task_of
 from speechft_merge.layouts.naming import TRANSFORMERS
+from speechft_merge.output.companions import choose_companions
 from speechft_merge.output.files import OutputFiles
 from speechft_merge.output.lab_file import lay_out_lab_file
+from speechft_merge.output.loadable import check_loadable
 from speechft_merge.output.shards import lay_out_safetensors
 from speechft_merge.plan.plan import Action
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.layouts.naming import Naming
+    from speechft_merge.plan.findings import Finding
     from speechft_merge.plan.plan import Plan, PlannedTensor
     from speechft_merge.recipe.recipe import Recipe
 
@@ -39,6 +37,8 @@ class OutputForm(NamedTuple):
     files: OutputFiles
     companions: dict[str, bytes]
     """Name -> content of the small files beside the weights."""
+    findings: tuple[Finding, ...]
+    """What is to be noted about these, or speaks against the output."""
 
 
 def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_size: int | None) -> OutputForm:
@@ -61,9 +61,10 @@ def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_s
     if keeps_lab_file(owner, plan.recipe):
         if max_shard_size is not None:
             raise UsageError(
-                "a lab's checkpoint is one file", hint="omit --max-shard-size or pass --format safetensors"
+                "a pickled checkpoint is one file", hint="omit --max-shard-size or pass --format safetensors"
             )
-        return OutputForm(plan, lay_out_lab_file(plan.tensors, owner), {})
+        return OutputForm(plan, lay_out_lab_file(plan.tensors, owner), {}, ())
+    findings: tuple[Finding, ...] = ()
     if _is_foreign(owner) and plan.recipe.format == "safetensors":
         first = plan.alignments[0]
         prefix = first.finetuned_prefix if plan.recipe.keep_head else first.base_prefix
@@ -73,12 +74,21 @@ def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_s
         derived = {CONFIG: model.config, FEATURE_EXTRACTOR: model.extractor}
         companions = {name: _encode(content) for name, content in derived.items() if content is not None}
     else:
-        companions = read_companions(owner, COMPANIONS)
-        if FEATURE_EXTRACTOR not in companions:  # its settings do not depend on the head: the other side's will do
-            companions |= read_companions(other, (FEATURE_EXTRACTOR,))
+        chosen = choose_companions(owner, other, {t.name for t in plan.tensors}, plan.recipe.keep_head)
+        companions, findings = chosen.files, chosen.findings
+        plan = _without_wrappers(plan, owner.naming)
     if CONFIG in companions:
         companions[CONFIG] = _with_dtype(companions[CONFIG], plan, owner.reference)
-    return OutputForm(plan, lay_out_safetensors(plan.tensors, max_shard_size), companions)
+        shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+        findings += tuple(check_loadable(parse_config(companions), shapes, companions))
+    return OutputForm(plan, lay_out_safetensors(plan.tensors, max_shard_size), companions, findings)
+
+
+def _without_wrappers(plan: Plan, naming: Naming) -> Plan:
+    """Put the plan under the owner's names without the words of wrappers, which no class of transformers knows."""
+    if not naming.wrappers:
+        return plan
+    return replace(plan, tensors=tuple(replace(t, name=naming.unwrapped.get(t.name, t.name)) for t in plan.tensors))
 
 
 def keeps_lab_file(owner: Checkpoint, recipe: Recipe) -> bool:
@@ -91,7 +101,7 @@ def keeps_lab_file(owner: Checkpoint, recipe: Recipe) -> bool:
     pickled = owner.container in ("torch zip", "torch legacy")
     match recipe.format:
         case "auto":
-            return foreign and pickled
+            return pickled and (foreign or not _is_folder_of_transformers(owner))
         case "safetensors":
             return False
         case "s3prl" if pickled and (lab in (labs.S3PRL, labs.S3PRL_FINETUNE, labs.WAVLM) or _is_decoar2(owner)):
@@ -104,6 +114,11 @@ def keeps_lab_file(owner: Checkpoint, recipe: Recipe) -> bool:
 def _is_foreign(owner: Checkpoint) -> bool:
     """Return whether transformers did not write its file."""
     return owner.origin is not None or owner.naming.layout != TRANSFORMERS
+
+
+def _is_folder_of_transformers(owner: Checkpoint) -> bool:
+    """Return whether a config.json beside the weights says which class they are for."""
+    return "model_type" in read_companion_json(owner, CONFIG)
 
 
 def _is_decoar2(owner: Checkpoint) -> bool:
@@ -157,7 +172,7 @@ def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> P
     dropped: list[PlannedTensor] = []
     for tensor in plan.tensors:
         name = names[tensor.name]
-        if not name.is_head:
+        if name.inside and not name.is_head:
             kept.append(replace(tensor, name=encoder + name.canonical))
         elif name.canonical.partition(".")[0] in heads:
             kept.append(replace(tensor, name=name.canonical))

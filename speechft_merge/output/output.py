@@ -118,7 +118,7 @@ class Output:
     def put(self, files: Mapping[str, bytes]) -> None:
         """Write small files whole."""
         for name, content in files.items():
-            self._begun.data.put(name, content)
+            self._begun.put(name, content)
 
     def commit(self) -> Manifest | None:
         """Make the output appear; return the manifest of an equal merge if one was faster.
@@ -171,7 +171,8 @@ def require_replaceable(output: Path, overwrite: bool) -> None:
         return
     if not output.is_dir():
         raise OutputError(f"{output} already exists and is not a directory", hint="choose another output (-o)")
-    names = {path.name for path in output.iterdir()}
+    paths = [path for path in output.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = {path.relative_to(output).as_posix() for path in paths}
     foreign = sorted(names - _written(output)) if names else []
     if foreign:
         listed = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")

@@ -115,6 +115,16 @@ class Staging:
         assert self._data is not None
         return self._data
 
+    def put(self, name: str, content: bytes) -> None:
+        """Write a small file whole; its name may have a folder before it."""
+        inner, _, last = name.rpartition("/")
+        if not inner:
+            self.data.put(last, content)
+            return
+        with Folder(self.path / DATA / inner, self._fsync) as folder:
+            folder.put(last, content)
+            folder.sync()
+
     @property
     def committed(self) -> bool:
         """Whether the folder is the output by now; asked of the file system, since a signal may come at any time."""
@@ -179,6 +189,7 @@ class Staging:
         _put_back(self.path, self.output)
         for name in self.data.names():
             if name not in self.finished:
+                shutil.rmtree(self.path / DATA / name, ignore_errors=True)
                 self.data.remove(name)
         self._release()
         return True

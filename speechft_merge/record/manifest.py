@@ -30,8 +30,8 @@ SIMILARITY = "similarity.json"
 FIGURE = "similarity.png"
 """Files that a comparison adds to an output; the manifest does not cover them."""
 
-_PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)
-"""Names of the files that a merge writes; none leads out of the folder."""
+_PLAIN = re.compile(r"(\w[\w.-]*/)?\w[\w.+-]*", re.ASCII)
+"""Names of the files that a merge writes, at most in one folder of the output; none leads out of it."""
 
 
 @dataclass(frozen=True, slots=True)

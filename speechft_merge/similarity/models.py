@@ -86,7 +86,7 @@ def _encoder_source(checkpoint: Checkpoint, model: ModelConfig, shared: dict[str
             f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}",
             hint="put the config.json of its encoder beside the weights",
         )
-    names = {own: name for own, name in checkpoint.naming.under().items() if not name.is_head}
+    names = {own: name for own, name in checkpoint.naming.under().items() if name.inside and not name.is_head}
     prefix = ""
     if config.get("model_type") == WHISPER:  # whose encoder is a class by itself
         names = {own: name for own, name in names.items() if not is_decoder(name.location.stack)}

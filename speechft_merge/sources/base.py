@@ -69,7 +69,7 @@ class HubOrigin:
 
 
 class Folder(Protocol):
-    """A flat listing of files: a directory on disk, or a repository."""
+    """A listing of files: a directory on disk, or a repository."""
 
     @property
     def name(self) -> str:
@@ -79,8 +79,11 @@ class Folder(Protocol):
     def hub(self) -> HubOrigin | None:
         """Where on the Hub it is; None for a local folder."""
 
-    def names(self) -> list[str]:
-        """Return the names of the regular files in it, sorted; sub-folders are not listed."""
+    def names(self, inner: str = "") -> list[str]:
+        """Return the names of the regular files in it, sorted; of one of its folders, with that before each name."""
+
+    def leads_out(self, name: str) -> bool:
+        """Return whether one of its files is a link to somewhere else."""
 
     def open(self, name: str) -> ByteSource:
         """Open one of its files."""

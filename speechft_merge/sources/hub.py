@@ -102,10 +102,15 @@ class HubFolder:
         """Repository and commit."""
         return f"{self.reference.repo}@{self.commit[:8]}" + (f":{self._inner.rstrip('/')}" if self._inner else "")
 
-    def names(self) -> list[str]:
-        """Return the names of the files in the folder, sorted."""
-        inner = [name.removeprefix(self._inner) for name in self._files if name.startswith(self._inner)]
-        return sorted(name for name in inner if "/" not in name)
+    def names(self, inner: str = "") -> list[str]:
+        """Return the names of the files in the folder, sorted; of one of its folders, with that before each name."""
+        before = f"{inner}/" if inner else ""
+        names = [name.removeprefix(self._inner) for name in self._files if name.startswith(self._inner + before)]
+        return sorted(name for name in names if "/" not in name.removeprefix(before))
+
+    def leads_out(self, _name: str) -> bool:
+        """Return False: what a repository holds lies in it."""
+        return False
 
     def open(self, name: str) -> ByteSource:
         """Open one of its files: in the cache if it is there, else by ranges."""

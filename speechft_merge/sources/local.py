@@ -66,12 +66,26 @@ class LocalFolder:
         self.name = name or str(path)
         self.hub = hub
 
-    def names(self) -> list[str]:
-        """Return the names of the regular files in it (and links to such files, as in a Hub cache), sorted."""
+    def names(self, inner: str = "") -> list[str]:
+        """Return the names of the regular files in it (and links to such files, as in a Hub cache), sorted.
+
+        Of one of its folders, which need not exist, with that before each name.
+        """
+        if inner and not (self.path / inner).is_dir():
+            return []
+        before = f"{inner}/" if inner else ""
         try:
-            return sorted(entry.name for entry in self.path.iterdir() if entry.is_file())
+            return sorted(before + entry.name for entry in (self.path / inner).iterdir() if entry.is_file())
         except OSError as error:
             raise NotFoundError(f"cannot list {self.path}: {error.strerror}") from error
+
+    def leads_out(self, name: str) -> bool:
+        """Return whether one of its files is a link to somewhere else, but for the blobs of the Hub's cache."""
+        if self.hub is not None:
+            return False
+        folder, file = self.path.resolve(), (self.path / name).resolve()
+        cached = folder.parent.name == "snapshots" and file.parent == folder.parent.parent / "blobs"
+        return not cached and not file.is_relative_to(folder)
 
     def open(self, name: str) -> LocalFile:
         """Open one of its files; the name of a blob in the cache is the Hub's checksum."""

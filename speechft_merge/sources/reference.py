@@ -44,7 +44,7 @@ def list_references(base: Reference, finetuned: Reference | Sequence[Reference])
 
 
 def parse_reference(text: str) -> Path | HubReference:
-    """Return a path if it exists or is written like one, else a reference to a repository.
+    """Return a path if it exists or is written like one, else a reference to a repository; a part does not matter.
 
     Raises:
         NotFoundError: no such path, and not a valid reference to a repository.
@@ -55,7 +55,8 @@ def parse_reference(text: str) -> Path | HubReference:
             return path
         if text.startswith(("/", "./", "../", "~")):
             raise NotFoundError(f"{text[:200]}: no such file or directory")
-    found = _checked((_URL if text.startswith("hf://") else _SHORT).fullmatch(text.removeprefix("hf://")))
+    whole = _whole(text)
+    found = _checked((_URL if whole.startswith("hf://") else _SHORT).fullmatch(whole.removeprefix("hf://")))
     if found is None:
         raise NotFoundError(
             f"{text[:200]}: no such file or directory, and not a Hub reference",
@@ -64,8 +65,23 @@ def parse_reference(text: str) -> Path | HubReference:
     return found
 
 
+def part_of(text: str) -> str:
+    """Return what picks one encoder of several: `student` of `last.ckpt#student`; empty in most references."""
+    path, mark, part = text.rpartition("#")
+    return part if mark and path and _existing(text) is None else ""
+
+
 def local_path(text: str) -> Path | None:
-    """Return the path if it exists."""
+    """Return the path if it exists, of a reference with a part the path before it."""
+    return _existing(_whole(text))
+
+
+def _whole(text: str) -> str:
+    part = part_of(text)
+    return text[: -len(part) - 1] if part else text
+
+
+def _existing(text: str) -> Path | None:
     try:
         path = Path(text).expanduser()
         return path if path.exists() else None

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge.errors import UsageError
 from speechft_merge.layouts.naming import Naming, TensorName, read_naming
 from speechft_merge.layouts.structure import is_block, is_decoder, locate
+from speechft_merge.layouts.wrappers import unwrap
 from speechft_merge.stage1.schedule import Part, Schedule
 
 if TYPE_CHECKING:
@@ -151,15 +152,16 @@ def parts_of(naming: Naming, encoder: str) -> dict[str, Part]:
     Whisper's two convolutions over the spectrogram count as its CNN. Decoders read the encoder's output and count as
     heads, as do quantizers and other pre-training modules.
     """
-    return {own: _part(name) for own, name in naming.under(_prefix(encoder)).items()}
+    return {own: _part(name) for own, name in naming.under(_prefix(naming, encoder)).items()}
 
 
-def _prefix(encoder: str) -> str:
-    return f"{encoder}." if encoder else ""
+def _prefix(naming: Naming, encoder: str) -> str:
+    """Return the prefix of the names in a submodule."""
+    return unwrap(f"{encoder}.", naming.wrappers) if encoder else ""
 
 
 def _part(name: TensorName) -> Part:
-    if name.is_head or is_decoder(name.location.stack):
+    if not name.inside or name.is_head or is_decoder(name.location.stack):
         return "head"
     return "cnn" if name.location.part == "cnn" else "encoder"
 
@@ -178,7 +180,7 @@ def find_encoder(naming: Naming, title: str = "the model") -> str:
             f"no transformer layers were found in {title} (encoder.layers.0.*)",
             hint="pass the name of the submodule that is the speech encoder: encoder='...'",
         )
-    return max(likeness, key=lambda prefix: (likeness[prefix], len(prefix))).removesuffix(".")
+    return naming.module(max(likeness, key=lambda prefix: (likeness[prefix], len(prefix))))
 
 
 def _likeness(naming: Naming) -> dict[str, int]:
@@ -203,13 +205,13 @@ def _likeness(naming: Naming) -> dict[str, int]:
 
 def _require_encoder(model: torch.nn.Module, encoder: str, naming: Naming) -> None:
     """Raise UsageError unless there is such a submodule, with blocks directly under it."""
-    title, prefix = type(model).__name__, _prefix(encoder)
+    title, prefix = type(model).__name__, _prefix(naming, encoder)
     try:
         model.get_submodule(encoder)
     except AttributeError:
         raise UsageError(f"{title} has no submodule {encoder!r}") from None
     plain = [inner for inner in _likeness(naming) if inner.startswith(prefix)]
-    blocks = any(name.location.part == "layers" for name in naming.under(prefix).values())
+    blocks = any(name.inside and name.location.part == "layers" for name in naming.under(prefix).values())
     if prefix not in plain if plain else not blocks:
         raise UsageError(
             f"the submodule {encoder!r} of {title} has no transformer layers (encoder.layers.0.*, layers.0.*) "
@@ -224,7 +226,7 @@ def _known_without_cnn(model: torch.nn.Module, parts: Mapping[str, Part], encode
         for module in (model, model.get_submodule(encoder))
     ):
         return True
-    prefix = _prefix(encoder)
+    prefix = f"{encoder}." if encoder else ""
     names = [name.removeprefix(prefix) for name, part in parts.items() if part != "head"]
     beside = {name.rpartition(".")[0] for name in names if not name.startswith("encoder.")}
     return beside == {"post_extract_proj"}

@@ -16,7 +16,7 @@ from container_files import Open, Tensors, assert_holds, content, pickled, saved
 from safetensors.torch import save
 
 from speechft_merge.checkpoints import open_checkpoint
-from speechft_merge.checkpoints.companions import read_companions
+from speechft_merge.checkpoints.companions import read_companion_json
 from speechft_merge.errors import CheckpointError, NotFoundError, SpeechFTMergeError
 
 A, B = {"a": torch.arange(3.0)}, {"b": torch.arange(4)}
@@ -401,8 +401,8 @@ def test_a_companion_that_cannot_be_read_is_closed(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("speechft_merge.checkpoints.companions.MAX_SIZE", 10)
     with open_checkpoint(str(tmp_path)) as checkpoint:
         before = descriptors()
-        with pytest.raises(CheckpointError, match="at most 10") as failure:
-            read_companions(checkpoint, ("config.json",))
+        with pytest.raises(CheckpointError, match="more than 10 bytes") as failure:
+            read_companion_json(checkpoint, "config.json")
         assert descriptors() == before
     assert failure.value
 

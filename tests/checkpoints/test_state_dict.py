@@ -1,8 +1,11 @@
 import argparse
+import collections
+import io
 import time
 import tracemalloc
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from container_files import Opcodes, Open, assert_holds, opcodes, saved, tensor, torch_zip
@@ -119,7 +122,7 @@ def largest(value: object, depth: int = 0) -> int:
         return -1
     named = {key: item for key, item in value.items() if isinstance(key, str)}
     sizes = [item.numel() for item in named.values() if isinstance(item, torch.Tensor)]
-    return max([sum(sizes) if sizes else -1, *(largest(item, depth + 1) for item in named.values())])
+    return max([sum(sizes) if sizes else -1, *(largest(item, depth + 1) for item in value.values())])
 
 
 @settings(max_examples=60)
@@ -131,6 +134,63 @@ def test_no_dictionary_of_tensors_is_larger_than_the_one_found(open_bytes: Open,
             open_bytes(saved(root))
     else:
         assert sum(span.elements for span in open_bytes(saved(root)).tensors.values()) == most
+
+
+# containers of any kind
+class Table(dict[str, Any]):
+    """A subclass, as EasyDict and Munch are."""
+
+
+class Ordered(collections.OrderedDict[str, Any]):
+    """Likewise."""
+
+
+CONTAINERS: dict[str, tuple[Any, str]] = {
+    "a tuple with an epoch": ((3, LARGE), "1"),
+    "a list with an optimizer": ([LARGE, {"optimizer": LARGE | {"c": torch.ones(9)}}], "0"),
+    "a number for a key": ({0: LARGE}, "0"),
+    "a default dictionary": (collections.defaultdict(dict, {"model": LARGE}), "model"),
+    "a default dictionary of tensors": (collections.defaultdict(list, LARGE), ""),
+    "a subclass": ({"net": Table(LARGE)}, "net"),
+    "a subclass of an ordered one": (Ordered(LARGE), ""),
+    "all nested": ([{"x": ({7: Table(LARGE)},)}], "0.x.0.7"),
+    "bytes for keys": ({key.encode(): tensor for key, tensor in LARGE.items()}, ""),
+}
+
+
+@pytest.mark.parametrize(("root", "path"), CONTAINERS.values(), ids=CONTAINERS)
+def test_a_model_is_found_in_containers_of_any_kind(root: Any, path: str, open_bytes: Open) -> None:
+    checkpoint = open_bytes(saved(root))
+    assert checkpoint.state_path == path
+    assert_holds(checkpoint, LARGE)
+
+
+ARRAYS: dict[str, np.ndarray[Any, Any]] = {
+    "numbers": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "in columns": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
+    "of the other byte order": np.arange(6, dtype=">f4"),
+    "halves": np.arange(5, dtype=np.float16),
+    "integers": np.arange(4).reshape(2, 2),
+    "a slice": np.arange(12, dtype=np.float32).reshape(3, 4)[:, ::2],
+    "no dimension": np.array(3.0),
+    "nothing": np.zeros((0, 4), np.float32),
+}
+
+
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_an_array_of_numpy_is_read_as_the_tensor_that_it_is(
+    array: np.ndarray[Any, Any], protocol: int, open_bytes: Open
+) -> None:
+    buffer = io.BytesIO()
+    torch.save({"model": {"w": array, "b": torch.ones(2)}}, buffer, pickle_protocol=protocol)
+    native = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    assert_holds(open_bytes(buffer.getvalue()), {"w": native, "b": torch.ones(2)})
+
+
+def test_an_array_of_objects_or_words_is_no_tensor(open_bytes: Open) -> None:
+    others = {"o": np.array([{}, 1], dtype=object), "w": np.array(["a"])}
+    assert_holds(open_bytes(saved({"model": {**others, "b": torch.ones(2)}})), {"b": torch.ones(2)})
 
 
 # what lies beside it

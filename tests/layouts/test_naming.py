@@ -151,7 +151,7 @@ def test_no_class_of_transformers_is_taken_for_a_labs(family: str, kind: str, pr
     assert found.full == {name: canonical(name) for name in names}
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "encoder.model.", "w2v_encoder.w2v_model.", "module."])
+@pytest.mark.parametrize("prefix", ["", "model.", "encoder.model.", "w2v_encoder.w2v_model.", "0.", "heads.0.net."])
 @pytest.mark.parametrize("kind", [*LABS, "DeCoAR 2.0"])
 def test_the_labs_names_are_told_under_any_prefix(kind: str, prefix: str) -> None:
     names = list(build_lab(LABS.get(kind, BASE["decoar2"])).state_dict())

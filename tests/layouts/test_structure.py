@@ -23,8 +23,6 @@ Shapes = dict[str, tuple[int, ...]]
     ("name", "location"),
     [
         ("feature_extractor.conv_layers.0.conv.weight", Location("cnn", "")),
-        ("encoder.conv1.weight", Location("cnn", "encoder")),
-        ("encoder.conv2.bias", Location("cnn", "encoder")),
         ("feature_projection.projection.weight", Location("projection", "")),
         ("encoder.pos_conv_embed.conv.weight_g", Location("pos_conv", "encoder")),
         ("encoder.layer_norm.weight", Location("final_norm", "encoder")),

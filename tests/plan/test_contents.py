@@ -52,6 +52,7 @@ QUANTISED = {
 }
 OTHERS = {
     "ZeRO-3": ({name: torch.empty(0) for name in HUBERT}, "zero_to_fp32.py"),
+    "ZeRO-3, large tensors": ({n: torch.empty(0) if t.numel() > 999 else t for n, t in HUBERT.items()}, "zero_to_fp32"),
     "FSDP": ({"_flat_param": torch.zeros(9), "encoder.layers.0._flat_param": torch.zeros(9)}, "full state dict"),
     "pruning": (beside("weight_mask", kept="weight_orig"), "prune.remove"),
 }

@@ -190,7 +190,7 @@ def test_nesting_where_a_field_is_expected_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b", ".hidden", "a\nb", "\udcff", "ä"]
+    "name", ["", ".", "..", "a/b/c", "a/../b", "/etc/passwd", "../x", "a\0b", ".hidden", "a\nb", "\udcff", "ä"]
 )
 def test_a_name_that_no_merge_writes_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is not a file that a merge writes"):
