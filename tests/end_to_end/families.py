@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from float64 import Tensors, mixed
+from float64 import Tensors, mixed, shaken
 from models import transformers
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ _WAVE = _BLOCKS | {
     "classifier_proj_size": 16,
     "codevector_dim": 16,
     "proj_codevector_dim": 16,
+    "xvector_output_dim": 16,
+    "tdnn_dim": (16,) * 5,
     "num_codevectors_per_group": 8,
 }
 _TEXT: dict[str, Any] = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -77,6 +79,8 @@ _INPUTS: dict[str, dict[str, tuple[int, ...]]] = {
     "mels": {"input_features": (1, 8, 40)},
     "spectrogram": {"input_values": (1, 64, 16)},
     # classes that want something of their own
+    "Wav2Vec2ForXVector": {"input_values": (1, 8000)},
+    "WavLMForXVector": {"input_values": (1, 8000)},
     "SpeechT5Model": {"input_values": (1, 9, 32), "decoder_input_values": (1, 3, 32)},
     "SpeechT5ForSpeechToSpeech": {
         "input_values": (1, 4000),
@@ -118,8 +122,8 @@ def _wave(name: str, *tasks: str, published: str = "Model", **sizes: Any) -> Fam
 
 FAMILIES: tuple[Family, ...] = (
     _wave("Hubert"),
-    _wave("Wav2Vec2", "ForPreTraining", published="ForPreTraining"),
-    _wave("WavLM"),
+    _wave("Wav2Vec2", "ForXVector", "ForPreTraining", published="ForPreTraining"),
+    _wave("WavLM", "ForXVector"),
     _wave("UniSpeech", "ForPreTraining", published="ForPreTraining"),
     _wave("UniSpeechSat", "ForPreTraining", published="ForPreTraining"),
     _wave("SEW", conv_dim=(8,) * 13),
@@ -215,7 +219,7 @@ def fine_tune(base: Any, family: Family, name: str, seed: int = 1) -> Any:
     torch.manual_seed(seed)
     for ours, theirs in in_common(family, base, model).items():
         if weights[ours].is_floating_point():
-            moved[theirs].copy_(weights[ours] * (1 + 0.05 * torch.randn_like(weights[ours])))
+            moved[theirs].copy_(shaken(weights[ours]))
     return model
 
 

@@ -67,7 +67,6 @@ def test_a_wrapper_loads_a_merged_folder(family: str, tmp_path: Path) -> None:
     torch.testing.assert_close(features(found), features(by_hand), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=False, reason="a pickled owner is not yet written back as its own file")
 @FAMILIES
 @pytest.mark.parametrize("theirs", ["SpeechBrain", "transformers"])
 def test_a_checkpoint_of_speechbrain_is_written_back_as_one(

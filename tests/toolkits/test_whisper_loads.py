@@ -18,10 +18,7 @@ from speechft_merge import merge
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),
-    pytest.mark.xfail(strict=False, reason="openai-whisper's names and files are not yet known"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 SIZES = {
     "encoder_ffn_dim": 128,
