@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import torch
 from float64 import Tensors, differences, interpolate, moved
+from loaders import merged
 from models import build, fine_tune
 from options import UNSYNCED
-from toolkits import merged
 
 from speechft_merge import merge
 

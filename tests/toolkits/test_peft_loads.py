@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from float64 import differences, interpolate
+from loaders import toolkit
 from models import build, model_class
 from options import UNSYNCED
-from toolkits import toolkit
 
-from speechft_merge import merge
+from speechft_merge import Recipe, merge
 from speechft_merge.errors import CheckpointError, NotFoundError
 
 if TYPE_CHECKING:
@@ -66,6 +66,15 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: folder / family for family in TASKS}
 
 
+def assert_refused(base: Path, adapted: Path) -> None:
+    """As the fine-tune, whichever head is kept, and as the base."""
+    out = adapted.parent / "out"
+    for pair, keep_head in (((base, adapted), False), ((base, adapted), True), ((adapted, base), False)):
+        with pytest.raises((CheckpointError, NotFoundError), match=r"(?i)adapter|LoRA|merge_and_unload"):
+            merge(*map(str, pair), out, Recipe(keep_head=keep_head), options=UNSYNCED)
+    assert not out.exists()
+
+
 @FAMILIES
 @pytest.mark.parametrize("kind", ["LoRA", "DoRA", "LoRA of every linear layer", "IA3", "VeRA"])
 def test_what_peft_has_merged_and_unloaded_is_a_whole_model(
@@ -91,9 +100,7 @@ def test_a_state_dict_with_adapters_within_is_refused(
     model = adapted(family, kind)
     for name, weights in (("wrapped.pt", model.state_dict()), ("inner.pt", model.base_model.model.state_dict())):
         torch.save(weights, tmp_path / name)
-        with pytest.raises(CheckpointError, match=r"(?i)adapter|LoRA|merge_and_unload"):
-            merge(str(bases[family]), str(tmp_path / name), tmp_path / "out", options=UNSYNCED)
-    assert not (tmp_path / "out").exists()
+        assert_refused(bases[family], tmp_path / name)
 
 
 @FAMILIES
@@ -102,6 +109,4 @@ def test_a_state_dict_with_adapters_within_is_refused(
 def test_an_adapter_alone_is_refused(family: str, kind: str, form: str, bases: dict[str, Path], tmp_path: Path) -> None:
     adapted(family, kind).save_pretrained(tmp_path / "adapter", safe_serialization=form != "pickle")
     name = {"folder": "adapter", "file": "adapter/adapter_model.safetensors", "pickle": "adapter/adapter_model.bin"}
-    with pytest.raises((CheckpointError, NotFoundError), match=r"(?i)adapter|LoRA|merge_and_unload"):
-        merge(str(bases[family]), str(tmp_path / name[form]), tmp_path / "out", options=UNSYNCED)
-    assert not (tmp_path / "out").exists()
+    assert_refused(bases[family], tmp_path / name[form])

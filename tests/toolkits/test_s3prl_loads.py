@@ -9,7 +9,7 @@ import torch
 from float64 import differences, interpolate, moved, rounded
 from lab_files import SYMBOLS, TASK, s3prl_base, s3prl_finetune, wavlm
 from lab_models import Lab
-from toolkits import merged, toolkit, waves
+from loaders import merged, toolkit, waves
 
 if TYPE_CHECKING:
     from pathlib import Path

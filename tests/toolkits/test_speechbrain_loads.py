@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from float64 import differences, interpolate, moved, rounded
+from loaders import merged, toolkit, waves
 from models import build, fine_tune, transformers
 from options import UNSYNCED
-from toolkits import merged, toolkit, waves
 
 from speechft_merge import merge
 
@@ -100,10 +100,17 @@ def test_a_checkpoint_of_speechbrain_is_written_back_as_one(
 
 
 @FAMILIES
-def test_a_checkpoint_of_speechbrain_merges_into_a_folder(family: str, checkpoint: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep_head", [False, True])
+def test_a_checkpoint_of_speechbrain_merges_with_a_folder(
+    family: str, keep_head: bool, checkpoint: Any, tmp_path: Path
+) -> None:
     base = save(family, "Model", tmp_path / "base")
     model = wrapper(family, tmp_path / "base")
     model.load_state_dict(moved(model.state_dict()))
-    merge(str(tmp_path / "base"), str(checkpoint(model, "tuned")), tmp_path / "out", options=UNSYNCED)
-    found = wrapper(family, tmp_path / "out").model.state_dict()
-    assert differences(found, interpolate(base.state_dict(), model.model.state_dict())) == {}
+    wanted = interpolate(base.state_dict(), model.model.state_dict())
+    file = merged(tmp_path / "base", checkpoint(model, "tuned"), tmp_path / "out", keep_head=keep_head)
+    if keep_head:
+        model.load_state_dict(torch.load(file), strict=True)
+    else:
+        model = wrapper(family, tmp_path / "out")
+    assert differences(model.model.state_dict(), wanted) == {}

@@ -8,11 +8,11 @@ import pytest
 import torch
 from float64 import differences, interpolate, moved, rounded
 from lab_files import fairseq_container
+from loaders import merged, toolkit, waves
 from models import build, fine_tune, model_class
 from options import UNSYNCED
 from test_s3prl_loads import LABS
 from test_s3prl_loads import build as build_s3prl
-from toolkits import merged, toolkit, waves
 
 from speechft_merge import Recipe, merge
 

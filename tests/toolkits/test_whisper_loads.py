@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from float64 import Tensors, differences, interpolate, moved, rounded
+from loaders import merged, toolkit
 from models import build, transformers
 from options import UNSYNCED
-from toolkits import merged, toolkit
 
 from speechft_merge import merge
 
@@ -45,6 +45,14 @@ NAMES = {
     r"embed_tokens": "token_embedding",
 }
 """transformers' names below encoder and decoder -> openai's; from transformers' convert_openai_to_hf.py."""
+
+OF_OPENAI = [
+    ("openai", "openai", False),
+    ("openai", "openai", True),
+    ("openai", "transformers", False),
+    ("transformers", "openai", True),
+]
+"""Base, fine-tune, and whether the head is kept: what openai's package must be able to load."""
 
 
 def openai_name(name: str) -> str:
@@ -94,9 +102,11 @@ def logits(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return model.embed_audio(mel), model(mel, torch.tensor([[1, 5, 7]]))
 
 
-@pytest.mark.parametrize("theirs", ["openai", "transformers"])
-def test_openais_loader_loads_a_merged_file(theirs: str, pair: Pair, tmp_path: Path) -> None:
-    file = merged(pair.path("base", "openai"), pair.path("tuned", theirs), tmp_path / "out")
+@pytest.mark.parametrize(("ours", "theirs", "keep_head"), OF_OPENAI)
+def test_openais_loader_loads_a_merged_file(
+    ours: str, theirs: str, keep_head: bool, pair: Pair, tmp_path: Path
+) -> None:
+    file = merged(pair.path("base", ours), pair.path("tuned", theirs), tmp_path / "out", keep_head=keep_head)
     found = toolkit("whisper").load_model(str(file), device="cpu")
     assert found.dims == pair.dims
     wanted = interpolate(pair.base, pair.tuned)
