@@ -6,8 +6,8 @@ import functools
 import sys
 import warnings
 from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +31,7 @@ def toolkit(name: str) -> Any:
 def _stand_in_for_numba() -> None:
     """openai-whisper compiles its alignment of words to time while it is imported; no test aligns words."""
     if "numba" not in sys.modules and find_spec("numba") is None:
-        sys.modules["numba"] = module = ModuleType("numba")
+        sys.modules["numba"] = module = module_from_spec(ModuleSpec("numba", None))
         module.jit = lambda **_: lambda function: function  # type: ignore[attr-defined]
 
 

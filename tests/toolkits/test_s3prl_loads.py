@@ -7,36 +7,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from float64 import differences, interpolate, moved, rounded
-from lab_files import SYMBOLS, TASK, s3prl_base, s3prl_finetune, wavlm
-from lab_models import Lab
+from lab_files import s3prl_base, s3prl_finetune, wavlm
 from loaders import merged, toolkit, waves
+from s3prl_models import LABS, build_s3prl
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lab_models import Lab
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 HEADS = ("final_proj", "label_embs_concat", "quantizer", "project_q")
-SETTINGS = {"hubert": {"label_rate": 50.0}, "wav2vec2": {"quantize_targets": True}, "wavlm": {}}
-BOTH = (False, True)
-LABS = [
-    Lab(family, large=large, conv_bias=large, extra=SETTINGS[family]) for family in SETTINGS for large in (False, True)
-]
-
-
-def build(lab: Lab) -> Any:
-    """A model of S3PRL's class with random weights."""
-    torch.manual_seed(0)
-    filled = toolkit("s3prl.upstream.utils").merge_with_parent
-    if lab.family == "wavlm":
-        classes = toolkit("s3prl.upstream.wavlm.WavLM")
-        return classes.WavLM(classes.WavLMConfig(wavlm(lab, {})["cfg"]))
-    if lab.family == "wav2vec2":
-        classes = toolkit("s3prl.upstream.wav2vec2.wav2vec2_model")
-        return classes.Wav2Vec2Model(filled(classes.Wav2Vec2Config, lab.settings))
-    classes = toolkit("s3prl.upstream.hubert.hubert_model")
-    settings = filled(classes.HubertConfig, lab.settings), filled(classes.HubertPretrainingConfig, TASK)
-    return classes.HubertModel(*settings, SYMBOLS)
 
 
 def upstream(lab: Lab, path: Path) -> Any:
@@ -54,7 +36,7 @@ def features(model: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: f"{lab.family} large" if lab.large else lab.family)
 def test_an_upstream_loads_the_merge_of_a_base_with_its_fine_tune(lab: Lab, tmp_path: Path) -> None:
     write = wavlm if lab.family == "wavlm" else s3prl_base
-    torch.save(write(lab, build(lab).state_dict()), tmp_path / "base.pt")
+    torch.save(write(lab, build_s3prl(lab).state_dict()), tmp_path / "base.pt")
     tuned = upstream(lab, tmp_path / "base.pt")
     base = {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
     tuned.load_state_dict(moved(base))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -123,3 +124,29 @@ def test_a_fine_tune_of_openais_package_merges_into_a_folder(pair: Pair, tmp_pat
     assert {key: value for key, value in told.items() if value} == {}
     found = {openai_name(name): tensor for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
     assert differences(found, interpolate(pair.base, pair.tuned)) == {}
+
+
+def test_openais_loader_loads_the_merge_with_a_classifier(pair: Pair, tmp_path: Path) -> None:
+    """transformers' class of Whisper's encoder alone; the decoder stays."""
+    tuned = build("Whisper", "ForAudioClassification", **SIZES)
+    whole = transformers().WhisperModel.from_pretrained(pair.path("base", "transformers"))
+    tuned.encoder.load_state_dict(moved(whole.encoder.state_dict()))
+    tuned.save_pretrained(tmp_path / "tuned")
+    file = merged(pair.path("base", "openai"), tmp_path / "tuned", tmp_path / "out")
+    found = toolkit("whisper").load_model(str(file), device="cpu").state_dict()
+    encoder = {openai_name(n): tensor for n, tensor in tuned.state_dict().items() if n.startswith("encoder.")}
+    assert differences(found, interpolate(pair.base, encoder)) == {}
+
+
+def test_speechbrains_wrapper_of_whisper_loads_the_merge_of_two(pair: Pair, tmp_path: Path) -> None:
+    transformers().WhisperFeatureExtractor(80).save_pretrained(tmp_path / "source")
+    shutil.copytree(pair.path("base", "transformers"), tmp_path / "source", dirs_exist_ok=True)
+    wrapper = toolkit("speechbrain.integrations.huggingface.whisper").Whisper
+    model = wrapper(str(tmp_path / "source"), str(tmp_path / "cache"), encoder_only=True, freeze=True)
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tuned = moved(base) | {"_mel_filters": base["_mel_filters"]}  # a constant
+    torch.save(base, tmp_path / "base.ckpt")
+    torch.save(tuned, tmp_path / "tuned.ckpt")
+    file = merged(tmp_path / "base.ckpt", tmp_path / "tuned.ckpt", tmp_path / "out")
+    model.load_state_dict(torch.load(file), strict=True)
+    assert differences(model.state_dict(), interpolate(base, tuned)) == {}
