@@ -1,4 +1,7 @@
-"""Real classes of transformers, saved by transformers, merged, and loaded by transformers: nothing may be missing."""
+"""Real classes of transformers, saved by transformers, merged, and loaded by transformers: nothing may be missing.
+
+Every class of every family is merged in `test_families.py`; here are the containers, element types and recipes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, torch.Tensor]
 
-TASKS = [(family, kind) for family, kinds in CLASSES.items() for kind in kinds[1:]]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -97,60 +99,6 @@ def assert_equal(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.T
 
 def output_bytes(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
-
-
-# every family and class
-@pytest.mark.parametrize("keep_head", [False, True])
-@pytest.mark.parametrize(("family", "kind"), TASKS)
-def test_a_merge_loads_as_the_class_that_was_asked_for(
-    family: str, kind: str, keep_head: bool, zoo: Zoo, tmp_path: Path
-) -> None:
-    base, finetuned = zoo.base(family), zoo.finetuned(family, kind)
-    encoder_only = kind == "ForAudioClassification"  # covers less than half of Whisper
-    recipe = Recipe(keep_head=keep_head)
-    options = MergeOptions(fsync=False, allow_unrelated=encoder_only)
-    merge(str(base.path), str(finetuned.path), tmp_path / "out", recipe, options=options)
-    model = load(family, kind if keep_head else "Model", tmp_path / "out")
-    assert_equal(model.state_dict(), expected(family, base, finetuned, keep_head))
-    inputs = (finetuned if keep_head else base).path
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == json.loads(
-        (inputs / "config.json").read_text()
-    )
-
-
-@pytest.mark.parametrize("keep_head", [False, True])
-@pytest.mark.parametrize("kind", CLASSES["Wav2Vec2"])
-def test_a_base_from_pretraining_keeps_its_quantizer(kind: str, keep_head: bool, zoo: Zoo, tmp_path: Path) -> None:
-    base, finetuned = zoo.base("Wav2Vec2", "ForPreTraining"), zoo.finetuned("Wav2Vec2", kind, "ForPreTraining")
-    merge(str(base.path), str(finetuned.path), tmp_path / "out", Recipe(keep_head=keep_head), options=UNSYNCED)
-    model = load("Wav2Vec2", kind if keep_head else "ForPreTraining", tmp_path / "out")
-    assert_equal(model.state_dict(), expected("Wav2Vec2", base, finetuned, keep_head))
-
-
-@pytest.mark.parametrize("family", CLASSES)
-def test_a_merged_model_computes_what_its_weights_say(family: str, zoo: Zoo, tmp_path: Path) -> None:
-    """The same as a model of the base's class into which the interpolated weights were put by hand."""
-    kind = CLASSES[family][1]
-    base, finetuned = zoo.base(family), zoo.finetuned(family, kind)
-    merge(str(base.path), str(finetuned.path), tmp_path / "out", options=UNSYNCED)
-    by_hand = build(family, seed=9)
-    by_hand.load_state_dict(expected(family, base, finetuned, keep_head=False))
-    inputs = _inputs(family)
-    with torch.no_grad():
-        outputs = [
-            model.eval()(**inputs).last_hidden_state for model in (load(family, "Model", tmp_path / "out"), by_hand)
-        ]
-    assert torch.isfinite(outputs[0]).all()
-    assert torch.equal(*outputs)
-
-
-def _inputs(family: str) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    if family == "Whisper":
-        return {"input_features": torch.randn(1, 8, 40), "decoder_input_ids": torch.tensor([[1, 5, 7]])}
-    if family == "Wav2Vec2Bert":
-        return {"input_features": torch.randn(1, 40, 16)}
-    return {"input_values": torch.randn(1, 4000)}
 
 
 # counters
