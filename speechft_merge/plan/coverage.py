@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 LEAST_COVERAGE = 0.5
 """Share of the parameters of a model without blocks that must be mixed."""
 
-_SPARE = frozenset(["masked_spec_embed"])
-"""Used in training only; not every writer keeps it."""
+_SPARE = frozenset(["masked_spec_embed", "mask_embedding"])
+"""Last words of what is used in training only; not every writer keeps it."""
 
 _SHOWN = 3
 """Patterns of names that a message lists."""
@@ -43,7 +43,12 @@ class Side:
         found: dict[str, list[str]] = {}
         for name, known in self.names.items():
             span = self.model.tensors[name]
-            if not known.is_head and known.canonical not in _SPARE and span.dtype.interpolated and span.elements:
+            if (
+                not known.is_head
+                and known.canonical.rpartition(".")[2] not in _SPARE
+                and span.dtype.interpolated
+                and span.elements
+            ):
                 found.setdefault(_unit(known), []).append(name)
         return found
 
@@ -167,7 +172,10 @@ def _unit(known: TensorName) -> str:
     """Return the stack, part or module that is there as a whole or not: SpeechT5's classes differ in their prenets."""
     part, stack, _ = known.location
     words = known.canonical.removeprefix(f"{stack}.").split(".")
-    if part == "other" and (not stack or len(words) > 2):
+    if part in ("cnn", "projection"):
+        return part
+    own = len(words) > {"other": 2, "pos_conv": 3}.get(part, len(words))  # a module of several, with the stack's own
+    if own or (part == "other" and not stack):
         return ".".join(filter(None, (stack, words[0])))
     return stack or part
 

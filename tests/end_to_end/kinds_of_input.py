@@ -371,10 +371,11 @@ def _(folder: Path, stack: ExitStack) -> Call:
 
 @kind("shards without their index")
 def _(folder: Path, stack: ExitStack) -> Call:
-    hubert(folder)
-    fine_tune(build("Hubert"), "Hubert", "ForCTC").save_pretrained(folder / "tuned", max_shard_size="60KB")
+    weights, _ = hubert(folder)
+    tuned = fine_tune(build("Hubert"), "Hubert", "ForCTC")
+    tuned.save_pretrained(folder / "tuned", max_shard_size="60KB")
     (folder / "tuned/model.safetensors.index.json").unlink()
-    return Call(["base", "tuned", "-o", "out"])
+    return Call(["base", "tuned", "-o", "out"], mixed(weights, tuned.hubert.state_dict()))
 
 
 @kind("shards of which one is missing")

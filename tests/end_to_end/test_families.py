@@ -60,19 +60,8 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Families:
     return Families(tmp_path_factory.mktemp("families"))
 
 
-def marks(family: Family, base: str, task: str) -> list[pytest.MarkDecorator]:
-    reason = None
-    if (base, task) == ("UniSpeechForPreTraining", "UniSpeechModel"):
-        reason = "its ctc_proj counts as the head of a task"
-    if family.bare == "SpeechT5Model" and base != task:
-        reason = "its prenets count as parts of the encoder's and decoder's stacks"
-    return [pytest.mark.xfail(strict=False, reason=reason)] if reason else []
-
-
 @pytest.mark.parametrize("keep_head", [False, True], ids=["base class", "keep head"])
-@pytest.mark.parametrize(
-    ("family", "base", "task"), [pytest.param(*pair, id="-".join(pair[1:]), marks=marks(*pair)) for pair in PAIRS]
-)
+@pytest.mark.parametrize(("family", "base", "task"), [pytest.param(*pair, id="-".join(pair[1:])) for pair in PAIRS])
 def test_a_merge_is_the_model_that_float64_makes(
     family: Family, base: str, task: str, keep_head: bool, families: Families, tmp_path: Path
 ) -> None:
