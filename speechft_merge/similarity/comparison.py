@@ -107,11 +107,8 @@ def _build_encoders(
 def _make_inputs(base: EncoderSource, finetuned: EncoderSource) -> tuple[InputMaker, list[str]]:
     """Return what makes inputs by the base's own settings, and warnings."""
     warnings = []
-    if not base.extractor:
-        warnings.append(
-            f"the base has no {FEATURE_EXTRACTOR}; "
-            + ("the fine-tune's is taken" if finetuned.extractor else "its family's defaults are taken")
-        )
+    if not (base.extractor or finetuned.extractor):
+        warnings.append(f"neither model has a {FEATURE_EXTRACTOR}; the defaults of the family are taken")
     differing = settings_differ(base.extractor, finetuned.extractor)
     if differing:
         warnings.append(
