@@ -84,10 +84,15 @@ def _widths(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
 
 def _names(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
     prefix, family = naming.prefix, config.get("model_type")
-    strange = prefix and _STRANGE.fullmatch(prefix.partition(".")[0])
     own = f"{str(family).replace('-', '_')}."
-    if strange or (family in _OF_THEIR_OWN and prefix not in ("", own)):
-        yield f"names begin with {prefix!r}, which no class of {family} has"
+    if family in _OF_THEIR_OWN:
+        strange = prefix not in ("", own) or not any(
+            n.canonical.startswith("encoder.") for n in naming.under().values()
+        )
+    else:
+        strange = bool(prefix) and _STRANGE.fullmatch(prefix.partition(".")[0]) is not None
+    if strange:
+        yield f"names such as {next(iter(naming.shapes))!r} are those of no class of {family}"
 
 
 def _class(config: Mapping[str, Any]) -> str:

@@ -1,0 +1,51 @@
+"""A slip in a path is answered with the nearest names that exist, at every level of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from speechft_merge.errors import NotFoundError
+from speechft_merge.sources.nearby import nearest_paths
+from speechft_merge.sources.reference import HubReference, parse_reference
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("models/hubert-base", "exp/asr-finetuned", "exp/last.ckpt"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("models/huber-base", "models/hubert-base"),
+        ("modles/hubert-base", "models/hubert-base"),
+        ("model/hubert-bse", "models/hubert-base"),
+        ("exp/lst.ckpt", "exp/last.ckpt"),
+        ("./exp/asr-finetune", "exp/asr-finetuned"),
+    ],
+)
+def test_the_nearest_path_is_found(text: str, nearest: str) -> None:
+    assert nearest_paths(text)[0] == nearest
+
+
+@pytest.mark.parametrize("text", ["nothing/like-it", "a" * 5000, "~nobody-of-that-name/x", "nul\0", ""])
+def test_of_what_is_like_nothing_there_is_none(text: str) -> None:
+    assert nearest_paths(text) == []
+
+
+@pytest.mark.parametrize("text", ["models/huber-base", "exp/lst.ckpt", "last.ckpt", "a/b/c", "models/x#student"])
+def test_what_looks_local_is_no_repository(text: str) -> None:
+    with pytest.raises(NotFoundError, match="no local path of that name"):
+        parse_reference(text)
+
+
+@pytest.mark.parametrize("text", ["facebook/hubert-base-ls960", "modles/hubert-base", "hf://models/x", "models/x@main"])
+def test_what_may_be_a_repository_is_one(text: str) -> None:
+    assert isinstance(parse_reference(text), HubReference)
