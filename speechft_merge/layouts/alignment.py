@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from speechft_merge.layouts.prefixes import candidate_prefixes, encoder_prefixes
+from speechft_merge.layouts.prefixes import encoder_prefixes
 from speechft_merge.layouts.structure import find_stacks
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def rivals(naming: Naming, other: Naming) -> list[tuple[str, int]]:
 
     Several where a file holds a teacher and a student, say; no two of them have a tensor in common.
     """
-    mine, theirs = _by_prefix(naming), _by_prefix(other)
+    mine, theirs = naming.by_prefix, other.by_prefix
     counterpart = max(((p, q) for p in mine for q in theirs), key=lambda pair: _agreement(pair, mine, theirs))[1]
     agreements = {prefix: _agreement((prefix, counterpart), mine, theirs)[0] for prefix in mine}
     found: list[tuple[str, int]] = []
@@ -93,7 +93,7 @@ def twins(naming: Naming) -> list[str]:
     """Return the prefixes of the encoders of one model that are of the same shapes, teacher and student; else none."""
     if len(naming.roots) > 1:
         return list(naming.roots)
-    tensors = {prefix: frozenset(shapes.items()) for prefix, shapes in _by_prefix(naming).items()}
+    tensors = {prefix: frozenset(shapes.items()) for prefix, shapes in naming.by_prefix.items()}
     for prefix in sorted(tensors, key=lambda prefix: (-len(tensors[prefix]), len(prefix))):
         alike = [
             other
@@ -109,7 +109,7 @@ def twins(naming: Naming) -> list[str]:
 
 def _find_prefixes(base: Naming, finetuned: Naming) -> tuple[str, str]:
     """Return the pair of prefixes under which the most parameters agree; the shorter pair where several do."""
-    ours, theirs = _by_prefix(base), _by_prefix(finetuned)
+    ours, theirs = base.by_prefix, finetuned.by_prefix
     pair = max(((p, q) for p in ours for q in theirs), key=lambda pair: _agreement(pair, ours, theirs))
     return pair if base.roots or finetuned.roots else _lengthen(pair, base, finetuned)
 
@@ -118,15 +118,6 @@ def _agreement(pair: tuple[str, str], ours: dict[str, Shapes], theirs: dict[str,
     """Return the parameters that agree under a pair of prefixes, and how short the pair is."""
     mine, other = ours[pair[0]], theirs[pair[1]]
     return sum(math.prod(shape) for name, shape in mine.items() if other.get(name) == shape), -len("".join(pair))
-
-
-def _by_prefix(naming: Naming) -> dict[str, Shapes]:
-    """Return the shapes by canonical name under each prefix that may be the encoder's."""
-    shapes = {naming.full[own]: shape for own, shape in naming.shapes.items()}
-    return {
-        prefix: {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
-        for prefix in naming.roots or candidate_prefixes(shapes)
-    }
 
 
 def _lengthen(pair: tuple[str, str], base: Naming, finetuned: Naming) -> tuple[str, str]:

@@ -71,6 +71,8 @@ _KINDS: tuple[tuple[str, re.Pattern[str], str], ...] = (
 )
 """What it is, a word of a name that says so, and what to do."""
 
+_ANY = re.compile(rf"(?m)(?:^|\.)(?:{'|'.join(pattern.pattern for _, pattern, _ in _KINDS)})(?:\.|$)")
+
 _PLACEHOLDERS = (
     "placeholders of DeepSpeed ZeRO-3, whose weights are spread over the shards of its training",
     "run zero_to_fp32.py, which lies beside the shards, and give what it writes",
@@ -87,7 +89,8 @@ def find_elsewhere(
         shapes: by own names.
         eight_bit: own names of matrices of 8-bit numbers.
     """
-    for kind, pattern, hint in _KINDS:
+    telling = _ANY.search("\n".join(names.values())) is not None  # a quick look: few models have any
+    for kind, pattern, hint in _KINDS if telling else ():
         found = {own: place for own, name in names.items() if (place := _place(name, pattern)) is not None}
         if found:
             words, modules = ([place[i] for place in found.values()] for i in (1, 0))

@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from speechft_merge.layouts import fairseq, openai_whisper, torchaudio
-from speechft_merge.layouts.prefixes import encoder_prefix
+from speechft_merge.layouts.prefixes import candidate_prefixes, encoder_prefix
 from speechft_merge.layouts.structure import HEAD, Location, blocks_of, locate
 from speechft_merge.layouts.weight_norm import canonical
 from speechft_merge.layouts.wrappers import unwrap, wrappers_of
@@ -80,6 +80,15 @@ class Naming:
     def prefix(self) -> str:
         """Prefix of the (first) encoder's names, as far as one model alone shows it."""
         return self.roots[0] if self.roots else encoder_prefix(self.full.values())
+
+    @cached_property
+    def by_prefix(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Each prefix that may be the encoder's -> the shapes by canonical names under it."""
+        shapes = {self.full[own]: shape for own, shape in self.shapes.items()}
+        return {
+            prefix: {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
+            for prefix in self.roots or candidate_prefixes(shapes)
+        }
 
     @cached_property
     def stacks(self) -> dict[str, list[int]]:
