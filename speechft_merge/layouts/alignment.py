@@ -8,6 +8,7 @@ prefixes under which most parameters agree in name and shape is the right one.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     Shapes = dict[str, tuple[int, ...]]
 
 LEAST_LIKENESS = 0.9
-"""Share of their tensors that two encoders of one file have in common by name and shape. The stacks of an
-encoder-decoder differ by more: the decoder attends to the encoder."""
+"""Share of their kinds of tensors that two encoders of one file have in common. The stacks of an encoder-decoder differ
+by more: the decoder attends to the encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def _of_equal_shapes(names: dict[str, str], base: Naming, finetuned: Naming) -> 
 def rivals(naming: Naming, other: Naming) -> list[tuple[str, int]]:
     """Return the prefixes of a model's encoders that fit another model, with the parameters that agree, best first.
 
-    Several where a file holds a teacher and a student, say; no two of them have a tensor in common.
+    Several where a file holds a teacher and a student, say, of one architecture and perhaps of two depths; no two of
+    them have a tensor in common.
     """
     mine, theirs = naming.by_prefix, other.by_prefix
     counterpart = max(((p, q) for p in mine for q in theirs), key=lambda pair: _agreement(pair, mine, theirs))[1]
@@ -84,7 +86,7 @@ def rivals(naming: Naming, other: Naming) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     for prefix in sorted(agreements, key=lambda prefix: (-agreements[prefix], len(prefix))):
         apart = not any(one.startswith(prefix) or prefix.startswith(one) for one, _ in found)
-        if apart and (agreements[prefix] or not found):
+        if not found or (apart and agreements[prefix] and _are_alike(mine[found[0][0]], mine[prefix])):
             found.append((prefix, agreements[prefix]))
     return found
 
@@ -93,18 +95,19 @@ def twins(naming: Naming) -> list[str]:
     """Return the prefixes of the encoders of one model that are of the same shapes, teacher and student; else none."""
     if len(naming.roots) > 1:
         return list(naming.roots)
-    tensors = {prefix: frozenset(shapes.items()) for prefix, shapes in naming.by_prefix.items()}
+    tensors = naming.by_prefix
     for prefix in sorted(tensors, key=lambda prefix: (-len(tensors[prefix]), len(prefix))):
-        alike = [
-            other
-            for other, theirs in tensors.items()
-            if not other.startswith(prefix)
-            and not prefix.startswith(other)
-            and len(tensors[prefix] & theirs) >= LEAST_LIKENESS * len(tensors[prefix] | theirs)
-        ]
-        if alike and find_stacks(dict(tensors[prefix])):
+        apart = [other for other in tensors if not other.startswith(prefix) and not prefix.startswith(other)]
+        alike = [other for other in apart if _are_alike(tensors[prefix], tensors[other])]
+        if alike and find_stacks(tensors[prefix]):
             return sorted([prefix, *alike])
     return []
+
+
+def _are_alike(one: Shapes, other: Shapes) -> bool:
+    """Return whether two sets of tensors are of one architecture, by names without numbers and by shapes."""
+    a, b = ({(re.sub(r"\d+", "*", name), shape) for name, shape in shapes.items()} for shapes in (one, other))
+    return len(a & b) >= LEAST_LIKENESS * len(a | b)
 
 
 def _find_prefixes(base: Naming, finetuned: Naming) -> tuple[str, str]:

@@ -133,6 +133,8 @@ class _Judge:
         beyond = self.owner.beyond(self.other, unit) if depth is not None else set()
         if rest := [name for name in lost if name not in beyond]:
             text = f"{self.other.model.reference} has {_of(unit)} in part only: {_listed(rest)} would stay {self.stays}"
+            for name, why in list(self.other.model.unreadable.items())[:1]:
+                text += f"; it has tensors that cannot be read, first {quote(name)}: {why}"
             yield Finding(Level.REFUSAL, text, "", ALLOW_PARTIAL)
         beyond = self.other.beyond(self.owner, unit) if depth is not None else set()
         theirs = self.other.units().get(unit, [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import quote
@@ -67,7 +67,8 @@ class Pairing:
         yield from judge_order(self.base, finetuned, alignment)
         mixed = self._mixed(which)
         theirs = Side(finetuned, alignment.finetuned_names, mixed.values())
-        yield from judge_coverage(self.side_of_base(which), theirs, self.keep_head and which == 0)
+        for finding in judge_coverage(self.side_of_base(which), theirs, self.keep_head and which == 0):
+            yield replace(finding, hint="") if which else finding  # no class but the first fine-tune's can be written
         for tensor in resized:
             yield Finding(Level.WARNING, tensor.in_words(self.keep_head))
 

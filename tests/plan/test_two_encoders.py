@@ -43,3 +43,12 @@ def test_a_base_with_two_encoders_is_refused_likewise() -> None:
 def test_the_stacks_of_an_encoder_decoder_are_not_two_encoders() -> None:
     whisper = build("Whisper", "ForConditionalGeneration").state_dict()
     assert findings(whisper, moved(whisper)) == ()
+    bare = {n.removeprefix("model.encoder."): t for n, t in moved(whisper).items() if n.startswith("model.encoder.")}
+    (finding,) = findings(whisper, bare)
+    assert finding.text == "tuned has no decoder: it stays the base's"
+
+
+def test_a_student_of_fewer_layers_is_an_encoder_as_well() -> None:
+    student = moved({name: HUBERT[name] for name in build("Hubert", num_hidden_layers=1).state_dict()})
+    (told,) = refusals(HUBERT, prefixed("teacher.", TEACHER) | prefixed("student.", student))
+    assert "holds 2 encoders" in told
