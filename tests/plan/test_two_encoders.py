@@ -50,5 +50,5 @@ def test_the_stacks_of_an_encoder_decoder_are_not_two_encoders() -> None:
 
 def test_a_student_of_fewer_layers_is_an_encoder_as_well() -> None:
     student = moved({name: HUBERT[name] for name in build("Hubert", num_hidden_layers=1).state_dict()})
-    (told,) = refusals(HUBERT, prefixed("teacher.", TEACHER) | prefixed("student.", student))
+    told, *_ = refusals(HUBERT, prefixed("teacher.", TEACHER) | prefixed("student.", student))
     assert "holds 2 encoders" in told
