@@ -353,5 +353,5 @@ def _pinned(checkpoint: Checkpoint) -> str:
     found = parse_reference(checkpoint.reference) if checkpoint.hub is not None else None
     if checkpoint.hub is None or not isinstance(found, HubReference):
         return checkpoint.reference
-    part = f"#{checkpoint.part}" if checkpoint.part else ""
-    return str(replace(found, revision=checkpoint.hub.commit)) + part
+    picked = f"#{checkpoint.picked}" if checkpoint.picked else ""
+    return str(replace(found, revision=checkpoint.hub.commit)) + picked

@@ -65,7 +65,7 @@ class Checkpoint:
     """What else a pickled file holds, each described in a few words."""
     origin: Origin | None = None
     """The lab whose file it is; None for any other."""
-    part: str = ""
+    picked: str = ""
     """The encoder that the reference picks: `student` of `last.ckpt#student`; empty for the whole."""
     alternatives: Mapping[str, Checkpoint] = field(default_factory=dict)
     """Path of each other dictionary of tensors in a pickled file -> the model that it holds."""

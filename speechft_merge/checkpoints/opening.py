@@ -13,7 +13,7 @@ from speechft_merge.checkpoints.computed import computed
 from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
 from speechft_merge.checkpoints.labs import recognise
 from speechft_merge.checkpoints.numpy_arrays import ArrayTensor
-from speechft_merge.checkpoints.parts import pick_part
+from speechft_merge.checkpoints.picking import pick_encoder
 from speechft_merge.checkpoints.safetensors import read_safetensors
 from speechft_merge.checkpoints.shards import join_shards, read_weight_map, require_all_shards, require_shards
 from speechft_merge.checkpoints.state_dict import StateDict, find_state_dicts, shorten
@@ -23,7 +23,7 @@ from speechft_merge.checkpoints.torch_tensors import TensorView, TorchFile, span
 from speechft_merge.checkpoints.torch_zip import read_torch_zip
 from speechft_merge.errors import CheckpointError, NotFoundError, SpeechFTMergeError, quote
 from speechft_merge.sources import LocalFolder
-from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, parse_reference, part_of, without_path
+from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, encoder_of, parse_reference, without_path
 
 if TYPE_CHECKING:
     from speechft_merge.sources import Folder
@@ -71,8 +71,8 @@ def open_checkpoint(reference: Reference, download: bool = False) -> Checkpoint:
     folder, file = _find_folder(reference, download)
     with ExitStack() as files:
         checkpoint = _open_in(folder, [file] if file else find_weights(folder), reference, files)
-        if part := part_of(reference):
-            checkpoint = pick_part(checkpoint, part)
+        if picked := encoder_of(reference):
+            checkpoint = pick_encoder(checkpoint, picked)
         _require_usable(checkpoint)
         files.pop_all()  # from here on the checkpoint closes them
         return checkpoint

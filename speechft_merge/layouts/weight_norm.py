@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _PARAMETRIZED = re.compile(r"parametrizations\.([^.]+)\.original([01])$")
 
 
-class Parts(NamedTuple):
+class WeightNorm(NamedTuple):
     """Own names of a kernel's norm and direction, and what the kernel is called beside them."""
 
     g: str
@@ -28,7 +28,7 @@ def canonical(name: str) -> str:
     return _PARAMETRIZED.sub(lambda found: f"{found[1]}_{'gv'[int(found[2])]}", name)
 
 
-def find_parts(names: Mapping[str, str]) -> dict[str, Parts]:
+def find_weight_norms(names: Mapping[str, str]) -> dict[str, WeightNorm]:
     """Return canonical name of each kernel that is in two parts -> the parts.
 
     Args:
@@ -36,7 +36,7 @@ def find_parts(names: Mapping[str, str]) -> dict[str, Parts]:
     """
     own = {name: key for key, name in names.items()}
     return {
-        name[:-2]: Parts(own[name], own[f"{name[:-2]}_v"], canonical(own[name])[:-2])
+        name[:-2]: WeightNorm(own[name], own[f"{name[:-2]}_v"], canonical(own[name])[:-2])
         for name in own
         if name.endswith("_g") and f"{name[:-2]}_v" in own
     }

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checkpoints.computed import computed
-from speechft_merge.layouts.weight_norm import Parts, find_parts
+from speechft_merge.layouts.weight_norm import WeightNorm, find_weight_norms
 from speechft_merge.plan.operations import Copy, Interpolate
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from speechft_merge.layouts.alignment import Alignment
     from speechft_merge.plan.operations import Operation
 
-Kernels = dict[str, Parts]
+Kernels = dict[str, WeightNorm]
 """Name of a folded kernel -> the parts that it stands for."""
 
 
@@ -45,7 +45,7 @@ def fold(checkpoint: Checkpoint, canonical: Mapping[str, str], wanted: set[str])
     """
     parts = {
         name: found
-        for name, found in find_parts(canonical).items()
+        for name, found in find_weight_norms(canonical).items()
         if name in wanted and _fits(checkpoint.tensors[found.g], checkpoint.tensors[found.v])
     }
     if not parts:

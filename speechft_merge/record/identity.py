@@ -45,7 +45,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     """
     known = [source.identity for source in checkpoint.sources]
     if all(known):
-        known += [checkpoint.part] if checkpoint.part else []
+        known += [checkpoint.picked] if checkpoint.picked else []
         return hashlib.sha256("\n".join(map(str, known)).encode()).hexdigest()
     digest = hashlib.sha256()
     for name, span in sorted(checkpoint.tensors.items()):

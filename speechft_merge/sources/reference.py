@@ -44,7 +44,7 @@ def list_references(base: Reference, finetuned: Reference | Sequence[Reference])
 
 
 def parse_reference(text: str) -> Path | HubReference:
-    """Return a path if it exists or is written like one, else a reference to a repository; a part does not matter.
+    """Return a path if it exists or is written like one, else a reference to a repository, whatever encoder it picks.
 
     Raises:
         NotFoundError: no such path, and not a valid reference to a repository.
@@ -100,20 +100,20 @@ def _nearest(text: str) -> str | None:
     return " or ".join(nearest_paths(_whole(text)[:1000])) or None
 
 
-def part_of(text: str) -> str:
+def encoder_of(text: str) -> str:
     """Return what picks one encoder of several: `student` of `last.ckpt#student`; empty in most references."""
-    path, mark, part = text.rpartition("#")
-    return part if mark and path and _existing(text) is None else ""
+    path, mark, picked = text.rpartition("#")
+    return picked if mark and path and _existing(text) is None else ""
 
 
 def local_path(text: str) -> Path | None:
-    """Return the path if it exists, of a reference with a part the path before it."""
+    """Return the path if it exists, of one that picks an encoder the path before that."""
     return _existing(_whole(text))
 
 
 def _whole(text: str) -> str:
-    part = part_of(text)
-    return text[: -len(part) - 1] if part else text
+    picked = encoder_of(text)
+    return text[: -len(picked) - 1] if picked else text
 
 
 def _existing(text: str) -> Path | None:

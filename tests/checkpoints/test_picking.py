@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from speechft_merge import merge, open_checkpoint
 from speechft_merge.errors import NotFoundError
 from speechft_merge.record.identity import fingerprint
-from speechft_merge.sources.reference import part_of
+from speechft_merge.sources.reference import encoder_of
 
 HUBERT = build("Hubert").state_dict()
 
@@ -84,10 +84,10 @@ def test_a_name_that_picks_two_is_refused(tmp_path: Path) -> None:
 def test_a_file_whose_name_holds_the_mark_is_itself(tmp_path: Path) -> None:
     torch.save(HUBERT, tmp_path / "run#3.pt")
     with open_checkpoint(tmp_path / "run#3.pt") as checkpoint:
-        assert (checkpoint.part, len(checkpoint.tensors)) == ("", len(HUBERT))
-    assert part_of(f"{tmp_path}/run#3.pt#encoder") == "encoder"
-    assert part_of("org/name@main:last.ckpt#student") == "student"
-    assert part_of("org/name") == ""
+        assert (checkpoint.picked, len(checkpoint.tensors)) == ("", len(HUBERT))
+    assert encoder_of(f"{tmp_path}/run#3.pt#encoder") == "encoder"
+    assert encoder_of("org/name@main:last.ckpt#student") == "student"
+    assert encoder_of("org/name") == ""
 
 
 def test_optimizer_states_and_scraps_are_no_models(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _SHOWN = 8
 
 
-def pick_part(checkpoint: Checkpoint, name: str) -> Checkpoint:
+def pick_encoder(checkpoint: Checkpoint, name: str) -> Checkpoint:
     """Return the encoder that `name` picks, with its own names.
 
     Args:
@@ -39,7 +39,7 @@ def pick_part(checkpoint: Checkpoint, name: str) -> Checkpoint:
             found=", ".join(listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else ""),
         )
     (picked,) = found.values()
-    return replace(picked, reference=checkpoint.reference, origin=checkpoint.origin, part=name, alternatives={})
+    return replace(picked, reference=checkpoint.reference, origin=checkpoint.origin, picked=name, alternatives={})
 
 
 def _prefixes(name: str, names: Iterable[str]) -> list[str]:
