@@ -48,6 +48,7 @@ settings.load_profile("busy")
 
 SINGLE = "model.safetensors"
 CONFIG = {"model_type": "hubert", "architectures": ["HubertModel"], "hidden_size": 32, "dtype": "float32"}
+FAMILY = {"model_type": "hubert"}
 CTC_CONFIG = CONFIG | {"architectures": ["HubertForCTC"], "vocab_size": 12}
 EXTRACTOR = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16000}
 
@@ -89,7 +90,7 @@ class Tiny:
         }
         return {f"hubert.{name}": values for name, values in encoder.items()} | head
 
-    def write(self, folder: Path, weights: Weights, config: object = None, **files: object) -> Path:
+    def write(self, folder: Path, weights: Weights, config: object = FAMILY, **files: object) -> Path:
         """A model directory; `files` are the JSON files beside the weights, named without their suffix."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(weights, folder / SINGLE, metadata={"format": "pt"})

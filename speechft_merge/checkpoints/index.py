@@ -86,6 +86,11 @@ class Checkpoint:
         return sum({span.storage_key: span.elements for span in self.tensors.values()}.values())
 
     @property
+    def is_named_file(self) -> bool:
+        """Whether its reference names the file of the weights, and not the folder that they are in."""
+        return bool(self.file) and self.reference.removesuffix(f"#{self.picked}").endswith(self.file)
+
+    @property
     def hub(self) -> HubOrigin | None:
         """Where on the Hub it is; None for a local model."""
         return self.folder.hub if self.folder is not None else None

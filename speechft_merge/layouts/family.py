@@ -20,6 +20,13 @@ TITLES = {
 }
 """transformers' `model_type` (DeCoAR 2.0 has none) -> what its authors call it."""
 
+OWN_PREFIX = {
+    family: family.replace("-", "_") + "."
+    for family in "hubert wav2vec2 wavlm data2vec-audio unispeech unispeech-sat sew sew-d wav2vec2-conformer "
+    "wav2vec2-bert".split()
+}
+"""Families whose classes with a head have the family's name before the encoder's names -> that prefix."""
+
 _SIZES = {(12, 768): "Base", (24, 1024): "Large", (48, 1280): "X-Large", (48, 1920): "2B"}
 _WHISPER = {(4, 384): "tiny", (6, 512): "base", (12, 768): "small", (24, 1024): "medium", (32, 1280): "large"}
 

@@ -63,14 +63,17 @@ def class_like(architectures: object, shapes: Mapping[str, tuple[int, ...]]) -> 
         return None
     if not heads:
         return {"architectures": [f"{family[1]}Model"]}
-    if heads == {"lm_head"}:
+    if heads == {"lm_head"} and "lm_head.weight" in shapes:
         return {"architectures": [f"{family[1]}ForCTC"], "vocab_size": shapes["lm_head.weight"][0]}
-    if heads <= {"classifier", "projector", "layer_weights"} and "classifier.weight" in shapes:
+    if heads - {"layer_weights"} == {"classifier", "projector"} and {"classifier.weight", "projector.weight"} <= {
+        *shapes
+    }:
         labels = shapes["classifier.weight"][0]
         return {
             "architectures": [f"{family[1]}ForSequenceClassification"],
             "id2label": {str(i): f"LABEL_{i}" for i in range(labels)},
             "label2id": {f"LABEL_{i}": i for i in range(labels)},
-            **({"classifier_proj_size": shapes["projector.weight"][0]} if "projector.weight" in shapes else {}),
+            "classifier_proj_size": shapes["projector.weight"][0],
+            "use_weighted_layer_sum": "layer_weights" in heads,
         }
     return None

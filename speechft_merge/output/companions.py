@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from speechft_merge.checkpoints.companions import (
     CONFIG,
     FEATURE_EXTRACTOR,
+    GENERATION,
     PROCESSOR,
     TOKENIZER,
     Companions,
+    is_chat_template,
     is_tokenizer,
-    read_all_companions,
+    modules_of,
+    read_companions,
 )
 from speechft_merge.errors import MismatchError
+from speechft_merge.layouts.family import OWN_PREFIX
 from speechft_merge.layouts.heads import class_like
 from speechft_merge.plan.findings import Finding, Level
+from speechft_merge.record import card, manifest
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -30,6 +35,8 @@ _ADAPTERS = re.compile(r"adapter\.[\w-]+\.(safetensors|bin)")
 """MMS's adapters of other languages, which its class loads in place of its own."""
 _PLAIN = re.compile(r"(\w[\w.-]*/)?\w[\w.+-]*", re.ASCII)
 """Names that an output may have: none leads out of its folder."""
+_OURS = (manifest.NAME, manifest.SIMILARITY, manifest.FIGURE, card.NAME)
+"""Files that an output has of its own."""
 
 
 class Chosen(NamedTuple):
@@ -42,6 +49,9 @@ class Chosen(NamedTuple):
 def choose_companions(owner: Checkpoint, other: Checkpoint, names: set[str], keep_head: bool) -> Chosen:
     """Choose the small files beside an output's weights.
 
+    Code of a model on the Hub is copied like any other, not named where it lies: it stays that of the commit that was
+    merged, and is found without a network, and where the model lies in a folder of its repository.
+
     Args:
         owner: the model whose class is written.
         other: the first of the others; what does not depend on the class comes from it where the owner lacks it.
@@ -50,27 +60,18 @@ def choose_companions(owner: Checkpoint, other: Checkpoint, names: set[str], kee
 
     Raises:
         CheckpointError: a file is no JSON, a pointer of Git LFS, or a link that leads out of the folder.
-        MismatchError: the fine-tune has no config.json, and the base's does not fit it.
+        MismatchError: the owner has no config.json, and none can be made for it.
     """
-    own, others = read_all_companions(owner), read_all_companions(other)
-    files = {name: content for name, content in own.files.items() if _PLAIN.fullmatch(name)}
-    findings = [_left(owner, name) for name in (*own.large, *(own.files.keys() - files.keys()))]
-    findings += _adapters(owner)
-    if keep_head and CONFIG not in files and CONFIG in others.files:
-        config = config_like(others.settings(CONFIG, other.reference), owner, other, names)
-        if config is None:
-            raise MismatchError(
-                f"{owner.reference} has no config.json, and what its class is cannot be told from its tensors",
-                hint="put the config.json of its class beside its weights",
-            )
-        files[CONFIG] = _encode(config)
-        findings.append(Finding(Level.NOTE, f"{owner.reference} has no config.json: it is made from the base's"))
-    files |= _extractor(own, others, owner, other)
-    if keep_head:
-        tokenizer, found = _tokenizer(own, others, owner, other)
-        files, findings = files | tokenizer, [*findings, *found]
-    if owner.hub is not None:
-        files = {name: _on_hub(content, name, owner) for name, content in files.items()}
+    own = read_companions(owner)
+    files = {name: content for name, content in own.files.items() if _PLAIN.fullmatch(name) and name not in _OURS}
+    kept_out = own.files.keys() - files.keys() - {*_OURS}
+    findings = [_left(owner, name) for name in (*own.large, *sorted(kept_out))] + _adapters(owner)
+    for more, found in (
+        _config(own, owner, other, names, keep_head),
+        _extractor(own, owner, other),
+        _tokenizer(own, owner, other) if keep_head else ({}, []),
+    ):
+        files, findings = more | files, findings + found
     return Chosen(files, tuple(findings))
 
 
@@ -86,29 +87,77 @@ def _adapters(owner: Checkpoint) -> list[Finding]:
     return [Finding(Level.WARNING, f"{text}its unmerged weights and are not copied")]
 
 
-def _extractor(own: Companions, others: Companions, owner: Checkpoint, other: Checkpoint) -> dict[str, bytes]:
+_More = tuple[dict[str, bytes], list[Finding]]
+"""Files of the other model, and what is said of them."""
+
+
+def _config(own: Companions, owner: Checkpoint, other: Checkpoint, names: set[str], keep_head: bool) -> _More:
+    """Return a config.json for an owner that has none, made from the other model's where its class can be told."""
+    if CONFIG in own.files:
+        return {}, []
+    theirs = read_companions(other, CONFIG.__eq__)
+    settings = theirs.settings(CONFIG, other.reference)
+    config = config_like(settings, owner, other, names) if settings else None
+    if config is not None:
+        text = f"{owner.reference} has no config.json: it is made from that of {other.reference}"
+        return theirs.files | {CONFIG: _encode(config)}, [Finding(Level.NOTE, text)]
+    if keep_head and settings:
+        raise _no_config(owner, "")
+    if not owner.is_named_file:
+        raise _no_config(owner, f"; if transformers is not to load them, name the file ({owner.file})")
+    text = f"{owner.reference} has no config.json, so the merge has none: transformers cannot load it without one"
+    return {}, [Finding(Level.WARNING, text)]
+
+
+def _no_config(owner: Checkpoint, otherwise: str) -> MismatchError:
+    return MismatchError(
+        f"{owner.reference} has no config.json, and what its class is cannot be told from its tensors",
+        hint=f"put the config.json of its class beside its weights{otherwise}",
+    )
+
+
+def _extractor(own: Companions, owner: Checkpoint, other: Checkpoint) -> _More:
     """Return the settings of the other model's feature extractor where the owner has none: no head changes them."""
     if FEATURE_EXTRACTOR in own.files or "feature_extractor" in own.settings(PROCESSOR, owner.reference):
-        return {}
-    inner = others.settings(PROCESSOR, other.reference).get("feature_extractor")
-    if isinstance(inner, dict) and inner:
-        return {FEATURE_EXTRACTOR: _encode(inner)}
-    return {name: content for name, content in others.files.items() if name == FEATURE_EXTRACTOR}
-
-
-def _tokenizer(
-    own: Companions, others: Companions, owner: Checkpoint, other: Checkpoint
-) -> tuple[dict[str, bytes], list[Finding]]:
-    """Return the base's tokenizer where the fine-tune lacks one; training code often saves none."""
-    theirs = {name: content for name, content in others.files.items() if is_tokenizer(name)}
-    rows = _vocabulary(owner)
-    if not theirs or rows is None or any(map(is_tokenizer, own.files)):
         return {}, []
-    if rows == _vocabulary(other):
-        text = f"{owner.reference} has no tokenizer: the base's is taken, as both have {rows} words"
+    theirs = read_companions(other, (FEATURE_EXTRACTOR, PROCESSOR).__contains__)
+    inner = theirs.settings(PROCESSOR, other.reference).get("feature_extractor")
+    settings = inner if isinstance(inner, dict) else {}
+    settings = settings or theirs.settings(FEATURE_EXTRACTOR, other.reference)
+    if not settings:
+        return {}, []
+    code = {name: content for name, content in theirs.files.items() if name.endswith(".py") and modules_of(settings)}
+    return {FEATURE_EXTRACTOR: _encode(settings), **code}, []
+
+
+def _tokenizer(own: Companions, owner: Checkpoint, other: Checkpoint) -> _More:
+    """Return the base's tokenizer and generation settings where a fine-tune lacks them: training code may save none."""
+    rows, has_tokenizer = _vocabulary(owner), any(map(is_tokenizer, own.files))
+    if rows is None or (has_tokenizer and GENERATION in own.files):
+        return {}, []
+
+    def lacks(name: str) -> bool:
+        mine = is_tokenizer(name) or is_chat_template(name)
+        return (mine and not has_tokenizer) or (name == GENERATION and GENERATION not in own.files)
+
+    theirs = read_companions(other, lacks).files
+    missing = [] if has_tokenizer else ["tokenizer"]
+    if theirs and rows == _vocabulary(other):
+        missing = [what for what in missing if any(map(is_tokenizer, theirs))]
+        missing += [GENERATION] if GENERATION in theirs else []
+        text = f"{owner.reference} has no {' and no '.join(missing)}: the base's is taken, as both have {rows} words"
         return theirs, [Finding(Level.NOTE, text)]
-    text = f"{owner.reference} has no tokenizer, and the base's is of another vocabulary: add {TOKENIZER} and its files"
+    if has_tokenizer or not (theirs or _names_tokenizer(own, owner)):
+        return {}, []
+    why = "the base's is of another vocabulary" if any(map(is_tokenizer, theirs)) else "neither has the base"
+    text = f"{owner.reference} has no tokenizer, and {why}: add {TOKENIZER} and its files"
     return {}, [Finding(Level.WARNING, text)]
+
+
+def _names_tokenizer(own: Companions, owner: Checkpoint) -> bool:
+    """Return whether one of a model's configurations says that it has a processor with a tokenizer, or a tokenizer."""
+    stated = own.settings(FEATURE_EXTRACTOR, owner.reference).get("processor_class")
+    return PROCESSOR in own.files or bool(stated or own.settings(CONFIG, owner.reference).get("tokenizer_class"))
 
 
 def _vocabulary(model: Checkpoint) -> int | None:
@@ -118,38 +167,29 @@ def _vocabulary(model: Checkpoint) -> int | None:
 def config_like(
     config: dict[str, Any], owner: Checkpoint, other: Checkpoint, names: Collection[str]
 ) -> dict[str, Any] | None:
-    """Return a config for the class of a fine-tune that has none; None if it cannot be told what its class is.
+    """Return a config for the class of a model that has none; None if it cannot be told what its class is.
 
     Args:
         config: of the other model.
-        owner: the fine-tune.
-        other: the base.
+        owner: the model without one.
+        other: the other model.
         names: of the output's tensors.
     """
     if all(_EMBEDDINGS.fullmatch(name) for name in {*names} ^ {*other.tensors}):  # one may store what the other ties
         return config
-    family = f"{str(config.get('model_type')).replace('-', '_')}."
-    shapes = {name: shape for name, shape in owner.shapes.items() if name in names}
-    settings = class_like(config.get("architectures"), shapes) if owner.naming.prefix in ("", family) else None
+    family = str(config.get("model_type"))
+    if family not in OWN_PREFIX or owner.naming.prefix not in ("", OWN_PREFIX[family]) or _body(owner) != _body(other):
+        return None
+    settings = class_like(
+        config.get("architectures"), {name: shape for name, shape in owner.shapes.items() if name in names}
+    )
     return None if settings is None else config | settings
 
 
-def _on_hub(content: bytes, name: str, owner: Checkpoint) -> bytes:
-    """Return a configuration with `repo--module.Class` for code that lies on the Hub, as transformers writes it."""
-    if not name.endswith(".json") or b'"auto_map"' not in content or owner.hub is None:
-        return content
-    settings = json.loads(content)
-    classes = settings.get("auto_map") if isinstance(settings, dict) else None
-    if not isinstance(classes, dict):
-        return content
-    repo = owner.hub.repo
-
-    def placed(value: Any) -> Any:
-        if isinstance(value, list):
-            return [placed(item) for item in value]
-        return f"{repo}--{value}" if isinstance(value, str) and "--" not in value else value
-
-    return _encode(settings | {"auto_map": {key: placed(value) for key, value in classes.items()}})
+def _body(model: Checkpoint) -> set[str]:
+    """Return the canonical names of what is no head; fine-tunes may have dropped the embedding of masked frames."""
+    names = model.naming.under().values()
+    return {name.canonical for name in names if name.inside and not name.is_head} - {"masked_spec_embed"}
 
 
 def _encode(content: dict[str, Any]) -> bytes:

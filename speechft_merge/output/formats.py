@@ -12,12 +12,13 @@ from speechft_merge.checkpoints.companions import CONFIG, FEATURE_EXTRACTOR, par
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.model_config import ModelConfig, read_model_config
 from speechft_merge.errors import UsageError
+from speechft_merge.layouts.family import OWN_PREFIX
 from speechft_merge.layouts.heads import heads_of, task_of
 from speechft_merge.layouts.naming import TRANSFORMERS
 from speechft_merge.output.companions import choose_companions, config_like
 from speechft_merge.output.files import OutputFiles
 from speechft_merge.output.lab_file import lay_out_lab_file
-from speechft_merge.output.loadable import check_loadable
+from speechft_merge.output.loadable import check_loadable, has_class_names
 from speechft_merge.output.shards import lay_out_safetensors
 from speechft_merge.plan.plan import Action
 
@@ -65,7 +66,7 @@ def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_s
             )
         return OutputForm(plan, lay_out_lab_file(plan.tensors, owner), {}, ())
     findings: tuple[Finding, ...] = ()
-    if _is_foreign(owner) and plan.recipe.format == "safetensors":
+    if plan.recipe.format == "safetensors" and (_is_foreign(owner) or _has_other_names(owner)):
         first = plan.alignments[0]
         prefix = first.finetuned_prefix if plan.recipe.keep_head else first.base_prefix
         prefix = prefix if prefix in owner.naming.roots else owner.naming.prefix
@@ -106,7 +107,7 @@ def keeps_lab_file(owner: Checkpoint, recipe: Recipe) -> bool:
         UsageError: its file does not fit the format that the recipe asks for.
     """
     lab, foreign = owner.origin.lab if owner.origin else None, _is_foreign(owner)
-    pickled = owner.container in ("torch zip", "torch legacy")
+    pickled = _is_pickled(owner)
     match recipe.format:
         case "auto":
             return pickled and (foreign or not _is_folder_of_transformers(owner))
@@ -124,9 +125,19 @@ def _is_foreign(owner: Checkpoint) -> bool:
     return owner.origin is not None or owner.naming.layout != TRANSFORMERS
 
 
+def _has_other_names(owner: Checkpoint) -> bool:
+    """Return whether a pickled state dict is of a class of transformers, but not as this class would load it."""
+    return _is_pickled(owner) and not _is_folder_of_transformers(owner) and read_model_config(owner).config is not None
+
+
+def _is_pickled(owner: Checkpoint) -> bool:
+    return owner.container in ("torch zip", "torch legacy")
+
+
 def _is_folder_of_transformers(owner: Checkpoint) -> bool:
-    """Return whether a config.json beside the weights says which class they are for."""
-    return "model_type" in read_companion_json(owner, CONFIG)
+    """Return whether a config.json beside the weights says which class they are for, and they have its names."""
+    config = read_companion_json(owner, CONFIG)
+    return "model_type" in config and has_class_names(config, owner.naming)
 
 
 def _is_decoar2(owner: Checkpoint) -> bool:
@@ -174,7 +185,7 @@ def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> P
         )
     names = owner.naming.under(prefix)
     task = task_of({name.canonical for name in names.values()})
-    encoder = "" if task == "Model" else f"{model.config['model_type']}."
+    encoder = "" if task == "Model" else OWN_PREFIX.get(model.config["model_type"], "model.")
     heads = heads_of(task)
     kept: list[PlannedTensor] = []
     dropped: list[PlannedTensor] = []

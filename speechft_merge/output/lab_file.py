@@ -80,8 +80,9 @@ def _place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, Pla
                 raise _shared(owner, there, tensor)
         elif tensor.at(0).operation != Copy(span):
             raise CheckpointError(
-                f"{owner.reference}: tensor {quote(tensor.name)} is not contiguous, and cannot be merged in its place",
-                hint="pass --format safetensors, or save the file again with .contiguous() tensors",
+                f"{owner.reference}: tensor {quote(tensor.name)} is a numpy array, or not contiguous, and cannot be "
+                "merged in its place",
+                hint="pass --format safetensors, or save the file again with tensors, made .contiguous()",
             )
     for offset, following in pairwise(sorted(placed)):
         if offset + placed[offset].nbytes > following:

@@ -21,9 +21,7 @@ def put(hub: HubServer, pair: Pair) -> None:
     hub.repo("alice/ft", pair.finetuned)
 
 
-def test_files_in_folders_come_along_and_code_is_named_where_it_lies(
-    pair: Pair, hub: HubServer, spawn: Run, tmp_path: Path
-) -> None:
+def test_code_and_files_in_folders_come_along(pair: Pair, hub: HubServer, spawn: Run, tmp_path: Path) -> None:
     config = json.loads((pair.base / "config.json").read_text())
     put(hub, pair)
     hub.commit(
@@ -41,7 +39,7 @@ def test_files_in_folders_come_along_and_code_is_named_where_it_lies(
     assert {"language_model/unigrams.txt", "modeling_x.py"} <= written
     assert "onnx/model.onnx" not in written
     merged = json.loads((tmp_path / "out/config.json").read_text())
-    assert merged["auto_map"] == {"AutoModel": "alice/base--modeling_x.X"}
+    assert merged["auto_map"] == {"AutoModel": "modeling_x.X"}
 
 
 def test_a_repository_of_checkpoints_names_the_last(pair: Pair, hub: HubServer, spawn: Run, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_tokenizers_come_only_from_the_side_whose_class_is_written(
 ) -> None:
     for name, folder in (("base", pair.base), ("fine", pair.finetuned)):
         files = {"vocab": {name: 0}, "tokenizer_config": {"from": name}} if name in holders else {}
-        tiny.write(tmp_path / name, tiny.read(folder), None, **files)
+        tiny.write(tmp_path / name, tiny.read(folder), **files)
     assert run("base", "fine", "-o", "out", *options).code == 0
     if side in holders:
         assert read_json(tmp_path / "out/vocab.json") == {side: 0}
