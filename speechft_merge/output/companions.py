@@ -12,6 +12,7 @@ from speechft_merge.checkpoints.companions import (
     PROCESSOR,
     TOKENIZER,
     Companions,
+    encode_companion,
     is_tokenizer,
     read_all_companions,
 )
@@ -63,7 +64,7 @@ def choose_companions(owner: Checkpoint, other: Checkpoint, names: set[str], kee
                 f"{owner.reference} has no config.json, and what its class is cannot be told from its tensors",
                 hint="put the config.json of its class beside its weights",
             )
-        files[CONFIG] = _encode(config)
+        files[CONFIG] = encode_companion(config)
         findings.append(Finding(Level.NOTE, f"{owner.reference} has no config.json: it is made from the base's"))
     files |= _extractor(own, others, owner, other)
     if keep_head:
@@ -92,7 +93,7 @@ def _extractor(own: Companions, others: Companions, owner: Checkpoint, other: Ch
         return {}
     inner = others.settings(PROCESSOR, other.reference).get("feature_extractor")
     if isinstance(inner, dict) and inner:
-        return {FEATURE_EXTRACTOR: _encode(inner)}
+        return {FEATURE_EXTRACTOR: encode_companion(inner)}
     return {name: content for name, content in others.files.items() if name == FEATURE_EXTRACTOR}
 
 
@@ -149,8 +150,4 @@ def _on_hub(content: bytes, name: str, owner: Checkpoint) -> bytes:
             return [placed(item) for item in value]
         return f"{repo}--{value}" if isinstance(value, str) and "--" not in value else value
 
-    return _encode(settings | {"auto_map": {key: placed(value) for key, value in classes.items()}})
-
-
-def _encode(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return encode_companion(settings | {"auto_map": {key: placed(value) for key, value in classes.items()}})

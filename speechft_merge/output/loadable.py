@@ -83,8 +83,8 @@ def _widths(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
 
 
 def _names(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
-    prefix, family = naming.prefix, config.get("model_type")
-    own = f"{str(family).replace('-', '_')}."
+    prefix, family = naming.prefix, str(config.get("model_type"))
+    own = f"{family.replace('-', '_')}."
     if family in _OF_THEIR_OWN:
         strange = prefix not in ("", own) or not any(
             n.canonical.startswith("encoder.") for n in naming.under().values()

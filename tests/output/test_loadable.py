@@ -55,3 +55,10 @@ def test_a_decoder_that_is_missing_is_a_reason_to_refuse() -> None:
     encoder = {name: shape for name, shape in shapes.items() if "decoder" not in name}
     (finding,) = check_loadable(config, encoder, ())
     assert "no weights of one" in finding.text
+
+
+@pytest.mark.parametrize("value", [None, {"a": 1}, ["x"], 3, "\ud800", ""])
+@pytest.mark.parametrize("key", ["model_type", "architectures", "id2label", "vocab_size", "auto_map", "hidden_size"])
+def test_a_foreign_config_may_hold_anything(key: str, value: object) -> None:
+    config, shapes = described("Hubert", "ForCTC")
+    check_loadable(config | {key: value}, shapes, ())
