@@ -317,7 +317,8 @@ def test_an_output_that_may_not_be_replaced_leaves_no_file_open(
 def test_a_model_that_cannot_be_compared_leaves_no_file_open(pair: Pair, tiny: Tiny, tmp_path: Path) -> None:
     import speechft_merge.similarity.comparison  # noqa: F401  (torch opens files as it is imported)
 
-    models = [str(tiny.write(tmp_path / path.name, tiny.read(path))) for path in (pair.base, pair.finetuned)]
+    folders = [tiny.write(tmp_path / path.name, tiny.read(path), None) for path in (pair.base, pair.finetuned)]
+    models = [str(folder / "model.safetensors") for folder in folders]
     with raising(CheckpointError, match=r"there is no config\.json"):
         compare(*models)
     with open_merge(*models, options=UNSYNCED) as opened:

@@ -163,6 +163,11 @@ def parse_companion(content: bytes, reference: str, name: str) -> dict[str, Any]
     return parsed
 
 
+def encode_companion(content: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as the content of a companion; half a surrogate pair, which JSON may hold, is escaped."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
 class _Listing:
     """The files of a folder, and of those of its folders that are asked for: others may hold a million recordings."""
 

@@ -20,6 +20,8 @@ MAX_KEY = 80
 MAX_DEPTH = 6
 """How deep a state dict may be; Lightning and fairseq put it at depth 1."""
 
+MAX_CONTAINERS = 100_000
+"""Dictionaries, lists and objects that are looked at; a training checkpoint has some thousands."""
 MAX_BESIDE = 16
 """Dictionaries beside the model's that are kept."""
 LEAST_SIZE = 0.01
@@ -58,31 +60,31 @@ def find_state_dicts(root: Any, name: str, known: tuple[str, ...] | None = None)
     Raises:
         CheckpointError: there is none, or the file is a whole pickled module.
     """
-    found: list[StateDict] = []
-    seen: set[int] = set()
-    todo: list[tuple[tuple[str, ...], Any]] = [((), root)]
-    while todo:
-        path, value = todo.pop()
-        if id(value) in seen or len(path) > MAX_DEPTH:
-            continue
-        seen.add(id(value))
-        tensors: dict[str, TensorView | ArrayTensor] = {}
-        odd: dict[str, OddTensor] = {}
-        for key, item in _entries(value):
-            tensor = item if isinstance(item, TensorView) else read_array(item)
-            if tensor is None:
-                todo += [] if _OPTIMIZERS.fullmatch(str(key)) else [((*path, str(key)), item)]
-            elif isinstance(key, str):
-                tensors[key] = tensor
-            if isinstance(item, OddTensor) and isinstance(key, str):
-                odd[key] = item
-        if tensors:
-            found.append(StateDict(path, tensors, odd, {}))
+    found = list(_search((), root, set()))
     if not found:
         raise CheckpointError(f"{name} holds no state dict: {_explain(root)}")
     best = max(found, key=lambda one: (one.path == known, one.parameters, -_rank(one.path), -len(one.path)))
     beside = [one for one in found if one is not best and one.parameters >= LEAST_SIZE * best.parameters]
     return [replace(one, others=_describe_others(root, one.path)) for one in (best, *beside[:MAX_BESIDE])]
+
+
+def _search(path: tuple[str, ...], value: Any, seen: set[int]) -> Iterator[StateDict]:
+    """Yield every dictionary that holds tensors, but for an optimizer's; `seen` has what was looked at."""
+    if id(value) in seen or len(path) > MAX_DEPTH or len(seen) >= MAX_CONTAINERS:
+        return
+    seen.add(id(value))
+    tensors: dict[str, TensorView | ArrayTensor] = {}
+    odd: dict[str, OddTensor] = {}
+    for key, item in _entries(value):
+        tensor = item if isinstance(item, TensorView) else read_array(item)
+        if tensor is not None and isinstance(key, str):
+            tensors[key] = tensor
+        elif isinstance(item, OddTensor) and isinstance(key, str):
+            odd[key] = item
+        elif isinstance(item, (dict, list, tuple, Inert)) and not _OPTIMIZERS.fullmatch(str(key)):
+            yield from _search((*path, str(key)), item, seen)
+    if tensors:
+        yield StateDict(path, tensors, odd, {})
 
 
 def _entries(value: Any) -> Iterator[tuple[str | int, Any]]:

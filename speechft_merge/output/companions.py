@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +12,7 @@ from speechft_merge.checkpoints.companions import (
     PROCESSOR,
     TOKENIZER,
     Companions,
+    encode_companion,
     is_chat_template,
     is_tokenizer,
     modules_of,
@@ -100,7 +100,7 @@ def _config(own: Companions, owner: Checkpoint, other: Checkpoint, names: set[st
     config = config_like(settings, owner, other, names) if settings else None
     if config is not None:
         text = f"{owner.reference} has no config.json: it is made from that of {other.reference}"
-        return theirs.files | {CONFIG: _encode(config)}, [Finding(Level.NOTE, text)]
+        return theirs.files | {CONFIG: encode_companion(config)}, [Finding(Level.NOTE, text)]
     if keep_head and settings:
         raise _no_config(owner, "")
     if not owner.is_named_file:
@@ -127,7 +127,7 @@ def _extractor(own: Companions, owner: Checkpoint, other: Checkpoint) -> _More:
     if not settings:
         return {}, []
     code = {name: content for name, content in theirs.files.items() if name.endswith(".py") and modules_of(settings)}
-    return {FEATURE_EXTRACTOR: _encode(settings), **code}, []
+    return {FEATURE_EXTRACTOR: encode_companion(settings), **code}, []
 
 
 def _tokenizer(own: Companions, owner: Checkpoint, other: Checkpoint) -> _More:
@@ -190,7 +190,3 @@ def _body(model: Checkpoint) -> set[str]:
     """Return the canonical names of what is no head; fine-tunes may have dropped the embedding of masked frames."""
     names = model.naming.under().values()
     return {name.canonical for name in names if name.inside and not name.is_head} - {"masked_spec_embed"}
-
-
-def _encode(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

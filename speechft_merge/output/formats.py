@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from speechft_merge.checkpoints import labs
-from speechft_merge.checkpoints.companions import CONFIG, FEATURE_EXTRACTOR, parse_companion, read_companion_json
+from speechft_merge.checkpoints.companions import (
+    CONFIG,
+    FEATURE_EXTRACTOR,
+    encode_companion,
+    parse_companion,
+    read_companion_json,
+)
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.model_config import ModelConfig, read_model_config
 from speechft_merge.errors import UsageError
@@ -73,7 +78,7 @@ def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_s
         model = read_model_config(owner, prefix)
         plan = convert(plan, model, owner, prefix)
         derived = {CONFIG: model.config, FEATURE_EXTRACTOR: model.extractor}
-        companions = {name: _encode(content) for name, content in derived.items() if content is not None}
+        companions = {name: encode_companion(content) for name, content in derived.items() if content is not None}
     else:
         chosen = choose_companions(owner, other, {t.name for t in plan.tensors}, plan.recipe.keep_head)
         companions, findings = chosen.files, chosen.findings
@@ -213,7 +218,7 @@ def _with_dtype(content: bytes, plan: Plan, reference: str) -> bytes:
     actual = _main_dtype(plan)
     if config.get(key, "float32" if actual is DType.F32 else None) == actual.torch_name:
         return content
-    return _encode(config | {key: actual.torch_name})
+    return encode_companion(config | {key: actual.torch_name})
 
 
 def _main_dtype(plan: Plan) -> DType:
@@ -223,7 +228,3 @@ def _main_dtype(plan: Plan) -> DType:
         if tensor.dtype.interpolated:
             sizes[tensor.dtype] += tensor.nbytes
     return max(sizes, key=lambda dtype: sizes[dtype])
-
-
-def _encode(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checkpoints.companions import modules_of
+from speechft_merge.errors import QUOTED, quote
 from speechft_merge.layouts.family import OWN_PREFIX
 from speechft_merge.layouts.naming import read_naming
 from speechft_merge.layouts.structure import blocks_of
@@ -103,7 +104,7 @@ def _depths(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
             yield f"{key} is {stated[key]}, the {stack} has {len(stacks[stack])} layers"
     alone = _class(config).endswith(("ForAudioClassification", "Encoder"))
     if config.get("is_encoder_decoder") is True and not alone and "encoder" in stacks and "decoder" not in stacks:
-        yield f"{_class(config) or 'its class'} has a decoder, and there are no weights of one"
+        yield f"{_class(config)[:QUOTED] or 'its class'} has a decoder, and there are no weights of one"
 
 
 def _sizes(config: Mapping[str, Any], names: Shapes) -> Iterator[str]:
@@ -132,18 +133,18 @@ def _size(stated: object, found: re.Match[str]) -> int | None:
 
 def _parts(config: Mapping[str, Any], names: Shapes) -> Iterator[str]:
     """Yield switches of the config that tensors contradict."""
-    if config.get("model_type") not in OWN_PREFIX:
+    if _family(config) not in OWN_PREFIX:
         return
     for key, setting, added, part in _SWITCHES:
         if key in config and any(name.startswith(part) for name in names):
             there = any(name.startswith(added) for name in names)
             if there is not (config[key] == setting):
-                yield f"{key} is {config[key]}, and there are {'' if there else 'no '}tensors {added}*"
+                yield f"{key} is {quote(config[key])}, and there are {'' if there else 'no '}tensors {added}*"
 
 
 def _blocks(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
     """Yield tensors that one block lacks and others have; the first may have what all of them use."""
-    if config.get("model_type") not in _EVEN:
+    if _family(config) not in _EVEN:
         return
     found: dict[tuple[str, str], set[int]] = {}
     located = [name for name in naming.under().values() if name.location.block is not None]
@@ -154,12 +155,12 @@ def _blocks(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
         for (where, within), those in found.items():
             lacking = sorted({*blocks} - those)
             if where == stack and lacking and those != {0}:
-                yield f"block {lacking[0]} of the {stack} lacks {within}"
+                yield f"block {lacking[0]} of the {stack} lacks {quote(within)}"
                 return
 
 
 def _strange_names(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
-    prefix, family = naming.prefix, config.get("model_type")
+    prefix, family = naming.prefix, _family(config)
     if family in _PREFIXES:
         strange = prefix not in _PREFIXES[family]
         if family in OWN_PREFIX:
@@ -167,17 +168,21 @@ def _strange_names(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
     else:
         strange = bool(prefix) and _STRANGE.fullmatch(prefix.partition(".")[0]) is not None
     if strange:
-        yield f"names such as {next(iter(naming.shapes))!r} are those of no class of {family}"
+        yield f"names such as {next(iter(naming.shapes))!r} are those of no class of {family[:QUOTED]}"
 
 
 def _missing(config: Mapping[str, Any], names: Shapes, companions: Collection[str]) -> Iterator[str]:
     """Yield what the output lacks, but without which it can be loaded in part."""
     code = [name for name in modules_of(config) if name not in companions]
     if code:
-        yield f"config.json names {', '.join(code)}, which is not beside the weights"
+        yield f"config.json names {', '.join(name[:QUOTED] for name in code[:5])}, which is not beside the weights"
     head = next((head for ending, head in _HEADS.items() if _class(config).endswith(ending)), "")
-    if config.get("model_type") in OWN_PREFIX and not any(name.startswith(head) for name in names):
-        yield f"config.json names the class {_class(config)}, and there are no weights of its head ({head}*)"
+    if _family(config) in OWN_PREFIX and not any(name.startswith(head) for name in names):
+        yield f"config.json names the class {_class(config)[:QUOTED]}, and there are no weights of its head ({head}*)"
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    return str(config.get("model_type"))
 
 
 def _class(config: Mapping[str, Any]) -> str:

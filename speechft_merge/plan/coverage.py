@@ -132,7 +132,7 @@ class _Judge:
             yield depth
         beyond = self.owner.beyond(self.other, unit) if depth is not None else set()
         if rest := [name for name in lost if name not in beyond]:
-            text = f"{self.other.model.reference} has {_of(unit)} in part only: {_listed(rest)} would stay {self.stays}"
+            text = f"{self.other.model.reference} has the {unit} in part only: {_listed(rest)} would stay {self.stays}"
             for name, why in list(self.other.model.unreadable.items())[:1]:
                 text += f"; it has tensors that cannot be read, first {quote(name)}: {why}"
             yield Finding(Level.REFUSAL, text, "", ALLOW_PARTIAL)
@@ -141,7 +141,7 @@ class _Judge:
         extra = [name for name in theirs if name not in self.other.mixed and name not in beyond]
         if extra and not self.keep_head:
             text = (
-                f"{self.finetuned.model.reference} has more in {_of(unit)} than {self.base.model.reference}: "
+                f"{self.finetuned.model.reference} has more in the {unit} than {self.base.model.reference}: "
                 f"{_listed(extra)} would be lost"
             )
             yield Finding(Level.REFUSAL, text, "", ALLOW_PARTIAL)
@@ -152,7 +152,7 @@ class _Judge:
         if ours == theirs or not ours or not theirs:
             return None
         text = (
-            f"{self.base.model.reference} has {len(ours)} layers in {_of(stack)}, {self.finetuned.model.reference} has "
+            f"{self.base.model.reference} has {len(ours)} layers in the {stack}, {self.finetuned.model.reference} has "
             f"{len(theirs)}; they are paired by number, which need not be the same layers"
         )
         only_base = [block for block in ours if block not in theirs]
@@ -180,10 +180,6 @@ def _unit(known: TensorName) -> str:
     if own or (part == "other" and not stack):
         return ".".join(filter(None, (stack, words[0])))
     return stack or part
-
-
-def _of(unit: str) -> str:
-    return f"the {unit}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -176,6 +176,7 @@ def test_views_into_one_storage_are_read_as_they_are_here(
         )
         (tmp_path / name).mkdir()
         torch.save(weights, tmp_path / name / "pytorch_model.bin")
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "hubert"}))
         hub.repo(f"alice/{name}", tmp_path / name)
     assert spawn("base", "ft", "-o", "local", "--format", "safetensors").code == 0
     ran = spawn(*MERGE, "--format", "safetensors", env=hub.env())

@@ -283,7 +283,7 @@ def odd_base(kind: str, base: Weights) -> Weights:
 
 
 ODD = {
-    "not contiguous": (CheckpointError, r"fc1.weight' is not contiguous.*--format safetensors"),
+    "not contiguous": (CheckpointError, r"fc1.weight' is a numpy array, or not contiguous.*--format safetensors"),
     "overlapping": (CheckpointError, "fc1.weight' share bytes.*--format safetensors"),
 }
 

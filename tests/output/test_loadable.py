@@ -27,9 +27,9 @@ def test_nothing_is_found_of_what_transformers_wrote(family: str, kind: str) -> 
 WRONG: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "depth": ("Hubert", "Model", {"num_hidden_layers": 3}, "num_hidden_layers is 3, the encoder has 2 layers"),
     "depth of the decoder": ("Whisper", "ForConditionalGeneration", {"decoder_layers": 4}, "decoder_layers is 4"),
-    "width": ("Hubert", "Model", {"hidden_size": 48}, "a width of 48, the encoder has one of 32"),
-    "vocabulary": ("Hubert", "ForCTC", {"vocab_size": 9}, "vocab_size is 9, lm_head.weight has 12 rows"),
-    "words": ("Whisper", "Model", {"vocab_size": 9}, "vocab_size is 9, decoder.embed_tokens.weight has 60 rows"),
+    "width": ("Hubert", "Model", {"hidden_size": 48}, "hidden_size is 48, encoder.layer_norm.weight has 32"),
+    "vocabulary": ("Hubert", "ForCTC", {"vocab_size": 9}, "vocab_size is 9, lm_head.weight has 12"),
+    "words": ("Whisper", "Model", {"vocab_size": 9}, "vocab_size is 9, decoder.embed_tokens.weight has 60"),
     "labels": ("Hubert", "ForSequenceClassification", {"id2label": {"0": "a"}}, "it has 1 labels, the classifier 2"),
 }
 
@@ -55,3 +55,10 @@ def test_a_decoder_that_is_missing_is_a_reason_to_refuse() -> None:
     encoder = {name: shape for name, shape in shapes.items() if "decoder" not in name}
     (finding,) = check_loadable(config, encoder, ())
     assert "no weights of one" in finding.text
+
+
+@pytest.mark.parametrize("value", [None, {"a": 1}, ["x"], 3, "\ud800", ""])
+@pytest.mark.parametrize("key", ["model_type", "architectures", "id2label", "vocab_size", "auto_map", "hidden_size"])
+def test_a_foreign_config_may_hold_anything(key: str, value: object) -> None:
+    config, shapes = described("Hubert", "ForCTC")
+    check_loadable(config | {key: value}, shapes, ())

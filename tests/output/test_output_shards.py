@@ -149,7 +149,7 @@ def test_where_both_have_a_feature_extractor_the_owner_s_is_taken(
         side: tiny.read(folder) for side, folder in zip(("base", "fine"), (pair.base, pair.finetuned), strict=True)
     }
     for side, weights in models.items():
-        tiny.write(tmp_path / side, weights, None, preprocessor_config={"side": side})
+        tiny.write(tmp_path / side, weights, preprocessor_config={"side": side})
     run("base", "fine", "-o", "out")
     run("base", "fine", "-o", "kept", "--keep-head")
     assert read_json(tmp_path / "out/preprocessor_config.json") == {"side": "base"}
