@@ -16,6 +16,7 @@ from speechft_merge.checkpoints.companions import (
     is_chat_template,
     is_tokenizer,
     modules_of,
+    read_companion_json,
     read_companions,
 )
 from speechft_merge.errors import MismatchError
@@ -133,12 +134,13 @@ def _extractor(own: Companions, owner: Checkpoint, other: Checkpoint) -> _More:
 def _tokenizer(own: Companions, owner: Checkpoint, other: Checkpoint) -> _More:
     """Return the base's tokenizer and generation settings where a fine-tune lacks them: training code may save none."""
     rows, has_tokenizer = _vocabulary(owner), any(map(is_tokenizer, own.files))
-    if rows is None or (has_tokenizer and GENERATION in own.files):
+    settled = GENERATION in own.files or not _is_class_of(other, own.settings(CONFIG, owner.reference))
+    if rows is None or (has_tokenizer and settled):
         return {}, []
 
     def lacks(name: str) -> bool:
-        mine = is_tokenizer(name) or is_chat_template(name)
-        return (mine and not has_tokenizer) or (name == GENERATION and GENERATION not in own.files)
+        words = is_tokenizer(name) or is_chat_template(name)
+        return (words and not has_tokenizer) or (name == GENERATION and not settled)
 
     theirs = read_companions(other, lacks).files
     missing = [] if has_tokenizer else ["tokenizer"]
@@ -152,6 +154,12 @@ def _tokenizer(own: Companions, owner: Checkpoint, other: Checkpoint) -> _More:
     why = "the base's is of another vocabulary" if any(map(is_tokenizer, theirs)) else "neither has the base"
     text = f"{owner.reference} has no tokenizer, and {why}: add {TOKENIZER} and its files"
     return {}, [Finding(Level.WARNING, text)]
+
+
+def _is_class_of(model: Checkpoint, settings: dict[str, Any]) -> bool:
+    """Return whether a model is of the class that a config names, if it names one."""
+    stated = settings.get("architectures")
+    return not stated or stated == read_companion_json(model, CONFIG).get("architectures")
 
 
 def _names_tokenizer(own: Companions, owner: Checkpoint) -> bool:
