@@ -115,7 +115,7 @@ def keeps_lab_file(owner: Checkpoint, recipe: Recipe) -> bool:
     pickled = _is_pickled(owner)
     match recipe.format:
         case "auto":
-            return pickled and (foreign or not _is_folder_of_transformers(owner))
+            return pickled and (foreign or bool(owner.state_path) or not _is_of_its_class(owner))
         case "safetensors":
             return False
         case "s3prl" if pickled and (lab in (labs.S3PRL, labs.S3PRL_FINETUNE, labs.WAVLM) or _is_decoar2(owner)):
@@ -132,15 +132,15 @@ def _is_foreign(owner: Checkpoint) -> bool:
 
 def _has_other_names(owner: Checkpoint) -> bool:
     """Return whether a pickled state dict is of a class of transformers, but not as this class would load it."""
-    return _is_pickled(owner) and not _is_folder_of_transformers(owner) and read_model_config(owner).config is not None
+    return _is_pickled(owner) and not _is_of_its_class(owner) and read_model_config(owner).config is not None
 
 
 def _is_pickled(owner: Checkpoint) -> bool:
     return owner.container in ("torch zip", "torch legacy")
 
 
-def _is_folder_of_transformers(owner: Checkpoint) -> bool:
-    """Return whether a config.json beside the weights says which class they are for, and they have its names."""
+def _is_of_its_class(owner: Checkpoint) -> bool:
+    """Return whether a config.json beside the weights names a class of transformers, and they have its names."""
     config = read_companion_json(owner, CONFIG)
     return "model_type" in config and has_class_names(config, owner.naming)
 

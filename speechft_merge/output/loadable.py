@@ -41,7 +41,6 @@ _SIZES: tuple[tuple[str, int, re.Pattern[str]], ...] = tuple(
         ("num_mel_bins", 1, r"encoder\.conv1\.weight"),
         ("max_source_positions", 0, r"encoder\.embed_positions\.weight"),
         ("max_target_positions", 0, r"decoder\.embed_positions\.weight"),
-        ("classifier_proj_size", 0, r"projector\.weight"),
         ("vocab_size", 0, r"(?:lm_head|decoder\.embed_tokens)\.weight"),
     )
 )
@@ -118,9 +117,12 @@ def _sizes(config: Mapping[str, Any], names: Shapes) -> Iterator[str]:
                 yield f"{key} is {size}, {name} has {shape[axis]}"
     labels = config.get("id2label")
     expected = len(labels) if isinstance(labels, dict) else 2
-    classifier = names.get("classifier.weight")
-    if _CLASSIFIER.search(_class(config)) and classifier is not None and classifier[0] != expected:
-        yield f"it has {expected} labels, the classifier {classifier[0]}"
+    classifier, width = names.get("classifier.weight"), config.get("classifier_proj_size")
+    if _CLASSIFIER.search(_class(config)) and classifier:
+        if classifier[0] != expected:
+            yield f"it has {expected} labels, the classifier {classifier[0]}"
+        if "projector.weight" in names and isinstance(width, int) and classifier[1:] != (width,):
+            yield f"classifier_proj_size is {width}, the classifier has {quote(classifier[1:])}"
 
 
 def _size(stated: object, found: re.Match[str]) -> int | None:
