@@ -346,6 +346,21 @@ def _(folder: Path, stack: ExitStack) -> Call:
     return Call(pickled(folder, tuned))
 
 
+@kind("a model without `config.json`, whose class the other's tells")
+def _(folder: Path, stack: ExitStack) -> Call:
+    hubert(folder)
+    fine_tune(build("Hubert"), "Hubert", "ForCTC").save_pretrained(folder / "tuned")
+    (folder / "tuned/config.json").unlink()
+    return Call(["base", "tuned", "--keep-head", "-o", "out"])
+
+
+@kind("a folder without `config.json`, whose class nothing tells")
+def _(folder: Path, stack: ExitStack) -> Call:
+    _, tuned = hubert(folder)
+    (folder / "base/config.json").unlink()
+    return Call(pickled(folder, tuned))
+
+
 @kind("a link that leads out of the model's folder")
 def _(folder: Path, stack: ExitStack) -> Call:
     _, tuned = hubert(folder)

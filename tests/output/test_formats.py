@@ -17,7 +17,7 @@ from lab_files import (
 )
 from lab_models import BASE, LABS, Lab, build_lab, shaken
 from lab_pairs import HEADS, HUBERT, assert_equal, load, loaded_twin, official, pair, save
-from models import transformers
+from models import build, fine_tune, transformers
 from options import UNSYNCED
 from safetensors.torch import load_file
 
@@ -213,3 +213,22 @@ def test_inspect_of_a_pair_matches_across_layouts(tmp_path: Path, run: Run) -> N
     assert document["tensors"]["encoder.layers.1.attention.k_proj.weight"]["finetuned"] == [
         "model.encoder.layers.1.self_attn.k_proj.weight"
     ]
+
+
+@pytest.mark.parametrize("wrapped", ["names", "dictionary"])
+def test_a_pickle_of_another_form_beside_a_config_is_written_back_as_it_was(wrapped: str, tmp_path: Path) -> None:
+    model = build("Hubert", seed=1)
+    model.save_pretrained(tmp_path / "base")
+    (tmp_path / "base/model.safetensors").unlink()
+    plain = model.state_dict()
+    wrapping = {"names": prefixed("model.", plain), "dictionary": {"epoch": 3, "model": plain}}[wrapped]
+    torch.save(wrapping, tmp_path / "base/last.ckpt")
+    fine_tune(model, "Hubert", "ForCTC").save_pretrained(tmp_path / "tuned")
+    merge(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", options=UNSYNCED)
+    found = torch.load(tmp_path / "out/merged_model.ckpt", weights_only=True)
+    assert found.keys() == wrapping.keys()
+
+    recipe = Recipe(format="safetensors")
+    merge(tmp_path / "base", tmp_path / "tuned", tmp_path / "folder", recipe, options=UNSYNCED)
+    _, info = transformers().HubertModel.from_pretrained(tmp_path / "folder", output_loading_info=True)
+    assert {key: value for key, value in info.items() if value} == {}

@@ -30,6 +30,17 @@ WRONG: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "width": ("Hubert", "Model", {"hidden_size": 48}, "hidden_size is 48, encoder.layer_norm.weight has 32"),
     "vocabulary": ("Hubert", "ForCTC", {"vocab_size": 9}, "vocab_size is 9, lm_head.weight has 12"),
     "words": ("Whisper", "Model", {"vocab_size": 9}, "vocab_size is 9, decoder.embed_tokens.weight has 60"),
+    "feed forward": ("Hubert", "Model", {"intermediate_size": 48}, "intermediate_size is 48"),
+    "feed forward of the decoder": ("Whisper", "Model", {"decoder_ffn_dim": 48}, "decoder_ffn_dim is 48"),
+    "a convolution": ("Hubert", "Model", {"conv_dim": [16] * 6 + [8]}, "conv_dim is 8"),
+    "a convolution too many": ("Hubert", "Model", {"conv_dim": [16] * 6}, "conv_dim is 0"),
+    "kernels": ("Hubert", "Model", {"conv_kernel": [10, 3, 3, 3, 3, 2, 4]}, "conv_kernel is 4"),
+    "mel bins": ("Whisper", "Model", {"num_mel_bins": 80}, "num_mel_bins is 80"),
+    "positions": ("Whisper", "Model", {"max_source_positions": 1500}, "max_source_positions is 1500"),
+    "norms of the convolutions": ("Hubert", "Model", {"feat_extract_norm": "layer"}, "feat_extract_norm is 'layer'"),
+    "biases of the convolutions": ("Hubert", "Model", {"conv_bias": True}, "conv_bias is True"),
+    "an adapter": ("Wav2Vec2", "ForCTC", {"add_adapter": True}, "no tensors adapter.*"),
+    "projection": ("Hubert", "ForSequenceClassification", {"classifier_proj_size": 8}, "classifier_proj_size is 8"),
     "labels": ("Hubert", "ForSequenceClassification", {"id2label": {"0": "a"}}, "it has 1 labels, the classifier 2"),
 }
 
@@ -48,6 +59,43 @@ def test_names_that_no_class_has_are_a_reason_to_refuse(prefix: str) -> None:
     config, shapes = described("Hubert", "Model")
     (finding,) = check_loadable(config, {prefix + name: shape for name, shape in shapes.items()}, ())
     assert f"names such as '{prefix}" in finding.text
+
+
+def test_depth_is_also_read_in_the_encoders_own_config() -> None:
+    shapes = {f"encoder.layers.{i}.linear.weight": (4, 4) for i in range(3)}
+    for inner in ("encoder_config", "encoder"):
+        assert check_loadable({"model_type": "x", inner: {"num_hidden_layers": 3}}, shapes, ()) == []
+        (finding,) = check_loadable({"model_type": "x", inner: {"num_hidden_layers": 2}}, shapes, ())
+        assert "num_hidden_layers is 2, the encoder has 3 layers" in finding.text
+
+
+@pytest.mark.parametrize("family", ["Hubert", "Whisper"])
+@pytest.mark.parametrize("block", [0, 1])
+def test_a_block_that_lacks_what_another_has_is_a_reason_to_refuse(family: str, block: int) -> None:
+    config, shapes = described(family, "Model")
+    del shapes[f"encoder.layers.{block}.final_layer_norm.weight"]
+    found = [finding.text for finding in check_loadable(config, shapes, ())]
+    if block:  # what the first block alone has may be for all: WavLM's embedding of relative positions
+        assert found == []
+    else:
+        assert ["block 0 of the encoder lacks 'final_layer_norm.weight'" in text for text in found] == [True]
+
+
+HEADLESS = {"ForCTC": "lm_head", "ForSequenceClassification": "classifier", "ForPreTraining": "quantizer"}
+
+
+@pytest.mark.parametrize("kind", HEADLESS)
+def test_a_class_whose_head_is_not_there_is_warned_of(kind: str) -> None:
+    config, shapes = described("Wav2Vec2", kind)
+    bare = {name: shape for name, shape in shapes.items() if not name.startswith(HEADLESS[kind])}
+    (finding,) = check_loadable(config, bare, ())
+    assert (finding.level, f"no weights of its head ({HEADLESS[kind]}.*)" in finding.text) == (Level.WARNING, True)
+
+
+def test_other_sizes_of_speaker_verification_are_none_of_classification() -> None:
+    model = build("WavLM", "ForXVector", tdnn_dim=(24, 16, 16, 16, 16), classifier_proj_size=40)
+    config = model.config.to_dict() | {"architectures": ["WavLMForXVector"]}
+    assert check_loadable(config, shapes_of(model.state_dict()), ()) == []
 
 
 def test_a_decoder_that_is_missing_is_a_reason_to_refuse() -> None:
