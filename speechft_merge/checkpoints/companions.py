@@ -47,7 +47,7 @@ MAX_SIZE = 64 << 20
 MAX_TOTAL = 4 * MAX_SIZE
 """Most bytes of all."""
 MAX_NAMED = 256
-"""Most files that a model names."""
+"""Most files of one model."""
 MAX_NAME = 255
 """Most characters of such a name."""
 MAX_VALUES = 1000 * MAX_NAMED
@@ -97,7 +97,8 @@ def read_companions(checkpoint: Checkpoint, wanted: Callable[[str], bool] = is_c
         wanted: whether a file of this name is; by default, all that transformers loads by name are.
 
     Raises:
-        CheckpointError: one is a pointer of Git LFS or a link that leads out, or is not JSON where it should be.
+        CheckpointError: one is a pointer of Git LFS or a link that leads out, or is not JSON where it should be; or
+            there are more than `MAX_NAMED`.
     """
     folder = checkpoint.folder
     if folder is None:
@@ -105,9 +106,12 @@ def read_companions(checkpoint: Checkpoint, wanted: Callable[[str], bool] = is_c
     there = _Listing(folder)
     found = Companions({}, ())
     todo = [name for inner in ("", *_FOLDERS) for name in there.names(inner) if wanted(name)]
-    while todo and len(found.files) < MAX_NAMED:
+    while todo:
         room = MAX_TOTAL - sum(map(len, found.files.values()))
-        more = _read(folder, [name for name in todo if name not in found.files and name not in found.large], room)
+        new = [name for name in dict.fromkeys(todo) if name not in found.files and name not in found.large]
+        if len(found.files) + len(found.large) + len(new) > MAX_NAMED:
+            raise CheckpointError(f"{folder.name} has more than {MAX_NAMED} small files that belong to its model")
+        more = _read(folder, new, room)
         found = Companions(found.files | more.files, (*found.large, *more.large))
         named = (word for name in more.files for word in _named(more, name, checkpoint))
         todo = [name for name in named if name in there]
@@ -188,7 +192,7 @@ class _Listing:
 def _read(folder: Folder, names: Iterable[str], room: int = MAX_SIZE) -> Companions:
     files: dict[str, bytes] = {}
     large = []
-    for name in list(dict.fromkeys(names))[:MAX_NAMED]:
+    for name in names:
         if folder.leads_out(name):
             raise CheckpointError(
                 f"{folder.name}/{name} is a link that leads out of the model's folder", hint="put the file itself there"

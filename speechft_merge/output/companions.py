@@ -34,8 +34,6 @@ _EMBEDDINGS = re.compile(r"(.*\.)?(lm_head|proj_out|embed_tokens)\.weight")
 """Tensors that have a row for each word of the vocabulary."""
 _ADAPTERS = re.compile(r"adapter\.[\w-]+\.(safetensors|bin)")
 """MMS's adapters of other languages, which its class loads in place of its own."""
-_PLAIN = re.compile(r"(\w[\w.-]*/)?\w[\w.+-]*", re.ASCII)
-"""Names that an output may have: none leads out of its folder."""
 _OURS = (manifest.NAME, manifest.SIMILARITY, manifest.FIGURE, card.NAME)
 """Files that an output has of its own."""
 
@@ -64,7 +62,7 @@ def choose_companions(owner: Checkpoint, other: Checkpoint, names: set[str], kee
         MismatchError: the owner has no config.json, and none can be made for it.
     """
     own = read_companions(owner)
-    files = {name: content for name, content in own.files.items() if _PLAIN.fullmatch(name) and name not in _OURS}
+    files = {name: content for name, content in own.files.items() if manifest.is_plain(name) and name not in _OURS}
     kept_out = own.files.keys() - files.keys() - {*_OURS}
     findings = [_left(owner, name) for name in (*own.large, *sorted(kept_out))] + _adapters(owner)
     for more, found in (

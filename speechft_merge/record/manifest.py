@@ -79,8 +79,13 @@ class CompanionEntry:
         _require_plain(self.file)
 
 
+def is_plain(name: str) -> bool:
+    """Return whether a file of an output may have this name."""
+    return _PLAIN.fullmatch(name) is not None
+
+
 def _require_plain(name: str) -> None:
-    if not _PLAIN.fullmatch(name):
+    if not is_plain(name):
         raise ValueError(f"{name!r} is not a file that a merge writes")
 
 
@@ -139,7 +144,7 @@ def read_names(folder: Path) -> set[str]:
     listed = [document.get(key) for key in ("outputs", "companions")] if isinstance(document, dict) else []
     entries = [entry for entries in listed if isinstance(entries, list) for entry in entries]
     names = [entry.get("file") for entry in entries if isinstance(entry, dict)]
-    return {name for name in names if isinstance(name, str) and _PLAIN.fullmatch(name)}
+    return {name for name in names if isinstance(name, str) and is_plain(name)}
 
 
 def _read_json(folder: Path) -> Any:

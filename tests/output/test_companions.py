@@ -309,6 +309,27 @@ def test_a_pointer_is_never_copied(base: Path, tuned: Path, tmp_path: Path) -> N
         merge(base, tuned, out(tmp_path), options=UNSYNCED)
 
 
+def test_files_without_end_are_not_read(base: Path, tuned: Path, tmp_path: Path) -> None:
+    for number in range(257):
+        (base / f"vocab{number}.txt").touch()
+    with pytest.raises(CheckpointError, match="more than 256 small files"):
+        merge(base, tuned, out(tmp_path), options=UNSYNCED)
+
+
+def test_large_files_are_named_and_left(
+    base: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speechft_merge.checkpoints.companions.MAX_SIZE", 5000)
+    monkeypatch.setattr("speechft_merge.checkpoints.companions.MAX_TOTAL", 9000)
+    (base / "language_model").mkdir()
+    for name, size in (("language_model/3gram.arpa", 6000), ("vocab.txt", 4000), ("vocab2.txt", 4900)):
+        (base / name).write_bytes(b"x" * size)
+    found = merge(base, tuned, out(tmp_path), options=UNSYNCED).findings
+    left = [finding.text.partition(" ")[0] for finding in found if finding.level is Level.WARNING]
+    assert left == ["vocab2.txt", "language_model/3gram.arpa"]
+    assert "vocab.txt" in names(tmp_path)
+
+
 def test_a_link_that_leads_out_is_never_followed(base: Path, tuned: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("{}")
     (base / "vocab.json").symlink_to(tmp_path / "secret")
