@@ -147,9 +147,19 @@ def read_extractor(checkpoint: Checkpoint) -> dict[str, Any]:
 def modules_of(settings: Mapping[str, Any]) -> list[str]:
     """Return the files beside the weights in which the classes are that `auto_map` names, here or further inside."""
     names = [
-        word for inside in _values(settings) if isinstance(inside, dict) for word in _texts(inside.get("auto_map"))
+        word for inside in json_values(settings) if isinstance(inside, dict) for word in _texts(inside.get("auto_map"))
     ]
     return list(dict.fromkeys(f"{name.partition('.')[0]}.py" for name in names if "--" not in name))
+
+
+def json_values(value: Any) -> Iterator[Any]:
+    """Yield a JSON value and all values in it, at most `MAX_VALUES`."""
+    todo = [value]
+    for _ in range(MAX_VALUES):
+        if not todo:
+            return
+        yield (last := todo.pop())
+        todo += last.values() if isinstance(last, dict) else last if isinstance(last, list) else ()
 
 
 def parse_companion(content: bytes, reference: str, name: str) -> dict[str, Any]:
@@ -225,18 +235,8 @@ def _named(found: Companions, name: str, checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def _values(value: Any) -> Iterator[Any]:
-    """Yield a JSON value and all values in it, at most `MAX_VALUES`."""
-    todo = [value]
-    for _ in range(MAX_VALUES):
-        if not todo:
-            return
-        yield (last := todo.pop())
-        todo += last.values() if isinstance(last, dict) else last if isinstance(last, list) else ()
-
-
 def _texts(value: Any) -> Iterator[str]:
-    return (inside for inside in _values(value) if isinstance(inside, str))
+    return (inside for inside in json_values(value) if isinstance(inside, str))
 
 
 def _imports(code: bytes) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.checkpoints.companions import modules_of
+from speechft_merge.checkpoints.companions import json_values, modules_of
 from speechft_merge.errors import QUOTED, quote
 from speechft_merge.layouts.family import OWN_PREFIX
 from speechft_merge.layouts.naming import read_naming
@@ -94,16 +94,24 @@ def has_class_names(config: Mapping[str, Any], naming: Naming) -> bool:
 
 
 def _depths(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
-    stacks = naming.stacks
+    stacks, known = naming.stacks, _family(config) in _PREFIXES
     inner = next((found for key in ("encoder_config", "encoder") if isinstance(found := config.get(key), dict)), {})
     for stack, keys in _DEPTHS.items():
         stated = inner if inner and stack == "encoder" else config
         key = next((key for key in keys if isinstance(stated.get(key), int)), None)
-        if key is not None and stack in stacks and len(stacks[stack]) != stated[key]:
+        if key is None or stack not in stacks or len(stacks[stack]) == stated[key]:
+            continue
+        if known or len(stacks[stack]) not in _stated_depths(config):
             yield f"{key} is {stated[key]}, the {stack} has {len(stacks[stack])} layers"
-    alone = _class(config).endswith(("ForAudioClassification", "Encoder"))
+    alone = not known or _class(config).endswith(("ForAudioClassification", "Encoder"))
     if config.get("is_encoder_decoder") is True and not alone and "encoder" in stacks and "decoder" not in stacks:
         yield f"{_class(config)[:QUOTED] or 'its class'} has a decoder, and there are no weights of one"
+
+
+def _stated_depths(config: Mapping[str, Any]) -> set[int]:
+    """Return every depth that a config states; in a model of several, the encoder may be any of them."""
+    settings = (setting for inside in json_values(config) if isinstance(inside, dict) for setting in inside.items())
+    return {value for key, value in settings if key.endswith("layers") and isinstance(value, int)}
 
 
 def _sizes(config: Mapping[str, Any], names: Shapes) -> Iterator[str]:

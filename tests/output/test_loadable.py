@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
-from models import CLASSES, build, shapes_of
+import torch
+from models import CLASSES, build, shapes_of, transformers
 
 from speechft_merge.output.loadable import check_loadable
 from speechft_merge.plan.findings import Level
@@ -22,6 +24,32 @@ def described(family: str, kind: str) -> tuple[dict[str, Any], dict[str, tuple[i
 @pytest.mark.parametrize(("family", "kind"), KINDS, ids=map("".join, KINDS))
 def test_nothing_is_found_of_what_transformers_wrote(family: str, kind: str) -> None:
     assert check_loadable(*described(family, kind), ()) == []
+
+
+NEEDED = {family: {"vocab_size": 32} for family in ("wav2vec2-bert", "wav2vec2-conformer")}
+MAPPINGS = ("CTC", "SPEECH_SEQ_2_SEQ", "AUDIO_CLASSIFICATION", "AUDIO_XVECTOR", "AUDIO_FRAME_CLASSIFICATION")
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_nothing_is_found_of_any_class_for_speech_in_its_own_size(mapping: str) -> None:
+    """Without memory for weights, and so in the sizes that are published: none is equal to another by chance."""
+    classes = getattr(transformers(), f"MODEL_FOR_{mapping}_MAPPING")
+    for settings, named in list(classes.items()):
+        if settings.model_type == "moonshine_streaming":  # has no size of its own
+            continue
+        with torch.device("meta"):
+            model = named(settings(**NEEDED.get(settings.model_type, {})))
+        config = json.loads(model.config.to_json_string()) | {"architectures": [named.__name__]}
+        found = check_loadable(config | {"model_type": settings.model_type}, shapes_of(model.state_dict()), ())
+        assert (named.__name__, found) == (named.__name__, [])
+
+
+def test_a_model_of_several_may_state_a_depth_anywhere() -> None:
+    """The encoder may be any of them."""
+    shapes = {f"encoder.layers.{i}.linear.weight": (4, 4) for i in range(3)}
+    config = {"model_type": "x", "num_hidden_layers": 2, "is_encoder_decoder": True}
+    assert check_loadable(config | {"codec_config": {"num_hidden_layers": 3}}, shapes, ()) == []
+    assert len(check_loadable(config | {"codec_config": {"num_hidden_layers": 4}}, shapes, ())) == 1
 
 
 WRONG: dict[str, tuple[str, str, dict[str, Any], str]] = {
