@@ -178,7 +178,8 @@ def _strange_names(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
     else:
         strange = bool(prefix) and _STRANGE.fullmatch(prefix.partition(".")[0]) is not None
     if strange:
-        yield f"names such as {next(iter(naming.shapes))!r} are those of no class of {family[:QUOTED]}"
+        stated = str(config.get("model_type"))[:QUOTED]
+        yield f"names such as {quote(next(iter(naming.shapes)))} are those of no class of {stated}"
 
 
 def _missing(config: Mapping[str, Any], names: Shapes, companions: Collection[str]) -> Iterator[str]:
@@ -192,7 +193,10 @@ def _missing(config: Mapping[str, Any], names: Shapes, companions: Collection[st
 
 
 def _family(config: Mapping[str, Any]) -> str:
-    return str(config.get("model_type"))
+    """Return the family if its class is one of transformers; empty if it is somebody's own, which may do otherwise."""
+    family, named = str(config.get("model_type")), _class(config).lower()
+    own = config.get("auto_map") or (named and not named.startswith(re.sub(r"[-_]", "", family)))
+    return "" if own else family
 
 
 def _class(config: Mapping[str, Any]) -> str:

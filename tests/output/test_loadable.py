@@ -126,6 +126,13 @@ def test_other_sizes_of_speaker_verification_are_none_of_classification() -> Non
     assert check_loadable(config, shapes_of(model.state_dict()), ()) == []
 
 
+@pytest.mark.parametrize("own", [{"architectures": ["EmotionModel"]}, {"auto_map": {"AutoModel": "own.HubertX"}}])
+def test_a_class_of_ones_own_may_have_names_of_its_own(own: dict[str, Any]) -> None:
+    config, shapes = described("Hubert", "Model")
+    prefixed = {f"model.{name}": shape for name, shape in shapes.items()}
+    assert check_loadable(config | own, prefixed, ["own.py"]) == []
+
+
 def test_a_decoder_that_is_missing_is_a_reason_to_refuse() -> None:
     config, shapes = described("Whisper", "ForConditionalGeneration")
     encoder = {name: shape for name, shape in shapes.items() if "decoder" not in name}
