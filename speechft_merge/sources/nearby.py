@@ -34,4 +34,9 @@ def _alike(folder: Path, name: str) -> list[Path]:
         names = [entry.name for entry in islice(folder.iterdir(), MAX_LISTED)]
     except OSError:
         return []
-    return [folder / alike for alike in difflib.get_close_matches(name, names, _SHOWN, _LEAST_LIKENESS)]
+    folded: dict[str, list[str]] = {}
+    for entry in names:
+        folded.setdefault(entry.casefold(), []).append(entry)
+    alike = difflib.get_close_matches(name.casefold(), folded, _SHOWN, _LEAST_LIKENESS)
+    found = [folder / entry for near in alike for entry in folded[near]]
+    return [path for path in found if path.exists()][:_SHOWN]  # a link may lead nowhere

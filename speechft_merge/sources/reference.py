@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 
-from speechft_merge.errors import NotFoundError, SpeechFTMergeError
+from speechft_merge.errors import NotFoundError, SpeechFTMergeError, quote
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of weights files; what is in them, only their bytes tell."""
@@ -63,10 +63,17 @@ def parse_reference(text: str) -> Path | HubReference:
 
 
 def without_path(error: SpeechFTMergeError, text: str) -> SpeechFTMergeError:
-    """Return an error of the Hub's about a reference that may be a mistyped path, with the nearest of these."""
-    if text.startswith("hf://") or set("@:") & set(text):
+    """Return an error of the Hub's about a reference that may be a mistyped path, with the nearest of these.
+
+    With a revision or a file it hardly is one, unless a path is near; where the Hub's files are listed, it is none.
+    """
+    if text.startswith("hf://") or error.found:
         return error
-    return type(error)(f"{error.message}; there is no local path of that name", found=_nearest(text), hint=error.hint)
+    plain = re.split("[@:]", text, maxsplit=1)[0]
+    nearest = _nearest(text) or _nearest(plain)
+    if nearest is None and text != plain and not _is_folder(text.partition("/")[0]):
+        return error
+    return type(error)(f"{error.message}; there is no local path of that name", found=nearest, hint=error.hint)
 
 
 def _looks_local(text: str) -> bool:
@@ -84,6 +91,8 @@ def _is_folder(text: str) -> bool:
 
 def _no_path(text: str) -> NotFoundError:
     """Return the error for a reference that is neither a path that exists nor a repository's."""
+    if (target := _dead_link(_whole(text))) is not None:
+        return NotFoundError(f"{text[:200]} is a link to {quote(target)}, where nothing is")
     hint = "hf://org/name" if "/" in text else "org/name or org/name@revision:file"
     plainly = text.startswith(("/", "./", "../", "~"))
     return NotFoundError(
@@ -91,6 +100,14 @@ def _no_path(text: str) -> NotFoundError:
         found=_nearest(text),
         hint=None if plainly else f"write a model on the Hub as {hint}",
     )
+
+
+def _dead_link(text: str) -> str | None:
+    """Return where a link leads, of a path that is one and does not exist."""
+    try:
+        return str(Path(text).expanduser().readlink())
+    except (OSError, RuntimeError, ValueError):  # no link, and see `_existing`
+        return None
 
 
 def _nearest(text: str) -> str | None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from speechft_merge.errors import NotFoundError
+from speechft_merge.errors import NotFoundError, TemporaryError
 from speechft_merge.sources.nearby import nearest_paths
-from speechft_merge.sources.reference import HubReference, parse_reference
+from speechft_merge.sources.reference import HubReference, parse_reference, without_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("model/hubert-bse", "models/hubert-base"),
         ("exp/lst.ckpt", "exp/last.ckpt"),
         ("./exp/asr-finetune", "exp/asr-finetuned"),
+        ("MODELS/Hubert-Base", "models/hubert-base"),
     ],
 )
 def test_the_nearest_path_is_found(text: str, nearest: str) -> None:
@@ -49,3 +50,36 @@ def test_what_looks_local_is_no_repository(text: str) -> None:
 @pytest.mark.parametrize("text", ["facebook/hubert-base-ls960", "modles/hubert-base", "hf://models/x", "models/x@main"])
 def test_what_may_be_a_repository_is_one(text: str) -> None:
     assert isinstance(parse_reference(text), HubReference)
+
+
+@pytest.mark.parametrize("text", ["models/gone", "./models/gone", "models/gone#student"])
+def test_a_link_that_leads_nowhere_is_called_that_and_never_offered(text: str, tmp_path: Path) -> None:
+    (tmp_path / "models/gone").symlink_to("elsewhere")
+    with pytest.raises(NotFoundError, match=r"is a link to 'elsewhere', where nothing is$"):
+        parse_reference(text)
+    assert nearest_paths("models/gon") == []
+
+
+@pytest.mark.parametrize("suffix", ["", "@main", ":model.bin", "@main:model.bin", "#student"])
+def test_an_error_of_the_hub_s_says_that_no_such_path_is_there_either(suffix: str) -> None:
+    told = without_path(TemporaryError("cannot reach it", hint="try again"), f"exp/asr-finetune{suffix}")
+    assert isinstance(told, TemporaryError)
+    assert told.message == "cannot reach it; there is no local path of that name"
+    assert told.found == "exp/asr-finetuned"
+    assert told.hint == "try again"
+
+
+def test_below_a_folder_that_is_there_it_is_said_of_anything() -> None:
+    told = without_path(TemporaryError("cannot reach it"), "exp/run:2")
+    assert told.message == "cannot reach it; there is no local path of that name"
+
+
+@pytest.mark.parametrize("text", ["hf://exp/asr-finetune", "facebook/hubert@main", "facebook/hubert:model.bin"])
+def test_of_what_is_written_as_the_hub_s_only_the_hub_is_spoken(text: str) -> None:
+    error = TemporaryError("cannot reach it")
+    assert without_path(error, text) is error
+
+
+def test_what_the_hub_lists_is_not_hidden_by_paths() -> None:
+    error = NotFoundError("no such file", found="model.safetensors")
+    assert without_path(error, "exp/asr-finetune:model.bin") is error
