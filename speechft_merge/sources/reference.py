@@ -84,6 +84,8 @@ def _is_folder(text: str) -> bool:
 
 def _no_path(text: str) -> NotFoundError:
     """Return the error for a reference that is neither a path that exists nor a repository's."""
+    if (broken := _broken(_whole(text))) is not None:
+        return broken
     hint = "hf://org/name" if "/" in text else "org/name or org/name@revision:file"
     plainly = text.startswith(("/", "./", "../", "~"))
     return NotFoundError(
@@ -91,6 +93,19 @@ def _no_path(text: str) -> NotFoundError:
         found=_nearest(text),
         hint=None if plainly else f"write a model on the Hub as {hint}",
     )
+
+
+def _broken(text: str) -> NotFoundError | None:
+    """Return the error for a path that leads nowhere, or may not be looked at; None for one that is not there."""
+    try:
+        path = Path(text).expanduser()
+        path.lstat()
+        target = str(path.readlink())
+    except PermissionError as error:
+        return NotFoundError(f"cannot read {text[:200]}: {error.strerror}")
+    except (OSError, RuntimeError, ValueError):  # not there; a name too long, a user unknown, a NUL in it
+        return None
+    return NotFoundError(f"{text[:200]} is a link to {target[:200]}, which leads nowhere")
 
 
 def _nearest(text: str) -> str | None:

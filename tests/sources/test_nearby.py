@@ -46,6 +46,13 @@ def test_what_looks_local_is_no_repository(text: str) -> None:
         parse_reference(text)
 
 
+def test_a_link_that_leads_nowhere_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "exp/best.ckpt").symlink_to("epoch3.ckpt")
+    for text in ("exp/best.ckpt", f"{tmp_path}/exp/best.ckpt", "exp/best.ckpt#student"):
+        with pytest.raises(NotFoundError, match=r"exp/best\.ckpt is a link to epoch3\.ckpt, which leads nowhere$"):
+            parse_reference(text)
+
+
 @pytest.mark.parametrize("text", ["facebook/hubert-base-ls960", "modles/hubert-base", "hf://models/x", "models/x@main"])
 def test_what_may_be_a_repository_is_one(text: str) -> None:
     assert isinstance(parse_reference(text), HubReference)
