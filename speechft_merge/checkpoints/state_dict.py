@@ -163,7 +163,7 @@ def _describe_others(root: Any, chosen: tuple[str, ...]) -> dict[str, str]:
                 if id(item) not in told:  # one value may have many names
                     told[id(item)] = describe(item)
                 others[prefix + shorten(key)] = told[id(item)]
-        prefix, value = f"{prefix}{shorten(step)}.", entries[step]
+        prefix, value = f"{prefix}{shorten(step)}.", entries.get(step)  # 0 and "0" are one step of a path
     return others
 
 

@@ -95,8 +95,8 @@ class LocalFolder:
         if self.hub is not None:
             return False
         folder, file = self.path.resolve(), (self.path / name).resolve()
-        cached = folder.parent.name == "snapshots" and file.parent == folder.parent.parent / "blobs"
-        return not cached and not file.is_relative_to(folder)
+        blobs = [outer.parent / "blobs" for outer in folder.parents if outer.name == "snapshots"]
+        return file.parent not in blobs and not file.is_relative_to(folder)
 
     def open(self, name: str) -> LocalFile:
         """Open one of its files; the name of a blob in the cache is the Hub's checksum."""

@@ -99,6 +99,13 @@ def test_dictionaries_that_hold_each_other_are_searched_once(open_bytes: Open) -
     assert_holds(checkpoint, SMALL)
 
 
+@pytest.mark.parametrize("keys", [(0, "0"), ("0", 0), (b"m", "m"), (True, "True")])
+def test_keys_that_look_alike_are_told_apart(keys: tuple[Any, Any], open_bytes: Open) -> None:
+    checkpoint = open_bytes(saved({keys[0]: {"x": LARGE}, keys[1]: {"y": SMALL}}))
+    assert_holds(checkpoint, LARGE)
+    assert [len(other.tensors) for other in checkpoint.alternatives.values()] == [1]
+
+
 def test_two_tensors_under_a_dotted_key_are_found(open_bytes: Open) -> None:
     checkpoint = open_bytes(saved({"my.model": SMALL, "epoch": 3}))
     assert_holds(checkpoint, SMALL)
