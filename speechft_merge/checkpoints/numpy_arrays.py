@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from speechft_merge.checkpoints.dtypes import DType
-from speechft_merge.checkpoints.pickle_data import Inert, Symbol, bytes_of
+from speechft_merge.checkpoints.pickle_data import Inert, Symbol, encode, raw_of
 from speechft_merge.checkpoints.safetensors import MAX_RANK, is_size
 
 _MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
@@ -27,8 +27,8 @@ class ArrayTensor:
 
     dtype: DType
     shape: tuple[int, ...]
-    data: bytes
-    """As numpy pickled them."""
+    data: bytes | str
+    """As numpy pickled them: arrays of one file may share them."""
     fortran: bool
     """Whether the first axis varies fastest; else the last."""
     swapped: bool
@@ -36,11 +36,12 @@ class ArrayTensor:
 
     def elements(self) -> memoryview:
         """Return the elements in row-major order, little-endian."""
+        data = encode(self.data)
         if not self.fortran and not self.swapped:
-            return memoryview(self.data)
+            return memoryview(data)
         import numpy as np
 
-        words = np.frombuffer(self.data, f"u{self.dtype.itemsize}")
+        words = np.frombuffer(data, f"u{self.dtype.itemsize}")
         words = words.byteswap() if self.swapped else words
         order = np.ascontiguousarray(words.reshape(self.shape, order="F" if self.fortran else "C"))
         return memoryview(order.reshape(-1).view(np.uint8).data)
@@ -64,7 +65,7 @@ def _array(shape: object, dtype: object, fortran: bool, data: object) -> ArrayTe
             kind, swapped = _DTYPES.get(code), order == ">"
         case _:
             return None
-    raw = bytes_of(data)
+    raw = raw_of(data)
     if kind is None or raw is None or len(raw) != math.prod(shape) * kind.itemsize:
         return None
     return ArrayTensor(kind, shape, raw, fortran and len(shape) > 1, swapped)

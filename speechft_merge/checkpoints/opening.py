@@ -17,7 +17,7 @@ from speechft_merge.checkpoints.picking import pick_encoder
 from speechft_merge.checkpoints.safetensors import read_safetensors
 from speechft_merge.checkpoints.shards import join_shards, read_weight_map, require_all_shards, require_shards
 from speechft_merge.checkpoints.state_dict import StateDict, find_state_dicts, shorten
-from speechft_merge.checkpoints.strangers import describe_file, explain_folder
+from speechft_merge.checkpoints.strangers import describe_file, explain_folder, is_weights, kind_of
 from speechft_merge.checkpoints.torch_legacy import read_torch_legacy
 from speechft_merge.checkpoints.torch_tensors import TensorView, TorchFile, span_of
 from speechft_merge.checkpoints.torch_zip import read_torch_zip
@@ -36,11 +36,6 @@ USUAL_NAMES = (
     "pytorch_model.bin.index.json",
 )
 """Where transformers looks for weights, in its order."""
-
-NOT_WEIGHTS = re.compile(
-    r"training_args\.bin|(optimizer|scheduler|scaler)\.|rng_state|random_states|.*_optim_states\.pt"
-)
-"""What training code leaves beside the weights under the same suffixes."""
 
 _INDEX = re.compile(
     r"\.(safetensors|bin)\.index\b[^/]*\.json$"
@@ -104,11 +99,11 @@ def find_weights(folder: Folder) -> list[str]:
     indexes, loose = _candidates(names)
     candidates = indexes or loose
     shards = [] if indexes else [name for name in loose if _SHARD.search(name)]
-    if shards and len(shards) == len(loose):
-        return require_all_shards(folder.name, shards)
+    if shards:
+        return require_all_shards(folder.name, shards, [name for name in loose if name not in shards])
     if len(candidates) == 1:
         return candidates
-    explained = explain_folder(folder)
+    explained = explain_folder(folder, candidates)
     if explained is not None:
         raise explained
     if candidates:
@@ -135,9 +130,7 @@ def other_weights(checkpoint: Checkpoint) -> list[str]:
 def _candidates(names: list[str]) -> tuple[list[str], list[str]]:
     """Return the indexes of shards, and the weights files."""
     indexes = [name for name in names if _INDEX.search(name)]
-    whole = (name for name in names if not name.startswith(("adapter_", "adapter.")))
-    loose = [name for name in whole if name.endswith(WEIGHT_SUFFIXES) and not NOT_WEIGHTS.match(name)]
-    return indexes, loose
+    return indexes, [name for name in names if is_weights(name)]
 
 
 def _open_in(folder: Folder, names: list[str], reference: str, files: ExitStack) -> Checkpoint:
@@ -172,10 +165,13 @@ def _open_file(folder: Folder, file: str, reference: str, files: ExitStack) -> C
 def _from_pickle(opened: TorchFile, reference: str, file: str, folder: Folder) -> Checkpoint:
     """Index the model in a pickled file; other dictionaries of tensors in it become its alternatives."""
     origin = recognise(opened.root, opened.source.name)
-    model, *beside = (
-        _from_state_dict(state, opened, reference, file, folder)
-        for state in find_state_dicts(opened.root, opened.source.name, origin.path if origin else None)
-    )
+    try:
+        states = find_state_dicts(opened.root, opened.source.name, origin.path if origin else None)
+    except CheckpointError as error:
+        if kind := kind_of(file):  # one rank of many
+            raise CheckpointError(f"{error.message}; it looks like {kind.what}", hint=kind.hint) from error
+        raise
+    model, *beside = (_from_state_dict(state, opened, reference, file, folder) for state in states)
     return replace(model, origin=origin, alternatives={state.state_path: state for state in beside})
 
 

@@ -48,16 +48,24 @@ def name_of(value: object) -> str:
     return f"{value.module}.{value.name}"[:80] if isinstance(value, Symbol) else type(value).__name__
 
 
-def bytes_of(value: object) -> bytes | None:
-    """Return the bytes that a value is, or None; protocols before 3 have them as text in latin-1."""
+def raw_of(value: object) -> bytes | str | None:
+    """Return the bytes that a value is, or None; protocols before 3 have them as text in latin-1, returned as it is.
+
+    Nothing is copied: a few opcodes can name the same megabytes again and again.
+    """
     match value:
-        case bytes() | bytearray():
-            return bytes(value)
+        case bytes() | str():
+            return value
         case Inert(symbol=Symbol("_codecs", "encode"), arguments=(str(text), "latin1")):
-            return text.encode("latin-1", errors="replace")
+            return text
         case Inert(symbol=Symbol("__builtin__" | "builtins", "bytes"), arguments=()):
             return b""
     return None
+
+
+def encode(raw: bytes | str) -> bytes:
+    """Return what `raw_of` returned as bytes."""
+    return raw if isinstance(raw, bytes) else raw.encode("latin-1", errors="replace")
 
 
 class _Mark:
@@ -144,7 +152,8 @@ class _Machine:
         """Carry out one opcode."""
         self._spend(1)
         if opcode in _LITERALS:
-            self._stack.append(argument if _is_modest(argument) else Inert(None))
+            literal = bytes(argument) if isinstance(argument, bytearray) else argument
+            self._stack.append(literal if _is_modest(literal) else Inert(None))
         elif opcode in _CONSTANTS:
             self._stack.append(_CONSTANTS[opcode])
         elif opcode in _TUPLES:

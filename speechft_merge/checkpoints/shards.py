@@ -70,16 +70,27 @@ def join_shards(file: str, index_name: str, weight_map: dict[str, str], shards: 
 _PLACE = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
 
 
-def require_all_shards(folder: str, names: list[str]) -> list[str]:
+def require_all_shards(folder: str, names: list[str], beside: list[str]) -> list[str]:
     """Return shards that have no index, in order.
 
+    Args:
+        folder: where they are.
+        names: of the shards.
+        beside: other files there that may be weights.
+
     Raises:
-        NotFoundError: they are of more than one model, or not all there.
+        NotFoundError: they are of more than one model, not all there, or other weights are there too.
     """
     places = [found for name in sorted(names) if (found := _PLACE.fullmatch(name))]
     models = {(found[1], found[3], found[4]) for found in places}
     stem, count, suffix = min(models)
     missing = {*range(1, int(count) + 1)} - {int(found[2]) for found in places}
+    if beside:
+        raise NotFoundError(
+            f"{folder} holds {len(names)} shards without their index (*.index.json), and other weights",
+            found=", ".join(beside[:5]),
+            hint="copy the index, or name the other file if that is meant",
+        )
     if len(models) > 1 or missing or len(places) != int(count):
         listed = ", ".join(f"{stem}-{number:05}-of-{count}{suffix}" for number in sorted(missing)[:5])
         raise NotFoundError(

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checkpoints.numpy_arrays import ArrayTensor, read_array
-from speechft_merge.checkpoints.pickle_data import Inert, Symbol, bytes_of, name_of
+from speechft_merge.checkpoints.pickle_data import Inert, Symbol, encode, name_of, raw_of
 from speechft_merge.checkpoints.torch_tensors import OddTensor, TensorView
 from speechft_merge.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
 
 MAX_KEY = 80
 """Characters of a key that are shown."""
@@ -22,6 +22,8 @@ MAX_DEPTH = 6
 
 MAX_CONTAINERS = 100_000
 """Dictionaries, lists and objects that are looked at; a training checkpoint has some thousands."""
+MAX_BYTES_KEY = 1000
+"""Most bytes of a key that is no text: each is decoded, and many may be the same."""
 MAX_BESIDE = 16
 """Dictionaries beside the model's that are kept."""
 LEAST_SIZE = 0.01
@@ -70,12 +72,13 @@ def find_state_dicts(root: Any, name: str, known: tuple[str, ...] | None = None)
 
 def _search(path: tuple[str, ...], value: Any, seen: set[int]) -> Iterator[StateDict]:
     """Yield every dictionary that holds tensors, but for an optimizer's; `seen` has what was looked at."""
-    if id(value) in seen or len(path) > MAX_DEPTH or len(seen) >= MAX_CONTAINERS:
+    container = _container(value)
+    if container is None or id(container) in seen or len(path) > MAX_DEPTH or len(seen) >= MAX_CONTAINERS:
         return
-    seen.add(id(value))
+    seen.add(id(container))  # not the object around it: many may hold the same
     tensors: dict[str, TensorView | ArrayTensor] = {}
     odd: dict[str, OddTensor] = {}
-    for key, item in _entries(value):
+    for key, item in _entries(container):
         tensor = item if isinstance(item, TensorView) else read_array(item)
         if tensor is not None and isinstance(key, str):
             tensors[key] = tensor
@@ -87,27 +90,48 @@ def _search(path: tuple[str, ...], value: Any, seen: set[int]) -> Iterator[State
         yield StateDict(path, tensors, odd, {})
 
 
-def _entries(value: Any) -> Iterator[tuple[str | int, Any]]:
-    """Yield what a container holds, by key or position: also a subclass of dict, whose code is not run.
+def _container(value: Any) -> dict[Any, Any] | Sequence[Any] | None:
+    """Return the container that a value is; of an object what it was filled with, made of, or has as attributes.
 
-    What an object keeps in its attributes is not looked at: a pickled module has its tensors there, without names.
+    So a subclass of dict or list, a named tuple and a dataclass are read, and no code of theirs is run. But for a
+    module: its attributes hold the tensors of one layer, under names that are not those of its state dict.
     """
     match value:
-        case dict():
-            pairs: Iterable[tuple[Any, Any]] = value.items()
-        case list() | tuple():
-            pairs = enumerate(value)
-        case Inert(items=[(_, _), *_]):
-            pairs = (item for item in value.items if isinstance(item, tuple) and len(item) == 2)
-        case Inert(arguments=(dict(inner), *_)):
-            pairs = inner.items()
-        case _:
-            return
-    for key, item in pairs:
-        if isinstance(key, (str, int)):
-            yield key, item
-        elif (text := bytes_of(key)) is not None:
-            yield text.decode(errors="replace"), item
+        case dict() | list() | tuple():
+            return value
+        case Inert(items=[_, *_]):
+            return value.items
+        case Inert(arguments=(dict(only),)):
+            return only
+        case Inert(state=dict(attributes)) if attributes:
+            return None if "_parameters" in attributes else attributes
+        case Inert(arguments=(_, *_)):
+            return value.arguments
+    return None
+
+
+def _entries(container: dict[Any, Any] | Sequence[Any]) -> Iterator[tuple[str | int, Any]]:
+    """Yield what a container holds, by key or position; a list of pairs is read as the dictionary that it lists."""
+    if isinstance(container, dict):
+        pairs = [(_key(key), item) for key, item in container.items()]
+    else:
+        pairs = [(_key(item[0]), item[1]) if _is_pair(item) else (None, item) for item in container]
+        keys = {key for key, _ in pairs}
+        if None in keys or len(keys) < len(pairs):
+            pairs = list(enumerate(container))
+    yield from ((key, item) for key, item in pairs if key is not None)
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple) and len(item) == 2
+
+
+def _key(key: Any) -> str | int | None:
+    """Return a key that can stand in a path: text, also as bytes, or a number; large ones can be chosen to collide."""
+    if isinstance(key, str) or (isinstance(key, int) and abs(key) < 1 << 60):
+        return key
+    raw = raw_of(key)
+    return None if raw is None or len(raw) > MAX_BYTES_KEY else encode(raw).decode(errors="replace")
 
 
 def _rank(path: tuple[str, ...]) -> int:
@@ -133,13 +157,13 @@ def _describe_others(root: Any, chosen: tuple[str, ...]) -> dict[str, str]:
     told: dict[int, str] = {}
     prefix, value = "", root
     for step in chosen:
-        entries = {str(key): item for key, item in _entries(value)}
+        entries = {str(key): item for key, item in _entries(_container(value) or ())}
         for key, item in entries.items():
             if key != step:
                 if id(item) not in told:  # one value may have many names
                     told[id(item)] = describe(item)
                 others[prefix + shorten(key)] = told[id(item)]
-        prefix, value = f"{prefix}{shorten(step)}.", entries[step]
+        prefix, value = f"{prefix}{shorten(step)}.", entries.get(step)  # 0 and "0" are one step of a path
     return others
 
 

@@ -132,5 +132,9 @@ def _require_checkpoint(source: ByteSource, names: list[str]) -> None:
 def _checked(source: ByteSource, records: dict[str, tuple[int, int]], name: str, limit: int) -> tuple[int, int]:
     offset, size = records[name]
     if size > limit:
-        raise CheckpointError(f"{source.name}: its {name} has {size} bytes, at most {limit} are allowed")
+        hint = "if it holds arrays of numpy, load it with torch and save them as tensors"
+        raise CheckpointError(
+            f"{source.name}: its {name} has {size} bytes, at most {limit} are allowed",
+            hint=hint if name == "data.pkl" else None,
+        )
     return offset, size

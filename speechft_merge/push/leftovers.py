@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.companions import is_companion
-from speechft_merge.checkpoints.opening import NOT_WEIGHTS
+from speechft_merge.checkpoints.strangers import NOT_WEIGHTS
 from speechft_merge.record.manifest import FIGURE, SIMILARITY
 
 if TYPE_CHECKING:

@@ -82,8 +82,11 @@ class Folder(Protocol):
     def names(self, inner: str = "") -> list[str]:
         """Return the names of the regular files in it, sorted; of one of its folders, with that before each name."""
 
-    def folders(self) -> list[str]:
-        """Return the names of the folders in it, sorted."""
+    def folders(self, inner: str = "") -> list[str]:
+        """Return the names of the folders in it, sorted; or of those in one of its folders."""
+
+    def inside(self, name: str) -> str:
+        """Return what a user types for one of its files or folders."""
 
     def leads_out(self, name: str) -> bool:
         """Return whether one of its files is a link to somewhere else."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,10 +109,15 @@ class HubFolder:
         names = [name.removeprefix(self._inner) for name in self._files if name.startswith(self._inner + before)]
         return sorted(name for name in names if "/" not in name.removeprefix(before))
 
-    def folders(self) -> list[str]:
-        """Return the names of the folders in it, sorted."""
-        inner = [name.removeprefix(self._inner) for name in self._files if name.startswith(self._inner)]
-        return sorted({name.partition("/")[0] for name in inner if "/" in name})
+    def folders(self, inner: str = "") -> list[str]:
+        """Return the names of the folders in it, sorted; or of those in one of its folders."""
+        before = self._inner + (f"{inner}/" if inner else "")
+        names = [name.removeprefix(before) for name in self._files if name.startswith(before)]
+        return sorted({name.partition("/")[0] for name in names if "/" in name})
+
+    def inside(self, name: str) -> str:
+        """Return what a user types for one of its files or folders."""
+        return str(replace(self.reference, path=self._inner + name))
 
     def leads_out(self, _name: str) -> bool:
         """Return False: what a repository holds lies in it."""

@@ -79,17 +79,24 @@ class LocalFolder:
         except OSError as error:
             raise NotFoundError(f"cannot list {self.path}: {error.strerror}") from error
 
-    def folders(self) -> list[str]:
-        """Return the names of the folders in it, sorted."""
-        return sorted(entry.name for entry in self.path.iterdir() if entry.is_dir())
+    def folders(self, inner: str = "") -> list[str]:
+        """Return the names of the folders in it, sorted; or of those in one of its folders."""
+        try:
+            return sorted(entry.name for entry in (self.path / inner).iterdir() if entry.is_dir())
+        except OSError as error:
+            raise NotFoundError(f"cannot list {self.path / inner}: {error.strerror}") from error
+
+    def inside(self, name: str) -> str:
+        """Return what a user types for one of its files or folders."""
+        return str(self.path / name)
 
     def leads_out(self, name: str) -> bool:
         """Return whether one of its files is a link to somewhere else, but for the blobs of the Hub's cache."""
         if self.hub is not None:
             return False
         folder, file = self.path.resolve(), (self.path / name).resolve()
-        cached = folder.parent.name == "snapshots" and file.parent == folder.parent.parent / "blobs"
-        return not cached and not file.is_relative_to(folder)
+        blobs = [outer.parent / "blobs" for outer in folder.parents if outer.name == "snapshots"]
+        return file.parent not in blobs and not file.is_relative_to(folder)
 
     def open(self, name: str) -> LocalFile:
         """Open one of its files; the name of a blob in the cache is the Hub's checksum."""

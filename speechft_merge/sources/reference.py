@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 
-from speechft_merge.errors import NotFoundError, SpeechFTMergeError, quote
+from speechft_merge.errors import NotFoundError, SpeechFTMergeError
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of weights files; what is in them, only their bytes tell."""
@@ -91,8 +91,8 @@ def _is_folder(text: str) -> bool:
 
 def _no_path(text: str) -> NotFoundError:
     """Return the error for a reference that is neither a path that exists nor a repository's."""
-    if (target := _dead_link(_whole(text))) is not None:
-        return NotFoundError(f"{text[:200]} is a link to {quote(target)}, where nothing is")
+    if (broken := _broken(_whole(text))) is not None:
+        return broken
     hint = "hf://org/name" if "/" in text else "org/name or org/name@revision:file"
     plainly = text.startswith(("/", "./", "../", "~"))
     return NotFoundError(
@@ -102,12 +102,17 @@ def _no_path(text: str) -> NotFoundError:
     )
 
 
-def _dead_link(text: str) -> str | None:
-    """Return where a link leads, of a path that is one and does not exist."""
+def _broken(text: str) -> NotFoundError | None:
+    """Return the error for a path that leads nowhere, or may not be looked at; None for one that is not there."""
     try:
-        return str(Path(text).expanduser().readlink())
-    except (OSError, RuntimeError, ValueError):  # no link, and see `_existing`
+        path = Path(text).expanduser()
+        path.lstat()
+        target = str(path.readlink())
+    except PermissionError as error:
+        return NotFoundError(f"cannot read {text[:200]}: {error.strerror}")
+    except (OSError, RuntimeError, ValueError):  # not there; a name too long, a user unknown, a NUL in it
         return None
+    return NotFoundError(f"{text[:200]} is a link to {target[:200]}, which leads nowhere")
 
 
 def _nearest(text: str) -> str | None:

@@ -182,7 +182,7 @@ OTHERS = {
     "xz": (b"\xfd7zXZ\0" + bytes(20), "is compressed; unpack it first"),
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(20), "is compressed; unpack it first"),
     "tar": (tar_file(), "is a tar archive"),
-    "numpy": (numpy_file(), "is not a checkpoint"),
+    "numpy": (numpy_file(), "is an array of numpy"),
     "HTML": (b"<!DOCTYPE html><html><body>404</body></html>", "looks like a web page"),
     "HTML with a mark": (b"\xef\xbb\xbf<html><body>404</body></html>", "looks like a web page"),
     "XML": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "looks like a web page"),

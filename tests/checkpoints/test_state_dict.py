@@ -3,7 +3,9 @@ import collections
 import io
 import time
 import tracemalloc
-from typing import Any
+import types
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -97,6 +99,13 @@ def test_dictionaries_that_hold_each_other_are_searched_once(open_bytes: Open) -
     assert_holds(checkpoint, SMALL)
 
 
+@pytest.mark.parametrize("keys", [(0, "0"), ("0", 0), (b"m", "m"), (True, "True")])
+def test_keys_that_look_alike_are_told_apart(keys: tuple[Any, Any], open_bytes: Open) -> None:
+    checkpoint = open_bytes(saved({keys[0]: {"x": LARGE}, keys[1]: {"y": SMALL}}))
+    assert_holds(checkpoint, LARGE)
+    assert [len(other.tensors) for other in checkpoint.alternatives.values()] == [1]
+
+
 def test_two_tensors_under_a_dotted_key_are_found(open_bytes: Open) -> None:
     checkpoint = open_bytes(saved({"my.model": SMALL, "epoch": 3}))
     assert_holds(checkpoint, SMALL)
@@ -145,6 +154,25 @@ class Ordered(collections.OrderedDict[str, Any]):
     """Likewise."""
 
 
+class Several(list[Any]):
+    """A subclass of list."""
+
+
+class Run(NamedTuple):
+    epoch: int
+    model: dict[str, torch.Tensor]
+
+
+@dataclass
+class State:
+    model: dict[str, torch.Tensor]
+    epoch: int = 3
+
+
+class User(collections.UserDict[str, Any]):
+    """A dictionary that keeps its entries in an attribute."""
+
+
 CONTAINERS: dict[str, tuple[Any, str]] = {
     "a tuple with an epoch": ((3, LARGE), "1"),
     "a list with an optimizer": ([LARGE, {"optimizer": LARGE | {"c": torch.ones(9)}}], "0"),
@@ -155,6 +183,15 @@ CONTAINERS: dict[str, tuple[Any, str]] = {
     "a subclass of an ordered one": (Ordered(LARGE), ""),
     "all nested": ([{"x": ({7: Table(LARGE)},)}], "0.x.0.7"),
     "bytes for keys": ({key.encode(): tensor for key, tensor in LARGE.items()}, ""),
+    "a subclass of list": (Several([3, LARGE]), "1"),
+    "a queue": (collections.deque([LARGE], maxlen=3), "0"),
+    "a named tuple": (Run(3, LARGE), "1"),
+    "a dataclass": ({"state": State(LARGE)}, "state.model"),
+    "a namespace": (types.SimpleNamespace(epoch=3, net=LARGE), "net"),
+    "a user's dictionary": (User(LARGE), "data"),
+    "a list of pairs": ({"model": list(LARGE.items())}, "model"),
+    "pairs of epochs and models": ([(1, SMALL), (2, LARGE)], "2"),
+    "pairs that are alike": ([(1, SMALL), (1, LARGE)], "1.1"),
 }
 
 
@@ -191,6 +228,12 @@ def test_an_array_of_numpy_is_read_as_the_tensor_that_it_is(
 def test_an_array_of_objects_or_words_is_no_tensor(open_bytes: Open) -> None:
     others = {"o": np.array([{}, 1], dtype=object), "w": np.array(["a"])}
     assert_holds(open_bytes(saved({"model": {**others, "b": torch.ones(2)}})), {"b": torch.ones(2)})
+
+
+def test_a_module_s_own_tensors_are_no_model(open_bytes: Open) -> None:
+    for root in (torch.nn.Linear(2, 2), {"model": torch.nn.Linear(2, 2)}, State(torch.nn.Linear(2, 2))):  # type: ignore[arg-type]
+        with pytest.raises(CheckpointError, match="holds no state dict"):
+            open_bytes(saved(root))
 
 
 # what lies beside it
@@ -278,6 +321,55 @@ def test_a_long_key_is_not_copied_for_everything_beside_the_model(open_bytes: Op
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 << 20  # 60 MB where it is copied
+
+
+def reconstructed(size: int, text: bytes) -> Opcodes:
+    """An array of `size` single-precision numbers whose bytes `text` pushes."""
+    dtype = b"cnumpy\ndtype\n\x8c\x02f4\x89\x88\x87R(K\x03\x8c\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n)N\x87R"
+    return Opcodes(array + b"(K\x01" + opcodes(size) + b"\x85" + dtype + b"\x89" + text + b"tb")
+
+
+MEGABYTE = opcodes("\0" * (1 << 20))
+ENCODED = b"c_codecs\nencode\n" + MEGABYTE + b"\x8c\x06latin1\x86R"
+SHARING: dict[str, Opcodes] = {
+    "one array": shared(300, b"h\x05", opcodes(reconstructed(1 << 18, ENCODED)), b"q\x050"),
+    "one text of many arrays": shared(300, opcodes(reconstructed(1 << 18, b"h\x05")), ENCODED, b"q\x050"),
+    "one bytearray": shared(
+        300,
+        opcodes(reconstructed(1 << 18, b"h\x05")),
+        b"\x96" + (1 << 20).to_bytes(8, "little") + bytes(1 << 20),
+        b"q\x050",
+    ),
+}
+
+
+@pytest.mark.parametrize("root", SHARING.values(), ids=SHARING)
+def test_what_arrays_share_is_held_once(root: Opcodes, open_bytes: Open) -> None:
+    file = torch_zip(root)
+    tracemalloc.start()
+    assert len(open_bytes(file).tensors) == 300
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30 << 20  # 300 MB where each has a copy
+
+
+def test_one_dictionary_in_many_objects_is_searched_once(open_bytes: Open) -> None:
+    tensors = opcodes(shared(2000, b"h\x06", opcodes(tensor()), b"q\x060"))
+    objects = b"c__main__\nTable\nh\x05\x85R" * 2000
+    file = torch_zip(Opcodes(tensors + b"q\x050](" + objects + b"e"))
+    tracemalloc.start()
+    assert len(open_bytes(file).tensors) == 2000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30 << 20  # 110 MB where it is searched for each
+
+
+def test_numbers_that_collide_are_no_keys_of_pairs(open_bytes: Open) -> None:
+    pairs = Several([((2**61 - 1) * k, 0) for k in range(1, 40_000)])
+    started = time.process_time()
+    assert_holds(open_bytes(saved({"pairs": pairs, "model": SMALL})), SMALL)
+    assert time.process_time() - started < 3
 
 
 def seconds_beside(entries: int, open_bytes: Open) -> float:

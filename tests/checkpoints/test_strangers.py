@@ -30,7 +30,34 @@ FOLDERS: dict[str, tuple[list[str], str]] = {
         "give the last one, .*checkpoint-400$",
     ),
     "accelerate's": (["checkpoint_2/x", "checkpoint_10/x"], "give the last one, .*checkpoint_10$"),
-    "another suffix": (["model_best.pth.tar", "log.txt"], "if model_best.pth.tar holds them, name that file"),
+    "SpeechBrain's": (
+        ["CKPT+2025-01-02+12-00-00+00/w.ckpt", "CKPT+2025-01-01+12-00-00+01/w.ckpt"],
+        r"give the last one, .*CKPT\+2025-01-02\+12-00-00\+00$",
+    ),
+    "epochs": (["epoch9/m.pt", "epoch10/m.pt", "logs/x"], "found epoch9, epoch10; give the last one, .*epoch10$"),
+    "numbers only": (["30/m.pt", "200/m.pt"], "give the last one, .*200$"),
+    "names only": (["best/model.safetensors", "last/model.safetensors"], "give one of them, such as .*last$"),
+    "Lightning's": (["lightning_logs/version_0/checkpoints/a.ckpt"], "give .*lightning_logs/version_0/checkpoints$"),
+    "Lightning's of DeepSpeed": (
+        ["step=100.ckpt/zero_to_fp32.py", "step=100.ckpt/latest"],
+        "step=100.ckpt holds .*zero_to",
+    ),
+    "NeMo 2": (["context/io.json", "weights/__0_0.distcp", "weights/common.pt"], "weights holds .*dcp_to_torch"),
+    "Megatron": (
+        ["iter_0000100/mp_rank_00/model_optim_rng.pt", "latest_checkpointed_iteration.txt"],
+        "Megatron.*convert",
+    ),
+    "Megatron's distributed": (["__0_0.distcp", "common.pt", "metadata.json"], "dcp_to_torch"),
+    "an adapter's checkpoints": (["checkpoint-5/adapter_model.safetensors"], "checkpoint-5 holds an adapter"),
+    "parts": (["consolidated.00.pth", "consolidated.01.pth"], "parts of one model.*join them"),
+    "ranks": (["model_rank0.pt", "model_rank1.pt"], "parts of one model.*join them"),
+    "a shard lost": (["m-00001-of-00003.bin", "m-00003-of-00003.bin"], "missing: m-00002-of-00003.bin; copy the index"),
+    "shards and more": (
+        ["m-00001-of-00002.bin", "m-00002-of-00002.bin", "x.pt"],
+        "2 shards .*found x.pt; copy the index",
+    ),
+    "exports in a folder": (["onnx/model.onnx", "config.json"], "exported from"),
+    "a cache": (["refs/main", "snapshots/0123/model.safetensors", "blobs/0123"], "cache of huggingface_hub.*org/name"),
 }
 
 
@@ -43,6 +70,36 @@ def test_a_folder_is_explained_and_nobody_is_told_to_name_a_part(kind: str, tmp_
     with pytest.raises(NotFoundError, match=told) as refused:
         open_checkpoint(tmp_path)
     assert "name one of them" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["model_best.pth.tar", "best.model", "last.th", "net.t7", "net.pkl"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_torch_under_another_suffix_is_offered(name: str, zipped: bool, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e words")
+    with pytest.raises(NotFoundError, match=r"holds no weights \(expected"):
+        open_checkpoint(tmp_path)
+    torch.save({"a.weight": torch.ones(2)}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(NotFoundError, match=f"name that file, .*/{name}$"):
+        open_checkpoint(tmp_path)
+    torch.save({}, tmp_path / "older.th")
+    with pytest.raises(NotFoundError, match="name the file that holds them"):
+        open_checkpoint(tmp_path)
+
+
+def test_other_files_beside_candidates_tell_nothing(tmp_path: Path) -> None:
+    for name in ("feats_stats.npz", "1epoch.pth", "valid.acc.ave.pth", "decoder.onnx", "old/x.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(NotFoundError, match=r"2 candidates .*1epoch\.pth, valid\.acc\.ave\.pth; name one of them"):
+        open_checkpoint(tmp_path)
+
+
+def test_the_search_for_folders_of_weights_ends(tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"a{number:03}/b/c/d").mkdir(parents=True)
+    (tmp_path / "a299/model.pt").write_bytes(b"x")
+    with pytest.raises(NotFoundError, match=r"holds no weights \(expected"):
+        open_checkpoint(tmp_path)
 
 
 def packed(mode: str, member: str) -> bytes:
@@ -59,7 +116,13 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "another archive": ("a.tar", packed("w", "model/weights.pt"), "is a tar archive: unpack it"),
     "CTranslate2": ("model.bin", b"\x06\0\0\0" + b"x" * 600, "CTranslate2.*converted from"),
     "GGML": ("ggml-base.bin", b"lmgg" + b"x" * 600, "GGML file.*converted from"),
-    "ONNX": ("a.onnx", b"\x08\x07" + b"x" * 600, "ONNX model.*exported from"),
+    "ONNX": ("a.onnx", b"\x08\x07" + b"x" * 600, "ONNX.*exported from"),
+    "OpenVINO": ("openvino_model.xml", b"<?xml version" + b"x" * 600, "OpenVINO.*exported from"),
+    "Flax": ("flax_model.msgpack", b"\x84\xa5model" + b"x" * 600, "Flax only.*from_flax"),
+    "TensorFlow": ("tf_model.h5", b"\x89HDF\r\n\x1a\n" + b"x" * 600, "TensorFlow only.*from_tf"),
+    "HDF5 of any name": ("weights.bin", b"\x89HDF\r\n\x1a\n" + b"x" * 600, "HDF5"),
+    "an array": ("weights.npy", b"\x93NUMPY\x01\0" + b"x" * 600, "arrays of numpy.*load them with numpy"),
+    "a pointer to an archive": ("a.nemo", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
 }
 
 
@@ -68,6 +131,21 @@ def test_a_file_is_explained(kind: str, tmp_path: Path) -> None:
     name, content, told = FILES[kind]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=told):
+        open_checkpoint(tmp_path / name)
+
+
+RANKS = {
+    "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt": "DeepSpeed.*zero_to_fp32",
+    "__0_0.distcp": "dcp_to_torch",
+    "net_rank0.pt": "parts of one model.*join them",
+}
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_one_rank_without_a_model_is_told_as_such(name: str, tmp_path: Path) -> None:
+    with (tmp_path / name).open("wb") as file:
+        torch.save({"optimizer_state_dict": {"fp32_flat_groups": [torch.ones(9)]}}, file)
+    with pytest.raises(CheckpointError, match=f"holds no state dict.*looks like.*{RANKS[name]}"):
         open_checkpoint(tmp_path / name)
 
 

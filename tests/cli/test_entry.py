@@ -239,6 +239,17 @@ def test_what_may_not_be_read_is_refused(closed: str, tiny: Tiny, pair: Pair, sp
     assert not (tmp_path / "out").exists()
 
 
+@modes_count
+def test_a_path_that_may_not_be_looked_at_is_not_said_to_be_missing(pair: Pair, spawn: Run, tmp_path: Path) -> None:
+    (tmp_path / "closed/model").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0)
+    try:
+        ran = spawn(pair.base, tmp_path / "closed/model", "-o", "out", wrapper=WITHOUT_PRIVILEGES)
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+    assert_explained(ran, NO_INPUT, "cannot read", "closed/model: Permission denied")
+
+
 # Models that can be read and must not be merged.
 
 

@@ -50,7 +50,7 @@ def test_a_repository_of_checkpoints_names_the_last(pair: Pair, hub: HubServer, 
     hub.repo("alice/run", tmp_path / "run")
     ran = spawn("alice/base", "alice/run", "-o", "out", env=hub.env())
     assert ran.code == 66
-    assert "checkpoint-1000" in ran.err
+    assert "give the last one, alice/run:checkpoint-1000\n" in ran.err
 
 
 def test_an_encoder_of_a_file_on_the_hub_is_picked_by_name(
