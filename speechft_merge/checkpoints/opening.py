@@ -15,7 +15,7 @@ from speechft_merge.checkpoints.labs import recognise
 from speechft_merge.checkpoints.numpy_arrays import ArrayTensor
 from speechft_merge.checkpoints.picking import pick_encoder
 from speechft_merge.checkpoints.safetensors import read_safetensors
-from speechft_merge.checkpoints.shards import join_shards, read_weight_map, require_all_shards, require_shards
+from speechft_merge.checkpoints.shards import is_shard, join_shards, read_weight_map, require_all_shards, require_shards
 from speechft_merge.checkpoints.state_dict import StateDict, find_state_dicts, shorten
 from speechft_merge.checkpoints.strangers import describe_file, explain_folder, is_weights, kind_of
 from speechft_merge.checkpoints.torch_legacy import read_torch_legacy
@@ -40,7 +40,6 @@ USUAL_NAMES = (
 _INDEX = re.compile(
     r"\.(safetensors|bin)\.index\b[^/]*\.json$"
 )  # whisper-large-v3 has model.safetensors.index.fp32.json
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 
 
 def open_checkpoint(reference: Reference, download: bool = False) -> Checkpoint:
@@ -98,7 +97,7 @@ def find_weights(folder: Folder) -> list[str]:
         return [usual]
     indexes, loose = _candidates(names)
     candidates = indexes or loose
-    shards = [] if indexes else [name for name in loose if _SHARD.search(name)]
+    shards = [] if indexes else [name for name in loose if is_shard(name)]
     if shards:
         return require_all_shards(folder.name, shards, [name for name in loose if name not in shards])
     if len(candidates) == 1:
@@ -124,7 +123,7 @@ def other_weights(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.folder is None:
         return []
     indexes, loose = _candidates(checkpoint.folder.names())
-    return [name for name in (*indexes, *loose) if name != checkpoint.file and not _SHARD.search(name)]
+    return [name for name in (*indexes, *loose) if name != checkpoint.file and not is_shard(name)]
 
 
 def _candidates(names: list[str]) -> tuple[list[str], list[str]]:

@@ -67,11 +67,16 @@ def join_shards(file: str, index_name: str, weight_map: dict[str, str], shards: 
     )
 
 
-_PLACE = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
+_PLACE = re.compile(r"(.*-)(\d{1,6})-of-(\d{1,6})(\..*)")
+
+
+def is_shard(name: str) -> bool:
+    """Return whether a file is, by its name, one of several that make a model: `model-00001-of-00003.safetensors`."""
+    return _PLACE.fullmatch(name) is not None
 
 
 def require_all_shards(folder: str, names: list[str], beside: list[str]) -> list[str]:
-    """Return shards that have no index, in order.
+    """Return shards that have no index, in order; they are counted from 1, or from 0.
 
     Args:
         folder: where they are.
@@ -81,24 +86,31 @@ def require_all_shards(folder: str, names: list[str], beside: list[str]) -> list
     Raises:
         NotFoundError: they are of more than one model, not all there, or other weights are there too.
     """
-    places = [found for name in sorted(names) if (found := _PLACE.fullmatch(name))]
-    models = {(found[1], found[3], found[4]) for found in places}
-    stem, count, suffix = min(models)
-    missing = {*range(1, int(count) + 1)} - {int(found[2]) for found in places}
+    models: dict[tuple[str, str, str], dict[int, str]] = {}
+    for name in names:
+        if (found := _PLACE.fullmatch(name)) is not None:
+            stem, number, count, suffix = found.groups()
+            models.setdefault((stem, count, suffix), {})[int(number)] = name
+    (stem, count, suffix), shards = next(iter(models.items()))
+    first = 0 if 0 in shards else 1
+    places = range(first, first + int(count))
+    missing = [place for place in places if place not in shards]
     if beside:
         raise NotFoundError(
             f"{folder} holds {len(names)} shards without their index (*.index.json), and other weights",
             found=", ".join(beside[:5]),
             hint="copy the index, or name the other file if that is meant",
         )
-    if len(models) > 1 or missing or len(places) != int(count):
-        listed = ", ".join(f"{stem}-{number:05}-of-{count}{suffix}" for number in sorted(missing)[:5])
-        raise NotFoundError(
-            f"{folder} holds shards without their index (*.index.json)",
-            found=f"{len(names)} shards" + (f"; missing: {listed}" if listed else " of more than one model"),
-            hint="copy the index and all shards",
-        )
-    return [found[0] for found in places]
+    if len(models) > 1:
+        there = "more than one model: " + ", ".join(f"{stem}*-of-{n}{end}" for stem, n, end in list(models)[:5])
+    elif missing or len(names) != len(places):
+        listed = ", ".join(f"{stem}{place:0{len(count)}}-of-{count}{suffix}" for place in missing[:5])
+        there = f"{len(names)} shards" + (f"; missing: {listed}" if listed else "")
+    else:
+        return [shards[place] for place in places]
+    raise NotFoundError(
+        f"{folder} holds shards without their index (*.index.json)", found=there, hint="copy the index and all shards"
+    )
 
 
 def require_shards(index_name: str, weight_map: dict[str, str], listed: list[str]) -> list[str]:

@@ -176,6 +176,42 @@ def test_a_name_is_a_name_and_no_pattern(file: str, tmp_path: Path) -> None:
         open_checkpoint(indexed(tmp_path, {"a": file}, SHARDS))
 
 
+# shards without an index
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("width", [1, 5])
+def test_shards_without_an_index_are_joined_if_all_are_there(first: int, width: int, tmp_path: Path) -> None:
+    names = [f"model-{first + i:0{width}}-of-{2:0{width}}.safetensors" for i in (0, 1)]
+    for name, tensors in zip(names, (A, B), strict=True):
+        (tmp_path / name).write_bytes(save(dict(tensors)))
+    checkpoint = open_checkpoint(str(tmp_path))
+    assert_holds(checkpoint, {**A, **B})
+    checkpoint.close()
+
+
+UNJOINED = {
+    "one missing": (["m-00001-of-00003.bin", "m-00003-of-00003.bin"], r"2 shards; missing: m-00002-of-00003\.bin;"),
+    "too many": ([f"m-0000{i}-of-00002.bin" for i in (0, 1, 2)], "found 3 shards;"),
+    "two models": (
+        [f"{stem}-0000{i}-of-00002.bin" for stem in ("a", "b") for i in (1, 2)],
+        r"more than one model: a-\*-of-00002\.bin, b-\*-of-00002\.bin",
+    ),
+    "one twice": (["m-1-of-2.bin", "m-01-of-2.bin", "m-2-of-2.bin"], "found 3 shards;"),
+    "none by their count": (["m-0-of-0.bin"], "found 1 shards;"),
+    "another file": (["m-1-of-2.bin", "m-2-of-2.bin", "extra.pt"], r"and other weights; found extra\.pt"),
+    "one of very many": (["m-1-of-999999.bin"], r"missing: m-000002-of-999999\.bin, .*"),
+}
+
+
+@pytest.mark.parametrize("kind", UNJOINED)
+def test_of_shards_that_cannot_be_joined_none_is_to_be_named(kind: str, tmp_path: Path) -> None:
+    names, told = UNJOINED[kind]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(NotFoundError, match=f"shards without their index.*{told}") as refused:
+        open_checkpoint(str(tmp_path))
+    assert "name one of them" not in str(refused.value)
+
+
 # what is no index
 NOT_AN_INDEX = {
     "nothing": b"",
