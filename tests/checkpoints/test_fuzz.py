@@ -1,5 +1,7 @@
 """Whatever the bytes are, a file is opened or refused, soon and in little memory."""
 
+import argparse
+import collections
 import contextlib
 import json
 import random
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from container_files import (
@@ -49,6 +52,9 @@ SECONDS = 2.0
 LIGHTNING = {"epoch": 3, "state_dict": VIEWS["plain"], "optimizer_states": [{"state": {0: {"step": 1}}}]}
 ROOTS: list[object] = [VIEWS["plain"], VIEWS["tied"], VIEWS["sliced with a step"], VIEWS["empty"], LIGHTNING]
 ROOTS.append({"a": torch.ones(2), "odd": odd_tensors()["sparse"][0], "fp8": torch.ones(2).to(torch.float8_e5m2)})
+ARRAY = np.arange(6, dtype=">f4").reshape(2, 3)
+ROOTS += [{"n": ARRAY, "f": np.asfortranarray(ARRAY), b"k": ARRAY[0]}, argparse.Namespace(m=VIEWS["plain"])]
+ROOTS += [collections.deque([("e", 3), ("m", collections.Counter(VIEWS["tied"]))]), list(VIEWS["plain"].items())]
 SAFETENSORS = [save({"a": torch.arange(3), "b": torch.ones(2, 2), "c": torch.tensor(True)}, {"format": "pt"})]
 SAFETENSORS += [save({"a": torch.empty(0)}), safetensors_file({"b": entry(0, 2), "a": entry(2, 3)}, b"123")]
 CONTAINERS = {
