@@ -34,3 +34,8 @@ class DType(Enum):
     def interpolated(self) -> bool:
         """Whether arithmetic on it means anything: integers, booleans, 8-bit floats and complex numbers are copied."""
         return self in (DType.F64, DType.F32, DType.F16, DType.BF16)
+
+    @property
+    def continuous(self) -> bool:
+        """Whether it is of real or complex numbers, as weights are; integers and booleans count, number or mask."""
+        return self.interpolated or self.name.startswith(("F8_", "C"))

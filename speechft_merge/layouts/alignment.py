@@ -12,8 +12,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from speechft_merge.layouts.heads import is_head
 from speechft_merge.layouts.prefixes import encoder_prefixes
-from speechft_merge.layouts.structure import find_stacks
+from speechft_merge.layouts.structure import Location, find_stacks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +50,9 @@ def align(base: Naming, finetuned: Naming) -> Alignment:
     """Match the tensors of two models by their names and shapes, in any layouts."""
     base_prefix, finetuned_prefix = _find_prefixes(base, finetuned)
     ours, theirs = base.under(base_prefix), finetuned.under(finetuned_prefix)
+    shared = _shared_modules(_beside(ours, base), _beside(theirs, finetuned))
+    if shared:
+        ours, theirs = _with_modules(shared, ours), _with_modules(shared, theirs)
     common = _common(ours, theirs, heads=False)
     pairs = _of_equal_shapes(common, base, finetuned)
     return Alignment(
@@ -60,6 +64,38 @@ def align(base: Naming, finetuned: Naming) -> Alignment:
         base_names=ours,
         finetuned_names=theirs,
     )
+
+
+def _beside(names: Mapping[str, TensorName], naming: Naming) -> dict[str, Shapes]:
+    """Return the modules beside the encoder that count as heads: first word -> shapes by canonical names."""
+    found: dict[str, Shapes] = {}
+    for own, name in names.items():
+        if name.is_head and not name.inside:
+            found.setdefault(name.canonical.partition(".")[0], {})[name.canonical] = naming.shapes[own]
+    return found
+
+
+def _shared_modules(ours: dict[str, Shapes], theirs: dict[str, Shapes]) -> set[str]:
+    """Return the modules that both models have beside the encoder and that are no heads: a vocoder, an adaptor.
+
+    What is called as a head is one, and so is a single layer under any name.
+    """
+    return {
+        word
+        for word, shapes in ours.items()
+        if theirs.get(word) == shapes
+        and not any(map(is_head, shapes))
+        and len({name.rpartition(".")[0] for name in shapes}) > 1
+    }
+
+
+def _with_modules(words: set[str], names: Mapping[str, TensorName]) -> dict[str, TensorName]:
+    """Return names with some of the modules beside the encoder as parts of the model."""
+    other = Location("other", "")
+    return {
+        own: name if name.inside or name.canonical.partition(".")[0] not in words else name._replace(location=other)
+        for own, name in names.items()
+    }
 
 
 def _common(base: Mapping[str, TensorName], finetuned: Mapping[str, TensorName], *, heads: bool) -> dict[str, str]:

@@ -80,14 +80,14 @@ _PLACEHOLDERS = (
 
 
 def find_elsewhere(
-    names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], eight_bit: Collection[str]
+    names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], coded: Collection[str]
 ) -> Elsewhere | None:
     """Return what of a checkpoint is expressed elsewhere; None if nothing is.
 
     Args:
         names: own name -> name without the words of wrappers.
         shapes: by own names.
-        eight_bit: own names of matrices of 8-bit numbers.
+        coded: own names of weights in whole numbers or in 8 bits.
     """
     telling = _ANY.search("\n".join(names.values())) is not None  # a quick look: few models have any
     for kind, pattern, hint in _KINDS if telling else ():
@@ -95,9 +95,9 @@ def find_elsewhere(
         if found:
             words, modules = ([place[i] for place in found.values()] for i in (1, 0))
             return Elsewhere(kind, tuple(found), _frequent(words), _frequent(modules), hint)
-    if eight_bit:
-        modules = [names[own].rpartition(".")[0].rpartition(".")[2] for own in eight_bit]
-        return Elsewhere("quantised weights", tuple(eight_bit), (), _frequent(modules), _DEQUANTISE)
+    if coded:
+        modules = [names[own].rpartition(".")[0].rpartition(".")[2] for own in coded]
+        return Elsewhere("quantised weights", tuple(coded), (), _frequent(modules), _DEQUANTISE)
     empty = tuple(name for name, shape in shapes.items() if shape == (0,))
     if empty and len(empty) >= LEAST_EMPTY * len(shapes):
         return Elsewhere(_PLACEHOLDERS[0], empty, (), (), _PLACEHOLDERS[1])

@@ -64,7 +64,11 @@ def locate(shapes: Shapes) -> dict[str, Location]:
     """Return where each tensor is; `shapes` are by canonical names without the model's prefix."""
     stacks = find_stacks(shapes)
     owners = {_owner(path): stack for path, stack in stacks.items()}
-    located = {name: _locate(name, stacks, owners) for name in shapes}
+    heads = _heads(shapes, stacks)
+    located = {
+        name: HEAD if is_head(name) and name.partition(".")[0] in heads else _locate(name, stacks, owners)
+        for name in shapes
+    }
     outside = {
         name: shapes[name]
         for name, location in located.items()
@@ -75,6 +79,16 @@ def locate(shapes: Shapes) -> dict[str, Location]:
     for part, modules in (("cnn", front_ends), ("projection", _norms_of_projections(outside))):
         located |= {name: located[name]._replace(part=part) for name in outside if in_modules(name, modules)}
     return located
+
+
+def _heads(names: Iterable[str], stacks: Iterable[str]) -> set[str]:
+    """Return the first words of the names of heads: a module that holds blocks is none, whatever it is called.
+
+    Nor is a projector without a classifier: such a one leads from an encoder to a language model.
+    """
+    first = {name.partition(".")[0] for name in names}
+    no_heads = {path.partition(".")[0] for path in stacks}
+    return first - no_heads - ({"projector"} if "classifier" not in first else set())
 
 
 def _norms_of_projections(names: Iterable[str]) -> set[str]:
@@ -108,16 +122,21 @@ def find_stacks(shapes: Shapes) -> dict[str, str]:
     matrices: Counter[str] = Counter()
     for name, shape in shapes.items():
         found = _NUMBERED.match(name)
-        if found and not is_head(name) and _BESIDE.isdisjoint(found[1].split(".")):
+        if found and _BESIDE.isdisjoint(found[1].split(".")):
             members.setdefault(found[1], set()).add(found[2])
             matrices[found[1]] += len(shape) == 2
-    return _name_stacks(path for path in members if _says_so(path) or matrices[path] >= 2 * len(members[path]))
+    lists = (path for path in members if not is_head(f"{path}.") or _is_list_of_blocks(path))
+    return _name_stacks(path for path in lists if _says_so(path) or matrices[path] >= 2 * len(members[path]))
 
 
 def _says_so(path: str) -> bool:
     """Return whether a list is one of blocks by its name alone."""
-    *before, last = path.split(".")
-    return (last in BLOCK_LISTS or last in PLURALS) and {*before} <= {*STACKS, *BLOCK_LISTS}
+    return _is_list_of_blocks(path) and {*path.split(".")[:-1]} <= {*STACKS, *BLOCK_LISTS}
+
+
+def _is_list_of_blocks(path: str) -> bool:
+    last = path.rpartition(".")[2]
+    return last in BLOCK_LISTS or last in PLURALS
 
 
 def _name_stacks(paths: Iterable[str]) -> dict[str, str]:
@@ -148,8 +167,6 @@ def _owner(path: str) -> str:
 
 
 def _locate(name: str, stacks: Mapping[str, str], owners: Mapping[str, str]) -> Location:
-    if is_head(name):
-        return HEAD
     found = _NUMBERED.match(name)
     if found and found[1] in stacks:
         return Location("layers", stacks[found[1]], int(found[2]))

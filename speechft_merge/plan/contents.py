@@ -11,17 +11,16 @@ from speechft_merge.layouts.elsewhere import find_elsewhere
 from speechft_merge.plan.findings import Finding, Level
 
 if TYPE_CHECKING:
-    from speechft_merge.checkpoints.index import Checkpoint
+    from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
 
-_EIGHT_BIT = (DType.I8, DType.F8_E4M3, DType.F8_E5M2)
 _SHOWN = 6
 """Words that a message lists."""
 
 
 def judge_contents(model: Checkpoint) -> list[Finding]:
     """Return a reason to refuse a model if its plain weights are not what it computes with."""
-    eight_bit = [name for name, span in model.tensors.items() if span.dtype in _EIGHT_BIT and len(span.shape) > 1]
-    found = find_elsewhere(model.naming.full, model.shapes, eight_bit)
+    coded = [name for name, span in model.tensors.items() if _is_code(name, span)]
+    found = find_elsewhere(model.naming.full, model.shapes, coded)
     if found is not None:
         where = " in ".join(filter(None, (_listed(found.words), _listed(found.modules))))
         told = f"{len(found.names)} tensors such as {quote(found.names[0])}" + (f" ({where})" if where else "")
@@ -30,6 +29,14 @@ def judge_contents(model: Checkpoint) -> list[Finding]:
         text = f"{model.reference} is quantised: its config.json has a quantization_config"
         return [Finding(Level.REFUSAL, text, "load it in full precision (or dequantize() it) and save it again")]
     return []
+
+
+def _is_code(name: str, span: TensorSpan) -> bool:
+    """Return whether a tensor holds weights as whole numbers, or in 8 bits, by its name and type."""
+    if span.dtype.interpolated or span.dtype in (DType.BOOL, DType.C64):
+        return False
+    named = name.endswith("weight") or (span.dtype is DType.I8 and len(span.shape) > 1)
+    return named or span.dtype.continuous
 
 
 def _listed(words: tuple[str, ...]) -> str:

@@ -9,12 +9,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import quote
+from speechft_merge.layouts.heads import is_head
 from speechft_merge.layouts.structure import blocks_of
 from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Finding, Level
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
+    from speechft_merge.checkpoints.dtypes import DType
     from speechft_merge.checkpoints.index import Checkpoint
     from speechft_merge.layouts.naming import TensorName
 
@@ -37,6 +39,8 @@ class Side:
     """What each of its tensors is."""
     mixed: Collection[str]
     """Own names of the tensors that have a partner and are mixed with it."""
+    partners: Mapping[str, DType]
+    """Own name -> element type of its partner."""
 
     def units(self) -> dict[str, list[str]]:
         """Return stack, or part or module outside of the stacks -> its tensors that could be mixed, heads aside."""
@@ -46,7 +50,7 @@ class Side:
             if (
                 not known.is_head
                 and known.canonical.rpartition(".")[2] not in _SPARE
-                and span.dtype.interpolated
+                and (span.dtype.continuous or self.partners.get(name, span.dtype).continuous)
                 and span.elements
             ):
                 found.setdefault(_unit(known), []).append(name)
@@ -60,6 +64,11 @@ class Side:
         """Return the share of its parameters, heads aside, that are mixed."""
         sizes = {name: self.model.tensors[name].elements for names in self.units().values() for name in names}
         return sum(size for name, size in sizes.items() if name in self.mixed) / max(sum(sizes.values()), 1)
+
+    def unusual_heads(self) -> set[str]:
+        """Return the modules that count as heads for their place alone."""
+        heads = (known.canonical for known in self.names.values() if known.is_head)
+        return {name.rpartition(".")[0] or name for name in heads if not is_head(name)}
 
     def beyond(self, other: Side, stack: str) -> set[str]:
         """Return the tensors of those blocks of a stack that another model does not have."""
@@ -112,12 +121,17 @@ class _Judge:
             return
         ours = self.owner.units()
         lost = {unit: [name for name in names if name not in self.owner.mixed] for unit, names in ours.items()}
-        whole = [unit for unit, names in lost.items() if len(names) == len(ours[unit])]
+        absent = {unit: [name for name in names if name not in self.owner.partners] for unit, names in ours.items()}
+        whole = [unit for unit, names in absent.items() if len(names) == len(ours[unit])]
         for unit in ours:
             if unit not in whole:
                 yield from self._of_stack(unit, lost[unit])
         if whole:
             text = f"{self.other.model.reference} has no {', '.join(whole)}: it stays {self.stays}"
+            yield Finding(Level.NOTE, text)
+        if taken := self.owner.unusual_heads() & self.other.unusual_heads():
+            listed = ", ".join(sorted(taken))
+            text = f"taken for heads, by their place beside the encoder: {listed}; they stay {self.stays}"
             yield Finding(Level.NOTE, text)
 
     def _is_foreign(self) -> bool:
@@ -132,13 +146,18 @@ class _Judge:
             yield depth
         beyond = self.owner.beyond(self.other, unit) if depth is not None else set()
         if rest := [name for name in lost if name not in beyond]:
+            types = {self.owner.model.tensors[name].dtype for name in rest}
+            types |= {self.owner.partners[name] for name in rest if name in self.owner.partners}
             text = f"{self.other.model.reference} has the {unit} in part only: {_listed(rest)} would stay {self.stays}"
+            if unmixed := sorted(dtype.torch_name for dtype in types if not dtype.interpolated):
+                text = f"the {unit} is mixed in part only, {' and '.join(unmixed)} being no type for it: "
+                text += f"{_listed(rest)} would stay {self.stays}"
             for name, why in list(self.other.model.unreadable.items())[:1]:
                 text += f"; it has tensors that cannot be read, first {quote(name)}: {why}"
             yield Finding(Level.REFUSAL, text, "", ALLOW_PARTIAL)
         beyond = self.other.beyond(self.owner, unit) if depth is not None else set()
         theirs = self.other.units().get(unit, [])
-        extra = [name for name in theirs if name not in self.other.mixed and name not in beyond]
+        extra = [name for name in theirs if name not in self.other.partners and name not in beyond]
         if extra and not self.keep_head:
             text = (
                 f"{self.finetuned.model.reference} has more in the {unit} than {self.base.model.reference}: "

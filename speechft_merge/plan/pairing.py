@@ -46,7 +46,15 @@ class Pairing:
         if self.keep_head and which:  # the output has what the first fine-tune has
             first = self.alignments[0]
             names = {name: known for name, known in names.items() if name in first.pairs or name in first.mismatched}
-        return Side(self.base, names, self._mixed(which).keys())
+        theirs = self.finetuned[which].tensors
+        partners = {name: theirs[other].dtype for name, other in self._pairs(which).items()}
+        return Side(self.base, names, self._mixed(which).keys(), partners)
+
+    def side_of_finetuned(self, which: int) -> Side:
+        """Return a fine-tune as the other side of its pairing with the base."""
+        partners = {other: self.base.tensors[name].dtype for name, other in self._pairs(which).items()}
+        names = self.alignments[which].finetuned_names
+        return Side(self.finetuned[which], names, self._mixed(which).values(), partners)
 
     def findings(self) -> Iterator[Finding]:
         """Yield what speaks against mixing the models, the weightiest first, and what is to be noted."""
@@ -65,21 +73,24 @@ class Pairing:
             yield from strange
             return
         yield from judge_order(self.base, finetuned, alignment)
-        mixed = self._mixed(which)
-        theirs = Side(finetuned, alignment.finetuned_names, mixed.values())
-        for finding in judge_coverage(self.side_of_base(which), theirs, self.keep_head and which == 0):
+        ours, theirs = self.side_of_base(which), self.side_of_finetuned(which)
+        for finding in judge_coverage(ours, theirs, self.keep_head and which == 0):
             yield replace(finding, hint="") if which else finding  # no class but the first fine-tune's can be written
         for tensor in resized:
             yield Finding(Level.WARNING, tensor.in_words(self.keep_head))
 
     def _mixed(self, which: int) -> dict[str, str]:
         """Return the pairs that are mixed, and those of other sizes, of which a line tells."""
-        ours, theirs, alignment = self.base.tensors, self.finetuned[which].tensors, self.alignments[which]
+        ours, theirs = self.base.tensors, self.finetuned[which].tensors
         return {
             name: other
-            for name, other in (alignment.pairs | alignment.mismatched).items()
+            for name, other in self._pairs(which).items()
             if ours[name].dtype.interpolated and theirs[other].dtype.interpolated
         }
+
+    def _pairs(self, which: int) -> dict[str, str]:
+        alignment = self.alignments[which]
+        return alignment.pairs | alignment.mismatched
 
     def _unreadable(self) -> Iterator[Finding]:
         needed = [(self.base, "load the file with torch, make it a plain dense tensor and save it again")]

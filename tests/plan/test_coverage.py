@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 from models import build
-from plan_pairs import Tensors, findings, moved, refusals, without
+from plan_pairs import Tensors, findings, moved, planned, prefixed, refusals, without
 
 from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Level
 
@@ -82,8 +83,37 @@ def test_with_keep_head_a_deeper_base_is_a_warning_and_a_deeper_fine_tune_refuse
 
 def test_a_fine_tune_in_integers_covers_nothing() -> None:
     halved = {n: t.half() if "q_proj.weight" not in n else t.int() for n, t in moved(HUBERT).items()}
-    (told,) = refusals(HUBERT, halved)
-    assert "in part only: 2 tensors such as 'encoder.layers.0.attention.q_proj.weight'" in told
+    for pair in ((HUBERT, halved), (halved, HUBERT)):
+        for keep_head in (False, True):
+            (told,) = refusals(*pair, keep_head=keep_head)
+            assert "quantised weights: 2 tensors such as 'encoder.layers.0.attention.q_proj.weight'" in told
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int16])
+@pytest.mark.parametrize("keep_head", [False, True])
+def test_what_is_in_a_type_that_is_not_mixed_covers_nothing(dtype: torch.dtype, keep_head: bool) -> None:
+    name = "encoder.layers.0.attention.q_proj.bias"
+    odd = {name: HUBERT[name].to(dtype)}
+    (told,) = refusals(HUBERT, moved(HUBERT) | odd, keep_head=keep_head)
+    assert f"mixed in part only, {str(dtype)[6:]} being no type for it: 1 tensor such as '{name}'" in told
+
+
+def test_a_module_beside_the_encoder_that_both_have_is_mixed_and_a_layer_is_a_head() -> None:
+    vocoder = {f"vocoder.convs.{i}.weight": torch.randn(8, 8, 3) for i in range(2)}
+    model = prefixed("model.", HUBERT) | vocoder
+    assert findings(model, moved(model)) == ()
+    assert [t.alpha for t in planned(model, moved(model)).tensors if "vocoder" in t.name] == [0.25, 0.25]
+    layer = prefixed("model.", HUBERT) | {"fc.weight": torch.randn(4, 32), "fc.bias": torch.randn(4)}
+    (finding,) = findings(layer, moved(layer))
+    assert (finding.level, finding.text.rpartition(": ")[2]) == (Level.NOTE, "fc; they stay the base's")
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_module_with_blocks_is_no_head_whatever_its_name(prefix: str) -> None:
+    blocks = {f"projector.layer.{i}.fc{k}.weight": torch.randn(8, 8) for i in range(2) for k in range(2)}
+    model = prefixed(prefix, HUBERT) | blocks
+    assert findings(model, moved(model)) == ()
+    assert {t.alpha for t in planned(model, moved(model)).tensors} == {0.25}
 
 
 def test_models_without_a_common_block_are_unrelated() -> None:
