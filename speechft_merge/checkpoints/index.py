@@ -63,6 +63,8 @@ class Checkpoint:
     """Where in a pickled file the state dict was found; empty when it is the whole file."""
     others: Mapping[str, str] = field(default_factory=dict)
     """What else a pickled file holds, each described in a few words."""
+    modules: Sequence[str] = ()
+    """Paths of whole pickled modules beside the state dict; they cannot be read without running their code."""
     origin: Origin | None = None
     """The lab whose file it is; None for any other."""
     picked: str = ""

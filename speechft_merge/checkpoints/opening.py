@@ -185,7 +185,9 @@ def _from_state_dict(state: StateDict, opened: TorchFile, reference: str, file: 
         tensors[name] = spans[view]
     odd = {name: tensor.reason for name, tensor in state.odd.items()}
     path = ".".join(map(shorten, state.path)) or ("''" if state.path else "")
-    return Checkpoint(reference, opened.container, tensors, [opened.source], file, folder, {}, odd, path, state.others)
+    return Checkpoint(
+        reference, opened.container, tensors, [opened.source], file, folder, {}, odd, path, state.others, state.modules
+    )
 
 
 def _require_usable(checkpoint: Checkpoint) -> None:

@@ -28,6 +28,8 @@ MAX_BESIDE = 16
 """Dictionaries beside the model's that are kept."""
 LEAST_SIZE = 0.01
 """Share of the model's parameters that another dictionary must have to be kept."""
+LEAST_MODULE = 0.5
+"""Likewise a module that cannot be read to be told; that of a loss is smaller."""
 
 _OPTIMIZERS = re.compile(r".*(optimizer|scheduler|scaler).*|optim|amp", re.IGNORECASE)
 """Keys of what is no model."""
@@ -44,6 +46,8 @@ class StateDict:
     tensors: dict[str, TensorView | ArrayTensor]
     odd: dict[str, OddTensor]
     others: dict[str, str]
+    modules: tuple[str, ...] = ()
+    """Paths of whole pickled modules beside it, which cannot be read and are about as large."""
 
     @property
     def parameters(self) -> int:
@@ -62,17 +66,27 @@ def find_state_dicts(root: Any, name: str, known: tuple[str, ...] | None = None)
     Raises:
         CheckpointError: there is none, or the file is a whole pickled module.
     """
-    found = list(_search((), root, set()))
+    modules: dict[str, Inert] = {}
+    found = list(_search((), root, set(), modules))
     if not found:
         raise CheckpointError(f"{name} holds no state dict: {_explain(root)}")
     best = max(found, key=lambda one: (one.path == known, one.parameters, -_rank(one.path), -len(one.path)))
+    sizes = {path: _size(module, set()) for path, module in modules.items()}
+    whole = tuple(path for path, size in sizes.items() if size >= LEAST_MODULE * best.parameters)
     beside = [one for one in found if one is not best and one.parameters >= LEAST_SIZE * best.parameters]
-    return [replace(one, others=_describe_others(root, one.path)) for one in (best, *beside[:MAX_BESIDE])]
+    return [
+        replace(one, others=_describe_others(root, one.path), modules=whole) for one in (best, *beside[:MAX_BESIDE])
+    ]
 
 
-def _search(path: tuple[str, ...], value: Any, seen: set[int]) -> Iterator[StateDict]:
-    """Yield every dictionary that holds tensors, but for an optimizer's; `seen` has what was looked at."""
+def _search(path: tuple[str, ...], value: Any, seen: set[int], modules: dict[str, Inert]) -> Iterator[StateDict]:
+    """Yield every dictionary that holds tensors, but for an optimizer's; `modules` gets whole modules by their paths.
+
+    `seen` has what was looked at.
+    """
     container = _container(value)
+    if isinstance(value, Inert) and _is_module(value):
+        modules[".".join(map(shorten, path))] = value
     if container is None or id(container) in seen or len(path) > MAX_DEPTH or len(seen) >= MAX_CONTAINERS:
         return
     seen.add(id(container))  # not the object around it: many may hold the same
@@ -85,7 +99,7 @@ def _search(path: tuple[str, ...], value: Any, seen: set[int]) -> Iterator[State
         elif isinstance(item, OddTensor) and isinstance(key, str):
             odd[key] = item
         elif isinstance(item, (dict, list, tuple, Inert)) and not _OPTIMIZERS.fullmatch(str(key)):
-            yield from _search((*path, str(key)), item, seen)
+            yield from _search((*path, str(key)), item, seen, modules)
     if tensors:
         yield StateDict(path, tensors, odd, {})
 
@@ -104,10 +118,26 @@ def _container(value: Any) -> dict[Any, Any] | Sequence[Any] | None:
         case Inert(arguments=(dict(only),)):
             return only
         case Inert(state=dict(attributes)) if attributes:
-            return None if "_parameters" in attributes else attributes
+            return None if _is_module(value) else attributes
         case Inert(arguments=(_, *_)):
             return value.arguments
     return None
+
+
+def _is_module(value: Inert) -> bool:
+    return isinstance(value.state, dict) and "_parameters" in value.state
+
+
+def _size(value: Any, seen: set[int]) -> int:
+    """Return the elements of the tensors in a module and those in it."""
+    if isinstance(value, TensorView):
+        return math.prod(value.shape)
+    attributes = value.state if isinstance(value, Inert) else value
+    if not isinstance(attributes, dict) or id(attributes) in seen or len(seen) >= MAX_CONTAINERS:
+        return 0
+    seen.add(id(attributes))
+    inner = attributes.values() if value is attributes else (attributes.get("_parameters"), attributes.get("_modules"))
+    return sum(_size(item, seen) for item in inner)
 
 
 def _entries(container: dict[Any, Any] | Sequence[Any]) -> Iterator[tuple[str | int, Any]]:

@@ -2,7 +2,7 @@
 
 Their plain weights, where there are any, are not what the model computes with, so they cannot be mixed as they are.
 Sources: peft's tuners/*, loralib's layers.py, SpeechBrain's nnet/adapters.py, bitsandbytes' nn/modules.py and
-functional.py, AutoGPTQ and compressed-tensors, torch's ao/nn/quantized, DeepSpeed's zero_to_fp32.py, FSDP's and
+functional.py, AutoGPTQ, HQQ and compressed-tensors, torch's ao/nn/quantized, DeepSpeed's zero_to_fp32.py, FSDP's and
 fairscale's flat parameters.
 """
 
@@ -44,7 +44,8 @@ _KINDS: tuple[tuple[str, re.Pattern[str], str], ...] = (
     (
         "a LoRA or another adapter around its weights",
         re.compile(
-            r"(lora|ia3|vera|hada|lokr|oft|boft|hra|fourierft|vblora|randlora|road|c3a|shira|bone|miss|delora)_.+"
+            r"(lora|ia3|vera|hada|lokr|oft|boft|hra|fourierft|vblora|randlora|road|c3a|shira|bone|miss|delora)_"
+            r"(?!(model|net|network|encoder|backbone|wrapper|module)$).+"
             r"|base_layer|modules_to_save|original_module|pretrained_(module|linear)|adapter_(down|up)(_proj)?"
             r"|loras|prefix_tunings|trainable_tokens_.+"
         ),
@@ -54,7 +55,7 @@ _KINDS: tuple[tuple[str, re.Pattern[str], str], ...] = (
         "quantised weights",
         re.compile(
             r"SCB|CB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map|quant_state|bitsandbytes__.+"
-            r"|qweight|qzeros|g_idx|_?packed_params|weight_packed|weight_scale(_inv)?|weight_zero_point|input_scale"
+            r"|qweight|qzeros|g_idx|_?packed_params|weight_packed|W_q"
         ),
         _DEQUANTISE,
     ),
@@ -89,6 +90,7 @@ def find_elsewhere(
         shapes: by own names.
         coded: own names of weights in whole numbers or in 8 bits.
     """
+    names = _without_common_words(names)
     telling = _ANY.search("\n".join(names.values())) is not None  # a quick look: few models have any
     for kind, pattern, hint in _KINDS if telling else ():
         found = {own: place for own, name in names.items() if (place := _place(name, pattern)) is not None}
@@ -102,6 +104,16 @@ def find_elsewhere(
     if empty and len(empty) >= LEAST_EMPTY * len(shapes):
         return Elsewhere(_PLACEHOLDERS[0], empty, (), (), _PLACEHOLDERS[1])
     return None
+
+
+def _without_common_words(names: Mapping[str, str]) -> Mapping[str, str]:
+    """Return names without the words that all of them begin with: those of modules around the whole model."""
+    first, last = (pick(names.values(), default="").split(".") for pick in (min, max))
+    common = 0
+    while common < min(len(first), len(last)) - 1 and first[common] == last[common]:
+        common += 1
+    length = sum(len(word) + 1 for word in first[:common])
+    return {own: name[length:] for own, name in names.items()} if common else names
 
 
 def _place(name: str, pattern: re.Pattern[str]) -> tuple[str, str] | None:

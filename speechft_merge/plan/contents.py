@@ -13,6 +13,7 @@ from speechft_merge.plan.findings import Finding, Level
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
 
+_ADAPTER = "adapter_config.json"
 _SHOWN = 6
 """Words that a message lists."""
 
@@ -25,6 +26,11 @@ def judge_contents(model: Checkpoint) -> list[Finding]:
         where = " in ".join(filter(None, (_listed(found.words), _listed(found.modules))))
         told = f"{len(found.names)} tensors such as {quote(found.names[0])}" + (f" ({where})" if where else "")
         return [Finding(Level.REFUSAL, f"{model.reference} holds {found.kind}: {told}", found.hint)]
+    if not model.is_named_file and model.folder is not None and _ADAPTER in model.folder.names():
+        text = (
+            f"{model.reference} has an adapter beside its weights ({_ADAPTER}), which transformers loads on top of them"
+        )
+        return [Finding(Level.REFUSAL, text, f"to merge the weights without it, name their file, {model.file}")]
     if "quantization_config" in read_companion_json(model, CONFIG):
         text = f"{model.reference} is quantised: its config.json has a quantization_config"
         return [Finding(Level.REFUSAL, text, "load it in full precision (or dequantize() it) and save it again")]

@@ -80,7 +80,7 @@ class Side:
         }
 
 
-def judge_coverage(base: Side, finetuned: Side, keep_head: bool) -> list[Finding]:
+def judge_coverage(base: Side, finetuned: Side, keep_head: bool, several: bool = False) -> list[Finding]:
     """Return what speaks against a merge, or is worth a note, about tensors that only one of two models has.
 
     If the other model has a stack in part, that of the output would be a chimera: refused. If it lacks it as a whole
@@ -90,8 +90,9 @@ def judge_coverage(base: Side, finetuned: Side, keep_head: bool) -> list[Finding
         base: the pre-trained model.
         finetuned: a fine-tune.
         keep_head: whether the fine-tune's class is written; else it is the base's.
+        several: whether there are other fine-tunes, which may move what this one lacks.
     """
-    return list(_Judge(base, finetuned, keep_head).findings())
+    return list(_Judge(base, finetuned, keep_head, several).findings())
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class _Judge:
     base: Side
     finetuned: Side
     keep_head: bool
+    several: bool
 
     @property
     def owner(self) -> Side:
@@ -109,7 +111,12 @@ class _Judge:
         return self.base if self.keep_head else self.finetuned
 
     @property
-    def stays(self) -> str:
+    def stay(self) -> str:
+        """What tensors without a partner would do."""
+        return "be mixed without it" if self.several else f"stay {self.owners}"
+
+    @property
+    def owners(self) -> str:
         return "the fine-tune's" if self.keep_head else "the base's"
 
     def findings(self) -> Iterator[Finding]:
@@ -127,11 +134,12 @@ class _Judge:
             if unit not in whole:
                 yield from self._of_stack(unit, lost[unit])
         if whole:
-            text = f"{self.other.model.reference} has no {', '.join(whole)}: it stays {self.stays}"
+            text = f"{self.other.model.reference} has no {', '.join(whole)}"
+            text += " and takes no part there" if self.several else f": it stays {self.owners}"
             yield Finding(Level.NOTE, text)
         if taken := self.owner.unusual_heads() & self.other.unusual_heads():
             listed = ", ".join(sorted(taken))
-            text = f"taken for heads, by their place beside the encoder: {listed}; they stay {self.stays}"
+            text = f"taken for heads, by their place beside the encoder: {listed}; they stay {self.owners}"
             yield Finding(Level.NOTE, text)
 
     def _is_foreign(self) -> bool:
@@ -148,10 +156,10 @@ class _Judge:
         if rest := [name for name in lost if name not in beyond]:
             types = {self.owner.model.tensors[name].dtype for name in rest}
             types |= {self.owner.partners[name] for name in rest if name in self.owner.partners}
-            text = f"{self.other.model.reference} has the {unit} in part only: {_listed(rest)} would stay {self.stays}"
+            text = f"{self.other.model.reference} has the {unit} in part only: {_listed(rest)} would {self.stay}"
             if unmixed := sorted(dtype.torch_name for dtype in types if not dtype.interpolated):
                 text = f"the {unit} is mixed in part only, {' and '.join(unmixed)} being no type for it: "
-                text += f"{_listed(rest)} would stay {self.stays}"
+                text += f"{_listed(rest)} would {self.stay}"
             for name, why in list(self.other.model.unreadable.items())[:1]:
                 text += f"; it has tensors that cannot be read, first {quote(name)}: {why}"
             yield Finding(Level.REFUSAL, text, "", ALLOW_PARTIAL)
@@ -182,7 +190,8 @@ class _Judge:
             text += f", and layers {_ranges(only_finetuned)} would be the fine-tune's"
             return Finding(Level.REFUSAL, text, "", ALLOW_PARTIAL)
         if only_base:
-            text += f", and layers {_ranges(only_base)} would be the base's"
+            become = "be mixed without it" if self.several else "be the base's"
+            text += f", and layers {_ranges(only_base)} would {become}"
         if only_finetuned:
             text += f", and layers {_ranges(only_finetuned)} would be lost"
         hint = "" if only_finetuned else f"pass --keep-head for an output of {len(theirs)} layers, all mixed"

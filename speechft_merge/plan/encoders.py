@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _AVERAGES = re.compile(r"(^|.*_)(ema|avg|averaged?|swa|shadow)(_.*|$)")
 """Words for an average of the weights that lies beside the model: EMA, SWA, icefall's `model_avg`."""
 
+WHOLE = 0.9
+"""Share of it from which an encoder counts as whole: one may lack the mask's embedding, or have a kernel folded."""
 LEAST_AGREEMENT = 0.5
 """Share of the best encoder's agreement with the other model that makes another one a rival of it."""
 
@@ -67,7 +69,7 @@ def find_encoders(model: Checkpoint, other: Checkpoint) -> list[Encoder]:
         storages = frozenset(span.storage_key for span in view.tensors.values())
         label = prefix.rstrip(".") or path or model.state_path
         relation = _relation(view, other) if len(kept) > 1 else ""
-        encoders.setdefault(storages, Encoder(label, view, relation, agreement == most))
+        encoders.setdefault(storages, Encoder(label, view, relation, agreement >= WHOLE * most))
     return sorted(encoders.values(), key=lambda encoder: encoder.name)
 
 
@@ -87,6 +89,8 @@ def _fits(model: Checkpoint, other: Checkpoint) -> bool:
 
 
 def _choose(model: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, list[Finding]]:
+    if model.modules and not model.picked:
+        return model, [_unread(model)]
     encoders = find_encoders(model, other)
     if len(encoders) == 1:
         return encoders[0].model, []
@@ -101,6 +105,16 @@ def _choose(model: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, list[Find
         return plain[0].model, [Finding(Level.NOTE, f"{text}; {quote(plain[0].name)} is taken")]
     hint = "name one of them: " + " or ".join(f"{model.reference}#{one.name}" for one in plain)
     return plain[0].model, [Finding(Level.REFUSAL, text, hint)]
+
+
+def _unread(model: Checkpoint) -> Finding:
+    """Return the reason to refuse a file in which another model is pickled as a module."""
+    text = (
+        f"{model.reference} holds a model that cannot be read, a pickled module under {quote(model.modules[0])}, "
+        f"beside the tensors{f' under {quote(model.state_path)}' if model.state_path else ''}"
+    )
+    name = f"name the tensors if they are meant, {model.reference}#{model.state_path}, or " if model.state_path else ""
+    return Finding(Level.REFUSAL, text, f"{name}load the file where it was made and save the module's state_dict()")
 
 
 def _is_average(name: str) -> bool:

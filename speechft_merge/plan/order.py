@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import TYPE_CHECKING
 
-from speechft_merge.checkpoints.labs import S3PRL_FINETUNE
-from speechft_merge.layouts.heads import TASKS
+from speechft_merge.checkpoints.labs import LIGHTNING, S3PRL_FINETUNE
+from speechft_merge.layouts.heads import TASKS, is_head
 from speechft_merge.layouts.structure import is_decoder
 from speechft_merge.plan.findings import ALLOW_UNRELATED, Finding, Level
 
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
     from speechft_merge.layouts.alignment import Alignment
     from speechft_merge.layouts.naming import TensorName
 
+_OWN_HEADS = frozenset(
+    "fc linear lin head heads output outputs output_layer out cls ctc ctc_lin ctc_linear ctc_fc ctc_lo dense mlp "
+    "classification_head asr_head predictor".split()
+)
+"""First words of heads that stand beside an encoder in people's own classes."""
+
+_OPTIMIZER = re.compile(r"optim(izer)?s?(_states?)?(_dict)?", re.IGNORECASE)
+_PROGRESS = frozenset("epoch epochs step steps global_step iteration num_updates batch_idx_train".split())
+"""Keys of a trainer's counters; some published models have them."""
+
 _TRACES = frozenset(["training_args.bin", "trainer_state.json", "optimizer.pt", "scheduler.pt"])
 """What transformers' Trainer leaves beside the weights; published models have none of it."""
 
@@ -26,10 +37,10 @@ def judge_order(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment) -
 
     The head of an encoder-decoder says nothing: it is of pre-training as well.
     """
-    heads = _task_heads(alignment.base_names)
-    if _task_heads(alignment.finetuned_names) or any(map(is_decoder, base.naming.stacks)):
-        heads = []
-    traces = [] if _traces(finetuned) or _task_heads(alignment.finetuned_names) else _traces(base)
+    if _has_own(alignment):
+        return []
+    heads = [] if any(map(is_decoder, base.naming.stacks)) else _task_heads(alignment.base_names)
+    traces = [] if _traces(finetuned) or _PROGRESS & finetuned.others.keys() else _traces(base)
     if not heads and not traces:
         return []
     evidence = f"a task's head ({', '.join(heads)})" if heads else f"what a trainer leaves ({', '.join(traces)})"
@@ -40,13 +51,24 @@ def judge_order(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment) -
     return [Finding(Level.REFUSAL, text, f"in the other order: {swapped}", ALLOW_UNRELATED)]
 
 
+def _has_own(alignment: Alignment) -> bool:
+    """Return whether the fine-tune has a module that the base lacks, and that is none of pre-training."""
+    paired = {*alignment.pairs.values(), *alignment.mismatched.values()}
+    own = (name.canonical for own, name in alignment.finetuned_names.items() if own not in paired)
+    return any("." in name and (name.partition(".")[0] in TASKS or not is_head(name)) for name in own)
+
+
 def _task_heads(names: Mapping[str, TensorName]) -> list[str]:
     words = (name.canonical.partition(".")[0] for name in names.values() if name.is_head)
-    return list(dict.fromkeys(word for word in words if word in TASKS))
+    return list(dict.fromkeys(word for word in words if word in TASKS or word in _OWN_HEADS))
 
 
 def _traces(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.origin is not None and checkpoint.origin.lab == S3PRL_FINETUNE:
         return [S3PRL_FINETUNE]
+    if checkpoint.origin is None or checkpoint.origin.lab == LIGHTNING:
+        kept = [key for key in checkpoint.others if _OPTIMIZER.fullmatch(key)]
+        if kept:
+            return kept
     there = checkpoint.folder.names() if checkpoint.folder is not None else []
     return [name for name in there if name in _TRACES]

@@ -74,10 +74,11 @@ class Pairing:
             return
         yield from judge_order(self.base, finetuned, alignment)
         ours, theirs = self.side_of_base(which), self.side_of_finetuned(which)
-        for finding in judge_coverage(ours, theirs, self.keep_head and which == 0):
+        several = len(self.finetuned) > 1
+        for finding in judge_coverage(ours, theirs, self.keep_head and which == 0, several):
             yield replace(finding, hint="") if which else finding  # no class but the first fine-tune's can be written
         for tensor in resized:
-            yield Finding(Level.WARNING, tensor.in_words(self.keep_head))
+            yield Finding(Level.WARNING, tensor.in_words(self.keep_head, finetuned.reference if several else ""))
 
     def _mixed(self, which: int) -> dict[str, str]:
         """Return the pairs that are mixed, and those of other sizes, of which a line tells."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.layouts.structure import Location
+from speechft_merge.plan.evidence import is_equal
 from speechft_merge.plan.findings import Finding, Level
 from speechft_merge.plan.kernels import Kernels, unfold
 from speechft_merge.plan.operations import Copy, Interpolate, Segment, Term
@@ -125,7 +126,7 @@ def make_plan(base: Checkpoint, finetuned: Sequence[Checkpoint], recipe: Recipe)
     owner = finetuned[0] if recipe.keep_head else base
     whole = [tensor for tensor in planned if tensor.action is not Action.LEFT_OUT]
     tensors = [part for tensor in whole for part in _in_parts(tensor, pairing.kernels, owner)]
-    tensors = _untie(owner, tensors, find_ties(owner, owner.naming.under(pairing.prefix)))
+    tensors, torn = _untie(owner, tensors, find_ties(owner, owner.naming.under(pairing.prefix)))
     tensors.sort(key=lambda tensor: -tensor.dtype.itemsize)
     return Plan(
         recipe=recipe,
@@ -133,7 +134,7 @@ def make_plan(base: Checkpoint, finetuned: Sequence[Checkpoint], recipe: Recipe)
         left_out=tuple(tensor for tensor in planned if tensor.action is Action.LEFT_OUT),
         alignments=pairing.alignments,
         coverages=tuple(pairing.side_of_base(which).share() for which in range(len(finetuned))),
-        findings=tuple(_with_nothing_mixed([*pairing.findings()], tensors)),
+        findings=tuple(_with_nothing_mixed([*pairing.findings(), *torn], tensors)),
     )
 
 
@@ -272,8 +273,10 @@ def _in_parts(tensor: PlannedTensor, kernels: Kernels, owner: Checkpoint) -> Seq
     )
 
 
-def _untie(owner: Checkpoint, tensors: list[PlannedTensor], ties: Mapping[str, str]) -> list[PlannedTensor]:
-    """Keep tensors equal that are one: all become what the encoder's own becomes.
+def _untie(
+    owner: Checkpoint, tensors: list[PlannedTensor], ties: Mapping[str, str]
+) -> tuple[list[PlannedTensor], list[Finding]]:
+    """Keep tensors equal that are one: all become what the encoder's own becomes, and where that loses some, tell it.
 
     Args:
         owner: the model whose names the output has.
@@ -286,11 +289,26 @@ def _untie(owner: Checkpoint, tensors: list[PlannedTensor], ties: Mapping[str, s
     for storage, tensor in zip(storages, tensors, strict=True):
         if storage not in leads or leads[storage].location.is_head:
             leads[storage] = tensor
-    tied = []
+    tied, torn = [], []
     for storage, tensor in zip(storages, tensors, strict=True):
         lead = leads[storage] if tensor.nbytes else tensor
         if (lead.at(0).operation, lead.alpha) == (tensor.at(0).operation, tensor.alpha):
             tied.append(tensor)
         else:
+            if _differ(lead.operation, tensor.operation):
+                torn.append(f"{tensor.name} (one with {lead.name})")
             tied.append(replace(lead, name=tensor.name, location=tensor.location, reason=f"tied to {lead.name}"))
-    return tied
+    if not torn:
+        return tied, []
+    text = (
+        f"{len(torn)} tensors are one with another in {owner.reference} and differ from it in the other model, first "
+    )
+    return tied, [Finding(Level.WARNING, f"{text}{torn[0]}: what these have there takes no part")]
+
+
+def _differ(one: Operation | None, other: Operation | None) -> bool:
+    """Return whether two mixes have other numbers mixed in; reads them."""
+    if not isinstance(one, Interpolate) or not isinstance(other, Interpolate):
+        return False
+    pairs = zip(one.terms, other.terms, strict=False)
+    return len(one.terms) != len(other.terms) or not all(is_equal(a.span, b.span) for a, b in pairs)

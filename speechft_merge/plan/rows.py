@@ -25,13 +25,21 @@ class Resized(NamedTuple):
     mixed: bool
     """Whether the rows that both have are mixed; else the whole tensor stays the owner's."""
 
-    def in_words(self, keep_head: bool) -> str:
-        """Return the sentence for the user."""
+    def in_words(self, keep_head: bool, of: str = "") -> str:
+        """Return the sentence for the user.
+
+        Args:
+            keep_head: whether the fine-tune's class is written.
+            of: which of several fine-tunes it is; the others may move what this one does not.
+        """
         (base, finetuned), owner = self.sizes, "the fine-tune's" if keep_head else "the base's"
         change = f"{self.name} {'grew' if finetuned > base else 'shrank'} from {base} to {finetuned}"
+        change += f" in {of}" if of else ""
         if not self.mixed:
-            return f"{change} and stays {owner}"
+            return f"{change}, which takes no part in it" if of else f"{change} and stays {owner}"
         common = f"{change}: the first {min(self.sizes)} take part"
+        if of:
+            return common
         longer = (finetuned if keep_head else base) > min(self.sizes)
         return f"{common}, the others stay {owner}" if longer else f"{common}, the others are left out"
 
@@ -47,11 +55,18 @@ def find_resized(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment) 
     for name, other in alignment.mismatched.items():
         ours, theirs = base.tensors[name], finetuned.tensors[other]
         axes = [i for i, sizes in enumerate(zip(ours.shape, theirs.shape, strict=False)) if sizes[0] != sizes[1]]
-        if len(ours.shape) != len(theirs.shape) or len(ours.shape) < 2 or len(axes) != 1:
+        if len(ours.shape) != len(theirs.shape) or len(axes) != 1:
             return []
         sizes = ours.shape[axes[0]], theirs.shape[axes[0]]
-        found.append(Resized(name, sizes, axes[0] == 0 and _correspond(ours, theirs)))
-    return found
+        found.append(Resized(name, sizes, len(ours.shape) > 1 and axes[0] == 0 and _correspond(ours, theirs)))
+    matrices = {tensor.name.rpartition(".")[0]: tensor for tensor in found if len(base.tensors[tensor.name].shape) > 1}
+    return [_with_its_matrix(tensor, matrices) for tensor in found] if matrices else []
+
+
+def _with_its_matrix(tensor: Resized, matrices: Mapping[str, Resized]) -> Resized:
+    """Return a bias as mixed where the rows of its module's matrix are."""
+    matrix = matrices.get(tensor.name.rpartition(".")[0], tensor)
+    return tensor._replace(mixed=matrix.mixed and matrix.sizes == tensor.sizes)
 
 
 def _correspond(ours: TensorSpan, theirs: TensorSpan) -> bool:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from models import build, checkpoint_of
-from plan_pairs import Tensors, moved, refusals
+from plan_pairs import Tensors, moved, prefixed, refusals
 
-from speechft_merge import merge
+from speechft_merge import MergeOptions, merge
 from speechft_merge.errors import MismatchError
 from speechft_merge.plan.contents import judge_contents
 
@@ -46,6 +46,8 @@ QUANTISED = {
     "bitsandbytes 4 bit": beside("weight.absmax", "weight.quant_map"),
     "GPTQ": beside("qzeros", "scales", "g_idx", kept="qweight"),
     "compressed tensors": beside("weight_scale", kept="weight_packed"),
+    "HQQ": beside("scale", "zero", kept="W_q"),
+    "16-bit integers": {n: t.to(torch.int16) if t.dim() == 2 else t for n, t in HUBERT.items()},
     "torch dynamic": beside("_packed_params._packed_params", "zero_point"),
     "8-bit integers": {n: t.to(torch.int8) if t.dim() == 2 else t for n, t in HUBERT.items()},
     "8-bit floats": {n: t.to(torch.float8_e4m3fn) if t.dim() == 2 else t for n, t in HUBERT.items()},
@@ -84,6 +86,23 @@ def test_what_a_trainer_left_is_refused_with_what_makes_it_readable(kind: str) -
 def test_adapters_of_a_models_own_are_none_of_these() -> None:
     own = {f"encoder.layers.0.adapter_layer.{name}": torch.ones(4) for name in ("linear_1.weight", "norm.weight")}
     assert judge_contents(checkpoint_of(HUBERT | own | {"adapter.layers.0.conv.weight": torch.ones(4)})) == []
+
+
+@pytest.mark.parametrize("wrapper", ["lora_model.", "base_layer.", "bone_net."])
+def test_a_word_before_all_names_is_the_name_of_a_module(wrapper: str) -> None:
+    assert refusals(HUBERT, prefixed(wrapper, moved(HUBERT))) == ()
+    scaled = {name.replace("weight", "weight_scale"): torch.ones(()) for name in HUBERT if "q_proj" in name}
+    assert refusals(HUBERT | scaled, moved(HUBERT | scaled)) == ()  # icefall's ScaledLinear
+
+
+def test_an_adapter_beside_a_whole_model_is_refused_unless_the_file_is_named(tmp_path: Path) -> None:
+    for name, seed in (("base", 0), ("tuned", 1)):
+        build("Hubert", seed=seed).save_pretrained(tmp_path / name)
+    (tmp_path / "tuned/adapter_config.json").write_text("{}")
+    options = MergeOptions(allow_unrelated=True)
+    with pytest.raises(MismatchError, match="tuned has an adapter beside its weights"):
+        merge(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", options=options)
+    merge(tmp_path / "base", tmp_path / "tuned/model.safetensors", tmp_path / "out", options=options)
 
 
 def test_a_quantization_config_is_believed(tmp_path: Path) -> None:

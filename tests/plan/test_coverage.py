@@ -6,10 +6,12 @@ import re
 
 import pytest
 import torch
-from models import build
+from models import build, checkpoint_of
 from plan_pairs import Tensors, findings, moved, planned, prefixed, refusals, without
 
-from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Level
+from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Level, texts
+from speechft_merge.plan.plan import make_plan
+from speechft_merge.recipe import Recipe
 
 HUBERT: Tensors = build("Hubert").state_dict()
 WHISPER: Tensors = without(build("Whisper", "ForConditionalGeneration").state_dict(), "proj_out")
@@ -120,3 +122,15 @@ def test_models_without_a_common_block_are_unrelated() -> None:
     (finding,) = findings(HUBERT, without(moved(HUBERT), "encoder.layers"))
     assert finding.allowed_by == ALLOW_UNRELATED
     assert re.search(r"tuned has only \d+% of the parameters of base", finding.text)
+
+
+@pytest.mark.parametrize("keep_head", [False, True])
+def test_what_one_of_two_fine_tunes_lacks_is_said_to_be_mixed_without_it(keep_head: bool) -> None:
+    tuned = [checkpoint_of(moved(WHISPER), "whole"), checkpoint_of(without(moved(WHISPER), "decoder"), "part")]
+    plan = make_plan(checkpoint_of(WHISPER, "base"), tuned, Recipe(keep_head=keep_head))
+    assert [finding.text for finding in plan.findings] == ["part has no decoder and takes no part there"]
+    shorter = {name: tensor for name, tensor in moved(HUBERT).items() if ".layers.1." not in name}
+    tuned = [checkpoint_of(moved(HUBERT), "whole"), checkpoint_of(shorter, "part")]
+    plan = make_plan(checkpoint_of(HUBERT, "base"), tuned, Recipe(keep_head=keep_head))
+    (told,) = texts(plan.findings, Level.REFUSAL)
+    assert "layers 1 would be mixed without it" in told

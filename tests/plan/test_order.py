@@ -41,6 +41,27 @@ def test_the_output_projection_of_an_encoder_decoder_says_nothing() -> None:
     assert refusals(whisper, encoder) == ()
 
 
+@pytest.mark.parametrize("head", ["fc", "linear", "output", "cls", "ctc_lin"])
+def test_a_head_of_an_own_class_is_one_as_well(head: str) -> None:
+    headed = prefixed("encoder.", moved(HUBERT)) | {f"{head}.weight": torch.ones(7, 32)}
+    assert findings(HUBERT, headed) == ()
+    (told,) = refusals(headed, HUBERT)
+    assert f"a task's head ({head})" in told
+    assert refusals(headed, prefixed("net.", moved(HUBERT)) | {"my_tagger.weight": torch.ones(3, 32)}) == ()
+
+
+@pytest.mark.parametrize("kept", ["optimizer", "optimizer_states", "optim_state_dict"])
+def test_a_base_with_an_optimizer_beside_a_fine_tune_with_no_trace_is_refused(kept: str, tmp_path: Path) -> None:
+    trained = {"state_dict": HUBERT, kept: [{}], "pytorch-lightning_version": "2.5"}
+    torch.save(trained, tmp_path / "trained.pt")
+    torch.save(moved(HUBERT), tmp_path / "plain.pt")
+    torch.save({"state_dict": moved(HUBERT), "epoch": 3}, tmp_path / "other.pt")
+    with pytest.raises(MismatchError, match=rf"what a trainer leaves \({kept}\).*are they swapped"):
+        merge(tmp_path / "trained.pt", tmp_path / "plain.pt", tmp_path / "out")
+    merge(tmp_path / "plain.pt", tmp_path / "trained.pt", tmp_path / "out")
+    merge(tmp_path / "trained.pt", tmp_path / "other.pt", tmp_path / "other_out")
+
+
 def test_the_traces_of_a_trainer_beside_the_base_only_are_refused(tmp_path: Path) -> None:
     for name, seed in (("base", 0), ("tuned", 0)):
         build("Hubert", seed=seed).save_pretrained(tmp_path / name)

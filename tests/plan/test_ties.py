@@ -12,6 +12,7 @@ from plan_pairs import moved
 from safetensors.torch import load_file, save_file, save_model
 
 from speechft_merge import MergeOptions, Recipe, merge
+from speechft_merge.plan.findings import Level
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,3 +75,17 @@ def test_copies_that_differ_are_two_unless_the_config_says_that_they_are_one(tmp
         merge(model, str(tuned), tmp_path / f"out{said}", options=UNSYNCED)
         out = load_file(tmp_path / f"out{said}/model.safetensors")
         assert torch.equal(out[EMBEDDING], out[PROJECTION]) == said
+
+
+def test_layers_that_are_one_in_the_base_and_differ_in_the_fine_tune_are_told(tmp_path: Path) -> None:
+    shared = build("Hubert").state_dict()
+    for name in [name for name in shared if ".layers.1." in name]:
+        shared[name] = shared[name.replace(".layers.1.", ".layers.0.")]
+    torch.save(shared, tmp_path / "base.pt")
+    torch.save(moved(shared), tmp_path / "tuned.pt")
+    (finding,) = merge(tmp_path / "base.pt", tmp_path / "tuned.pt", tmp_path / "out", options=UNSYNCED).findings
+    assert finding.level is Level.WARNING
+    assert "8 tensors are one with another" in finding.text
+    again = {name: moved(shared)[name.replace(".layers.1.", ".layers.0.")] for name in shared}
+    torch.save(again, tmp_path / "same.pt")
+    assert merge(tmp_path / "base.pt", tmp_path / "same.pt", tmp_path / "other", options=UNSYNCED).findings == ()

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
-from models import build
-from plan_pairs import Tensors, findings, moved, prefixed, refusals
+from typing import TYPE_CHECKING
 
+import pytest
+import torch
+from models import build
+from plan_pairs import Tensors, findings, moved, prefixed, refusals, without
+
+from speechft_merge import merge
+from speechft_merge.errors import MismatchError
 from speechft_merge.plan.findings import Level
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HUBERT: Tensors = build("Hubert").state_dict()
 TEACHER, STUDENT = HUBERT, moved(HUBERT)
@@ -46,6 +54,23 @@ def test_the_stacks_of_an_encoder_decoder_are_not_two_encoders() -> None:
     bare = {n.removeprefix("model.encoder."): t for n, t in moved(whisper).items() if n.startswith("model.encoder.")}
     (finding,) = findings(whisper, bare)
     assert finding.text == "tuned has no decoder: it stays the base's"
+
+
+def test_a_trifle_that_one_lacks_does_not_make_the_other_the_one_meant() -> None:
+    student = without(moved(HUBERT), "masked_spec_embed")
+    told, *_ = refusals(HUBERT, prefixed("student.", student) | prefixed("teacher.", moved(TEACHER, seed=4)))
+    assert told.startswith("tuned holds 2 encoders")
+
+
+def test_a_model_pickled_whole_beside_tensors_is_refused_unless_these_are_named(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(1000, 100))
+    torch.save(HUBERT, tmp_path / "base.pt")
+    torch.save({"model": model, "ema_state_dict": STUDENT, "criterion": torch.nn.Linear(3, 3)}, tmp_path / "run.pt")
+    with pytest.raises(MismatchError, match="module under 'model', beside the tensors under 'ema_state_dict'"):
+        merge(tmp_path / "base.pt", tmp_path / "run.pt", tmp_path / "out")
+    merge(tmp_path / "base.pt", f"{tmp_path / 'run.pt'}#ema_state_dict", tmp_path / "out")
+    torch.save({"state_dict": STUDENT, "criterion": torch.nn.Linear(3, 3)}, tmp_path / "loss.pt")
+    assert merge(tmp_path / "base.pt", tmp_path / "loss.pt", tmp_path / "other").findings == ()
 
 
 def test_a_student_of_fewer_layers_is_an_encoder_as_well() -> None:
