@@ -6,14 +6,13 @@ import math
 import threading
 from typing import TYPE_CHECKING
 
+from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
 from speechft_merge.errors import CheckpointError
 from speechft_merge.sources import ByteSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from speechft_merge.checkpoints.dtypes import DType
 
 LIMIT = 64 << 20
 """Most bytes of such a tensor that are held in memory: unlike all others it is made as a whole."""
@@ -81,8 +80,35 @@ def computed(
     return TensorSpan(made, 0, dtype, shape)
 
 
+class _Widened(ByteSource):
+    """The elements of a tensor of floats as float32 or float64, which changes no number."""
+
+    def __init__(self, span: TensorSpan, dtype: DType) -> None:
+        self.name, self.size = span.source.name, span.elements * dtype.itemsize
+        self.seeks_cheaply = span.source.seeks_cheaply
+        self._span, self._dtype = span, dtype
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        from speechft_merge.checkpoints.rounding import read_numbers
+
+        size = self._dtype.itemsize
+        first, last = offset // size, -(-(offset + len(buffer)) // size)
+        numbers = read_numbers(self._span, first, last - first).astype(f"<f{size}")
+        buffer[:] = memoryview(numbers.tobytes())[offset - first * size :][: len(buffer)]
+
+
+def _widened(span: TensorSpan, dtype: DType) -> TensorSpan:
+    return span if span.dtype is dtype else TensorSpan(_Widened(span, dtype), 0, dtype, span.shape)
+
+
 def joined_rows(name: str, first: TensorSpan, rest: TensorSpan, rows: int) -> TensorSpan:
-    """Return a tensor of the shape of `rest` whose first `rows` rows are those of `first`; both of one type."""
+    """Return a tensor of the shape of `rest` whose first `rows` rows are those of `first`.
+
+    Of two element types it has the wider; of float16 and bfloat16, which hold each other's numbers not, float32.
+    """
+    if first.dtype is not rest.dtype:
+        dtype = max(first.dtype, rest.dtype, DType.F32, key=lambda dtype: dtype.itemsize)
+        first, rest = _widened(first, dtype), _widened(rest, dtype)
     shape = rest.shape
     head = TensorSpan(first.source, first.offset, first.dtype, (rows, *shape[1:]))
     tail = TensorSpan(rest.source, rest.offset + head.nbytes, rest.dtype, (shape[0] - rows, *shape[1:]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from speechft_merge.layouts.prefixes import encoder_prefixes
 from speechft_merge.layouts.structure import Location, find_stacks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from speechft_merge.layouts.naming import Naming, TensorName
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 LEAST_LIKENESS = 0.9
 """Share of their kinds of tensors that two encoders of one file have in common. The stacks of an encoder-decoder differ
 by more: the decoder attends to the encoder."""
+
+
+_MODELS = ("model", "language_model")
+_BRIDGE = re.compile(r".*(projector|connector|adapt[eo]r|enc_to_dec_proj).*")
+"""Words for a module between two parts of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ def align(base: Naming, finetuned: Naming) -> Alignment:
     shared = _shared_modules(_beside(ours, base), _beside(theirs, finetuned))
     if shared:
         ours, theirs = _with_modules(shared, ours), _with_modules(shared, theirs)
+    theirs = _with_names_of(ours, theirs, base.shapes, finetuned.shapes)
     common = _common(ours, theirs, heads=False)
     pairs = _of_equal_shapes(common, base, finetuned)
     return Alignment(
@@ -78,15 +85,15 @@ def _beside(names: Mapping[str, TensorName], naming: Naming) -> dict[str, Shapes
 def _shared_modules(ours: dict[str, Shapes], theirs: dict[str, Shapes]) -> set[str]:
     """Return the modules that both models have beside the encoder and that are no heads: a vocoder, an adaptor.
 
-    What is called as a head is one, and so is a single layer under any name.
+    What is called as a head is one, and so is a single layer under any name but that of a bridge between two parts.
     """
-    return {
-        word
-        for word, shapes in ours.items()
-        if theirs.get(word) == shapes
-        and not any(map(is_head, shapes))
-        and len({name.rpartition(".")[0] for name in shapes}) > 1
-    }
+    return {word for word, shapes in ours.items() if theirs.get(word) == shapes and _is_part(word, shapes, ours)}
+
+
+def _is_part(word: str, shapes: Shapes, beside: Collection[str]) -> bool:
+    if _BRIDGE.fullmatch(word):
+        return word != "projector" or "classifier" not in beside
+    return not any(map(is_head, shapes)) and len({name.rpartition(".")[0] for name in shapes}) > 1
 
 
 def _with_modules(words: set[str], names: Mapping[str, TensorName]) -> dict[str, TensorName]:
@@ -96,6 +103,34 @@ def _with_modules(words: set[str], names: Mapping[str, TensorName]) -> dict[str,
         own: name if name.inside or name.canonical.partition(".")[0] not in words else name._replace(location=other)
         for own, name in names.items()
     }
+
+
+def _with_names_of(
+    ours: Mapping[str, TensorName], theirs: Mapping[str, TensorName],
+    our_shapes: Mapping[str, tuple[int, ...]], their_shapes: Mapping[str, tuple[int, ...]],
+) -> Mapping[str, TensorName]:  # fmt: skip
+    """Return what the fine-tune's tensors are, by the base's names where only words for a model tell these apart.
+
+    transformers 5 writes `language_model.model.layers` and has `model.language_model.layers` in memory, where a
+    training loop of one's own takes it.
+    """
+    taken = {name.canonical for name in theirs.values()}
+    free = {own: name for own, name in ours.items() if name.canonical not in taken}
+    known = {name.canonical for name in ours.values()}
+    lost = {own: name for own, name in theirs.items() if name.canonical not in known}
+    if not free or not lost:
+        return theirs
+    mine = _by_words(free, our_shapes)
+    found = {own: mine[key] for key, own in _by_words(lost, their_shapes).items() if key in mine}
+    return {**theirs, **{own: ours[name] for own, name in found.items()}}
+
+
+def _by_words(names: Mapping[str, TensorName], shapes: Mapping[str, tuple[int, ...]]) -> dict[tuple[object, ...], str]:
+    """Return words of the name but for `_MODELS`, and shape -> own name, where that is of one tensor only."""
+    words = {own: [word for word in name.canonical.split(".") if word not in _MODELS] for own, name in names.items()}
+    keys: dict[str, tuple[object, ...]] = {own: (*words[own], shapes[own]) for own in names}
+    counts = Counter(keys.values())
+    return {key: own for own, key in keys.items() if counts[key] == 1}
 
 
 def _common(base: Mapping[str, TensorName], finetuned: Mapping[str, TensorName], *, heads: bool) -> dict[str, str]:
@@ -121,8 +156,7 @@ def rivals(naming: Naming, other: Naming) -> list[tuple[str, int]]:
     agreements = {prefix: _agreement((prefix, counterpart), mine, theirs)[0] for prefix in mine}
     found: list[tuple[str, int]] = []
     for prefix in sorted(agreements, key=lambda prefix: (-agreements[prefix], len(prefix))):
-        apart = not any(one.startswith(prefix) or prefix.startswith(one) for one, _ in found)
-        if not found or (apart and agreements[prefix] and _are_alike(mine[found[0][0]], mine[prefix])):
+        if not found or (agreements[prefix] and all(_are_twins(one, prefix, mine) for one, _ in found)):
             found.append((prefix, agreements[prefix]))
     return found
 
@@ -138,6 +172,17 @@ def twins(naming: Naming) -> list[str]:
         if alike and find_stacks(tensors[prefix]):
             return sorted([prefix, *alike])
     return []
+
+
+def _are_twins(one: str, other: str, tensors: Mapping[str, Shapes]) -> bool:
+    """Return whether two encoders are of one architecture; one may be in the module of the other, as its teacher."""
+    outer, inner = sorted((one, other), key=len)
+    if not inner.startswith(outer):
+        return _are_alike(tensors[one], tensors[other])
+    if len(tensors[inner]) < LEAST_LIKENESS * len(tensors[outer]) / 2:
+        return False
+    rest = {name: shape for name, shape in tensors[outer].items() if not (outer + name).startswith(inner)}
+    return _are_alike(rest, tensors[inner])
 
 
 def _are_alike(one: Shapes, other: Shapes) -> bool:

@@ -55,7 +55,7 @@ _KINDS: tuple[tuple[str, re.Pattern[str], str], ...] = (
         "quantised weights",
         re.compile(
             r"SCB|CB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map|quant_state|bitsandbytes__.+"
-            r"|qweight|qzeros|g_idx|_?packed_params|weight_packed|W_q"
+            r"|qweight|qzeros|g_idx|_?packed_params|weight_packed|W_q|zero_point"
         ),
         _DEQUANTISE,
     ),

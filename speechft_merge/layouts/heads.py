@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 TASKS = frozenset("lm_head ctc_head classifier projector proj_out score tdnn objective layer_weights".split())
 """First words of the names of a task's heads."""
 
-_PRE_TRAINING = "ctc_proj project_q project_hid final_proj speaker_proj target_glu label_embs_concat"
+_PRE_TRAINING = "ctc_proj project_q project_hid final_proj speaker_proj target_glu label_embs_concat logit_generator"
 HEADS = TASKS | frozenset(f"{_PRE_TRAINING} label_embeddings_concat layer_norm_for_extract".split())
 """Likewise of all heads, those of pre-training and of bare models included, wherever they stand."""
 _QUANTIZER = tuple(f"quantizer.{tensor}" for tensor in "codevectors vars entries weight_proj. entry_proj.".split())

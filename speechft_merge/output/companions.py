@@ -182,7 +182,7 @@ def config_like(
         names: of the output's tensors.
     """
     if all(_EMBEDDINGS.fullmatch(name) for name in {*names} ^ {*other.tensors}):  # one may store what the other ties
-        return config
+        return config | _vocabulary_size(config, owner, other)
     family = str(config.get("model_type"))
     if family not in OWN_PREFIX or owner.naming.prefix not in ("", OWN_PREFIX[family]) or _body(owner) != _body(other):
         return None
@@ -190,6 +190,14 @@ def config_like(
         config.get("architectures"), {name: shape for name, shape in owner.shapes.items() if name in names}
     )
     return None if settings is None else config | settings
+
+
+def _vocabulary_size(config: dict[str, Any], owner: Checkpoint, other: Checkpoint) -> dict[str, int]:
+    """Return the size of a model's vocabulary as a setting, if the other model's config states one."""
+    rows, stated = (
+        _vocabulary(model) or next(iter(model.shapes.get("lm_head.weight", ())), None) for model in (owner, other)
+    )
+    return {"vocab_size": rows} if rows and stated and config.get("vocab_size") == stated else {}
 
 
 def _body(model: Checkpoint) -> set[str]:

@@ -101,7 +101,8 @@ def _depths(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
         key = next((key for key in keys if isinstance(stated.get(key), int)), None)
         if key is None or stack not in stacks or len(stacks[stack]) == stated[key]:
             continue
-        if known or len(stacks[stack]) not in _stated_depths(config):
+        fits = any(len(blocks) == stated[key] for blocks in stacks.values())  # Mimi's convolutions are `encoder.layers`
+        if known or not (fits or len(stacks[stack]) in _stated_depths(config)):
             yield f"{key} is {stated[key]}, the {stack} has {len(stacks[stack])} layers"
     alone = not known or _class(config).endswith(("ForAudioClassification", "Encoder"))
     if config.get("is_encoder_decoder") is True and not alone and "encoder" in stacks and "decoder" not in stacks:

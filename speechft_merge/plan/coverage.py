@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -20,11 +21,18 @@ if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import Checkpoint
     from speechft_merge.layouts.naming import TensorName
 
+LEAST_RENAMED = 0.9
+"""Share of the parameters without a partner that have one by shape if the models differ in their names only."""
+LEAST_MISSING = 0.05
+"""Share of a model's parameters that have none by name in that case."""
 LEAST_COVERAGE = 0.5
 """Share of the parameters of a model without blocks that must be mixed."""
 
-_SPARE = frozenset(["masked_spec_embed", "mask_embedding"])
-"""Last words of what is used in training only; not every writer keeps it."""
+_SPARE = re.compile(
+    r"(.*\.)?(masked_spec_embed|mask_embedding|(original_)?inv_freq|embed_positions\.(weights|_float_tensor)"
+    r"|pos_enc\.pe)"
+)
+"""What is used in training only, or computed anew from the config; not every writer keeps it."""
 
 _SHOWN = 3
 """Patterns of names that a message lists."""
@@ -42,6 +50,16 @@ class Side:
     partners: Mapping[str, DType]
     """Own name -> element type of its partner."""
 
+    @classmethod
+    def of(cls, model: Checkpoint, names: Mapping[str, TensorName], pairs: Mapping[str, DType]) -> Side:
+        """Make one from the element types of the partners; a tensor that is one with a paired one has its partner."""
+        tensors = model.tensors
+        storages = {(tensors[name].storage_key, tensors[name].shape): dtype for name, dtype in pairs.items()}
+        places = ((name, (tensors[name].storage_key, tensors[name].shape)) for name in names)
+        partners = {name: storages[place] for name, place in places if place in storages} | dict(pairs)
+        mixed = {name for name, dtype in partners.items() if dtype.interpolated and tensors[name].dtype.interpolated}
+        return cls(model, names, mixed, partners)
+
     def units(self) -> dict[str, list[str]]:
         """Return stack, or part or module outside of the stacks -> its tensors that could be mixed, heads aside."""
         found: dict[str, list[str]] = {}
@@ -49,7 +67,7 @@ class Side:
             span = self.model.tensors[name]
             if (
                 not known.is_head
-                and known.canonical.rpartition(".")[2] not in _SPARE
+                and not _SPARE.fullmatch(known.canonical)
                 and (span.dtype.continuous or self.partners.get(name, span.dtype).continuous)
                 and span.elements
             ):
@@ -64,6 +82,10 @@ class Side:
         """Return the share of its parameters, heads aside, that are mixed."""
         sizes = {name: self.model.tensors[name].elements for names in self.units().values() for name in names}
         return sum(size for name, size in sizes.items() if name in self.mixed) / max(sum(sizes.values()), 1)
+
+    def unpaired(self) -> Iterator[str]:
+        """Yield the tensors that could be mixed and have no partner."""
+        return (name for names in self.units().values() for name in names if name not in self.partners)
 
     def unusual_heads(self) -> set[str]:
         """Return the modules that count as heads for their place alone."""
@@ -121,6 +143,9 @@ class _Judge:
 
     def findings(self) -> Iterator[Finding]:
         base, finetuned = self.base.model.reference, self.finetuned.model.reference
+        if renamed := self._renamed():
+            yield renamed
+            return
         if self._is_foreign():
             text = f"{finetuned} has only {self.base.share():.0%} of the parameters of {base}"
             hint = "check that the base is the one that was fine-tuned"
@@ -141,6 +166,27 @@ class _Judge:
             listed = ", ".join(sorted(taken))
             text = f"taken for heads, by their place beside the encoder: {listed}; they stay {self.owners}"
             yield Finding(Level.NOTE, text)
+
+    def _renamed(self) -> Finding | None:
+        """Return a reason to refuse if most of what lacks a partner has one by its shape: the names are other ones."""
+        ours, theirs = ([*side.unpaired()] for side in (self.owner, self.other))
+        shapes = self.owner.model.shapes
+        free, found = Counter(self.other.model.shapes[name] for name in theirs), 0
+        for name in ours:
+            if free[shapes[name]]:
+                free[shapes[name]] -= 1
+                found += math.prod(shapes[name])
+        missing = sum(math.prod(shapes[name]) for name in ours)
+        total = sum(math.prod(shapes[name]) for names in self.owner.units().values() for name in names)
+        if found < LEAST_RENAMED * missing or missing <= LEAST_MISSING * total:
+            return None
+        text = (
+            f"{len(ours)} tensors of {self.owner.model.reference} have no partner by name in "
+            f"{self.other.model.reference}, which has as many of their shapes under other names: "
+            f"{quote(ours[0])}, ... and {quote(theirs[0])}, ..."
+        )
+        hint = "write both with one version of one library (transformers: from_pretrained and save_pretrained)"
+        return Finding(Level.REFUSAL, text, hint, ALLOW_PARTIAL)
 
     def _is_foreign(self) -> bool:
         """Return whether nothing that matters is mixed: no block, or of a model without blocks less than half."""
@@ -201,7 +247,9 @@ class _Judge:
 def _unit(known: TensorName) -> str:
     """Return the stack, part or module that is there as a whole or not: SpeechT5's classes differ in their prenets."""
     part, stack, _ = known.location
-    words = known.canonical.removeprefix(f"{stack}.").split(".")
+    words = known.canonical.split(".")
+    own_name = stack.rpartition(".")[2]
+    words = words[words.index(own_name) + 1 :] if own_name in words[:-1] else words
     if part in ("cnn", "projection"):
         return part
     own = len(words) > {"other": 2, "pos_conv": 3}.get(part, len(words))  # a module of several, with the stack's own

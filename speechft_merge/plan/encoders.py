@@ -65,7 +65,7 @@ def find_encoders(model: Checkpoint, other: Checkpoint) -> list[Encoder]:
     kept = [one for one in found if one[0] >= LEAST_AGREEMENT * most]
     encoders: dict[frozenset[object], Encoder] = {}  # by storages: one module may have several names
     for agreement, path, prefix, state in kept:
-        view = _without(state, [tried for _, there, tried, _ in kept if there == path and tried != prefix])
+        view = _view(state, prefix, [tried for _, there, tried, _ in kept if there == path])
         storages = frozenset(span.storage_key for span in view.tensors.values())
         label = prefix.rstrip(".") or path or model.state_path
         relation = _relation(view, other) if len(kept) > 1 else ""
@@ -94,7 +94,7 @@ def _choose(model: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, list[Find
     encoders = find_encoders(model, other)
     if len(encoders) == 1:
         return encoders[0].model, []
-    listed = ", ".join(f"{quote(one.name)} ({one.relation} {other.reference})" for one in encoders)
+    listed = ", ".join(f"{_label(one)} ({one.relation} {other.reference})" for one in encoders)
     text = f"{model.reference} holds {len(encoders)} encoders: {listed}"
     plain = [one for one in encoders if one.relation != "unrelated to"] or encoders
     plain = [one for one in plain if not _is_average(one.name)] or plain
@@ -102,9 +102,15 @@ def _choose(model: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, list[Find
     if len(whole) == 1 and whole[0].relation == "near":  # one that is the other model itself was not trained from it
         plain = whole
     if len(plain) == 1:
-        return plain[0].model, [Finding(Level.NOTE, f"{text}; {quote(plain[0].name)} is taken")]
-    hint = "name one of them: " + " or ".join(f"{model.reference}#{one.name}" for one in plain)
+        return plain[0].model, [Finding(Level.NOTE, f"{text}; {_label(plain[0])} is taken")]
+    hint = "name one of them: " + " or ".join(f"{model.reference}#{one.name}" for one in plain if one.name)
+    if not all(one.name for one in plain):
+        hint += "; or save the model without it"
     return plain[0].model, [Finding(Level.REFUSAL, text, hint)]
+
+
+def _label(encoder: Encoder) -> str:
+    return quote(encoder.name) if encoder.name else "the model itself"
 
 
 def _unread(model: Checkpoint) -> Finding:
@@ -121,13 +127,13 @@ def _is_average(name: str) -> bool:
     return any(_AVERAGES.match(word) for word in name.split("."))
 
 
-def _without(state: Checkpoint, prefixes: Sequence[str]) -> Checkpoint:
-    """Return a file's index without what is under some prefixes."""
-    if not prefixes:
+def _view(state: Checkpoint, prefix: str, prefixes: Sequence[str]) -> Checkpoint:
+    """Return a file's index without what is under the prefixes of other encoders."""
+    if len(prefixes) < 2:
         return state
-    full = state.naming.full
-    kept = {own: span for own, span in state.tensors.items() if not full[own].startswith(tuple(prefixes))}
-    return replace(state, tensors=kept)
+    full, longest = state.naming.full, sorted(prefixes, key=len, reverse=True)
+    owners = {own: next((one for one in longest if full[own].startswith(one)), prefix) for own in state.tensors}
+    return replace(state, tensors={own: span for own, span in state.tensors.items() if owners[own] == prefix})
 
 
 def _relation(view: Checkpoint, other: Checkpoint) -> str:

@@ -55,7 +55,7 @@ def _has_own(alignment: Alignment) -> bool:
     """Return whether the fine-tune has a module that the base lacks, and that is none of pre-training."""
     paired = {*alignment.pairs.values(), *alignment.mismatched.values()}
     own = (name.canonical for own, name in alignment.finetuned_names.items() if own not in paired)
-    return any("." in name and (name.partition(".")[0] in TASKS or not is_head(name)) for name in own)
+    return any("." in name and (name.partition(".")[0] in TASKS | _OWN_HEADS or not is_head(name)) for name in own)
 
 
 def _task_heads(names: Mapping[str, TensorName]) -> list[str]:

@@ -48,13 +48,13 @@ class Pairing:
             names = {name: known for name, known in names.items() if name in first.pairs or name in first.mismatched}
         theirs = self.finetuned[which].tensors
         partners = {name: theirs[other].dtype for name, other in self._pairs(which).items()}
-        return Side(self.base, names, self._mixed(which).keys(), partners)
+        return Side.of(self.base, names, partners)
 
     def side_of_finetuned(self, which: int) -> Side:
         """Return a fine-tune as the other side of its pairing with the base."""
         partners = {other: self.base.tensors[name].dtype for name, other in self._pairs(which).items()}
         names = self.alignments[which].finetuned_names
-        return Side(self.finetuned[which], names, self._mixed(which).values(), partners)
+        return Side.of(self.finetuned[which], names, partners)
 
     def findings(self) -> Iterator[Finding]:
         """Yield what speaks against mixing the models, the weightiest first, and what is to be noted."""
@@ -80,16 +80,8 @@ class Pairing:
         for tensor in resized:
             yield Finding(Level.WARNING, tensor.in_words(self.keep_head, finetuned.reference if several else ""))
 
-    def _mixed(self, which: int) -> dict[str, str]:
-        """Return the pairs that are mixed, and those of other sizes, of which a line tells."""
-        ours, theirs = self.base.tensors, self.finetuned[which].tensors
-        return {
-            name: other
-            for name, other in self._pairs(which).items()
-            if ours[name].dtype.interpolated and theirs[other].dtype.interpolated
-        }
-
     def _pairs(self, which: int) -> dict[str, str]:
+        """Return the tensors that both have, those of other sizes, of which a line tells, among them."""
         alignment = self.alignments[which]
         return alignment.pairs | alignment.mismatched
 

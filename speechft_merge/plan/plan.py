@@ -287,7 +287,7 @@ def _untie(
     storages = [(span.storage_key, span.dtype, span.shape) for span in spans]
     leads: dict[object, PlannedTensor] = {}
     for storage, tensor in zip(storages, tensors, strict=True):
-        if storage not in leads or leads[storage].location.is_head:
+        if storage not in leads or _leads(tensor) > _leads(leads[storage]):
             leads[storage] = tensor
     tied, torn = [], []
     for storage, tensor in zip(storages, tensors, strict=True):
@@ -304,6 +304,11 @@ def _untie(
         f"{len(torn)} tensors are one with another in {owner.reference} and differ from it in the other model, first "
     )
     return tied, [Finding(Level.WARNING, f"{text}{torn[0]}: what these have there takes no part")]
+
+
+def _leads(tensor: PlannedTensor) -> tuple[bool, bool]:
+    """Return what makes a tensor the one that those tied to it follow: it is the encoder's, and it is mixed."""
+    return not tensor.location.is_head, tensor.action is Action.INTERPOLATED
 
 
 def _differ(one: Operation | None, other: Operation | None) -> bool:

@@ -70,7 +70,7 @@ def _with_its_matrix(tensor: Resized, matrices: Mapping[str, Resized]) -> Resize
 
 
 def _correspond(ours: TensorSpan, theirs: TensorSpan) -> bool:
-    if ours.dtype is not theirs.dtype or not ours.dtype.interpolated or not min(ours.elements, theirs.elements):
+    if not (ours.dtype.interpolated and theirs.dtype.interpolated) or not min(ours.elements, theirs.elements):
         return False
     alike = cosine(ours, theirs) if min(ours.elements, theirs.elements) >= LEAST_ELEMENTS else None
     return alike is None or alike >= LEAST_COSINE
@@ -87,7 +87,7 @@ def with_rows_of(checkpoint: Checkpoint, owner: Checkpoint, names: Mapping[str, 
     tensors = dict(checkpoint.tensors)
     for name, theirs in names.items():
         own, span = tensors[name], owner.tensors[theirs]
-        if own.shape != span.shape and own.dtype is span.dtype:
+        if own.shape != span.shape:
             rows = min(own.shape[0], span.shape[0])
             tensors[name] = joined_rows(f"{own.source.name}: {name}", own, span, rows)
     return replace(checkpoint, tensors=tensors)

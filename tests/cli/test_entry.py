@@ -182,7 +182,7 @@ UNREADABLE: list[Any] = [
     pytest.param(unknown_home, NO_INPUT, ("~nobody-has-this-name",), id="unknown-home"),
 ]
 UNFIT: list[Any] = [
-    pytest.param(integers, DATA, ("nothing would be interpolated", "int32"), id="integers"),
+    pytest.param(integers, DATA, ("quantised weights", "full precision"), id="integers"),
     pytest.param(other_names, DATA, ("no tensor in common", "tensor_"), id="other-names"),
 ]
 

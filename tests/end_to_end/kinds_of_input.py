@@ -258,6 +258,26 @@ def _(folder: Path, stack: ExitStack) -> Call:
     return Call(["base", "tuned", "-o", "out"])
 
 
+@kind("tensors of the same shapes under other names")
+def _(folder: Path, stack: ExitStack) -> Call:
+    _, tuned = hubert(folder)
+    return Call(pickled(folder, renamed(tuned, lambda name: name.replace("feed_forward.", "mlp."))))
+
+
+@kind("an adapter beside a whole model")
+def _(folder: Path, stack: ExitStack) -> Call:
+    _, tuned = hubert(folder)
+    (folder / "base/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
+    return Call(pickled(folder, tuned))
+
+
+@kind("a model pickled whole beside a state dict")
+def _(folder: Path, stack: ExitStack) -> Call:
+    _, tuned = hubert(folder)
+    torch.save({"model": torch.nn.Linear(1000, 100), "model_ema": tuned}, folder / "run.pt")
+    return Call(["base", "run.pt", "-o", "out"])
+
+
 @kind("LoRA inside a whole model")
 def _(folder: Path, stack: ExitStack) -> Call:
     base, _ = hubert(folder)

@@ -159,7 +159,7 @@ def test_a_configuration_cannot_name_what_an_output_has_of_its_own_or_would_be_l
     base: Path, tuned: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "outside.txt").write_text("secret")
-    hostile = ["README.md", "speechft_merge.json", "model.safetensors.index.json", "adapter_config.json", "old.bin"]
+    hostile = ["README.md", "speechft_merge.json", "model.safetensors.index.json", "adapter_model.bin", "old.bin"]
     config = json.loads((base / "config.json").read_text())
     put(base, config=config | {"named": [*hostile, "../outside.txt", str(tmp_path / "outside.txt")]})
     for name in hostile:

@@ -266,7 +266,7 @@ def test_tensors_cut_from_one_storage_are_written_in_their_slices(tmp_path: Path
 def test_empty_tensors_are_no_hindrance(tmp_path: Path) -> None:
     base, finetuned = pair(HUBERT)
     whole = torch.randn(3, 4)
-    extra = {"head.none": whole[:0], "head.some": whole}
+    extra = {"spare.none": whole[:0], "spare.some": whole}
     ours = save(s3prl_base(HUBERT, base | extra), tmp_path / "base.pt")
     merge(ours, save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt"), tmp_path / "out", options=UNSYNCED)
     assert_equal(load(tmp_path / "out" / "merged_model.pt")["model_weight"], official(base, finetuned) | extra)

@@ -48,6 +48,7 @@ QUANTISED = {
     "compressed tensors": beside("weight_scale", kept="weight_packed"),
     "HQQ": beside("scale", "zero", kept="W_q"),
     "16-bit integers": {n: t.to(torch.int16) if t.dim() == 2 else t for n, t in HUBERT.items()},
+    "torch dynamic, packed in tuples": beside("scale", "zero_point", kept="packed"),
     "torch dynamic": beside("_packed_params._packed_params", "zero_point"),
     "8-bit integers": {n: t.to(torch.int8) if t.dim() == 2 else t for n, t in HUBERT.items()},
     "8-bit floats": {n: t.to(torch.float8_e4m3fn) if t.dim() == 2 else t for n, t in HUBERT.items()},

@@ -63,8 +63,10 @@ def test_with_keep_head_what_only_the_base_has_is_no_matter() -> None:
     assert findings(WHISPER, without(moved(WHISPER), "decoder"), keep_head=True) == ()
 
 
-def test_what_serves_training_only_may_be_missing() -> None:
+def test_what_serves_training_only_or_is_computed_anew_may_be_missing() -> None:
     assert findings(HUBERT, without(moved(HUBERT), "masked_spec_embed")) == ()
+    computed = {"encoder.layers.0.attention.rotary_emb.inv_freq": torch.ones(4)}
+    assert findings(HUBERT | computed, moved(HUBERT)) == findings(HUBERT, moved(HUBERT) | computed) == ()
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(4, 2), (2, 4)])
@@ -134,3 +136,44 @@ def test_what_one_of_two_fine_tunes_lacks_is_said_to_be_mixed_without_it(keep_he
     plan = make_plan(checkpoint_of(HUBERT, "base"), tuned, Recipe(keep_head=keep_head))
     (told,) = texts(plan.findings, Level.REFUSAL)
     assert "layers 1 would be mixed without it" in told
+
+
+@pytest.mark.parametrize("keep_head", [False, True])
+def test_names_that_differ_in_a_word_for_a_model_meet(keep_head: bool) -> None:
+    bridge, text = {"bridge_projector.weight": torch.randn(8, 32)}, {"embed.weight": torch.randn(50, 32)}
+    text |= {f"layers.{i}.fc{k}.weight": torch.randn(32, 32) for i in range(2) for k in range(2)}
+    on_disk = HUBERT | bridge | prefixed("language_model.model.", text)
+    in_memory = prefixed("model.", moved(HUBERT | bridge) | prefixed("language_model.", moved(text)))
+    for pair in ((on_disk, in_memory), (in_memory, on_disk)):
+        assert findings(*pair, keep_head=keep_head) == ()
+        assert {tensor.alpha for tensor in planned(*pair, keep_head=keep_head).tensors} == {0.25}
+
+
+@pytest.mark.parametrize("keep_head", [False, True])
+def test_names_of_another_version_are_told_by_the_shapes_and_refused(keep_head: bool) -> None:
+    renamed = {name.replace("feed_forward.", "mlp.").replace("_proj.", "."): t for name, t in moved(HUBERT).items()}
+    (finding,) = findings(HUBERT, renamed, keep_head=keep_head)
+    assert (finding.level, finding.allowed_by) == (Level.REFUSAL, ALLOW_PARTIAL)
+    assert "which has as many of their shapes under other names" in finding.text
+
+
+def test_a_second_name_of_a_tensor_that_is_paired_is_no_loss() -> None:
+    tuned = moved(WHISPER)
+    tuned["model.encoder.embed.weight"] = tuned["model.decoder.embed_tokens.weight"]
+    for keep_head in (False, True):
+        assert findings(WHISPER, tuned, keep_head=keep_head) == ()
+    assert {tensor.alpha for tensor in planned(WHISPER, tuned, keep_head=True).tensors} == {0.25}
+
+
+@pytest.mark.parametrize("keep_head", [False, True])
+def test_a_prenet_that_the_other_class_has_not_is_a_unit_of_its_own(keep_head: bool) -> None:
+    prenets = [
+        {"encoder.prenet.proj.weight": torch.randn(32, 8)},
+        {"encoder.prenet.embed.weight": torch.randn(40, 32)},
+    ]
+    base, tuned = (
+        prefixed("speecht5.", model | prenet) for model, prenet in zip((HUBERT, moved(HUBERT)), prenets, strict=True)
+    )
+    (finding,) = findings(base, tuned, keep_head=keep_head)
+    assert finding.level is Level.NOTE
+    assert "has no encoder.prenet" in finding.text

@@ -61,3 +61,30 @@ def test_a_vocabulary_that_was_replaced_stays_the_owners() -> None:
 def test_another_width_is_no_resizing() -> None:
     wider = build("Whisper", "ForConditionalGeneration", d_model=64).state_dict()
     assert any("other shapes" in finding.text for finding in findings(WHISPER, wider))
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float16), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize("keep_head", [False, True])
+def test_common_rows_are_mixed_in_two_types_too(
+    dtypes: tuple[torch.dtype, torch.dtype], keep_head: bool, tmp_path: Path
+) -> None:
+    models = [WHISPER, resized(EMBEDDING, 63)]
+    for name, model, dtype in zip(("base", "tuned"), models, dtypes, strict=True):
+        kept = {n: t.to(dtype) for n, t in model.items() if n != "proj_out.weight"}
+        save_file(kept, tmp_path / f"{name}.safetensors")
+    pair = [tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"]
+    merge(*pair, tmp_path / "out", Recipe(keep_head=keep_head), options=MergeOptions(fsync=False))
+    merged = load_file(tmp_path / "out/model.safetensors")[EMBEDDING]
+    ours, theirs = (load_file(path)[EMBEDDING].double() for path in pair)
+    torch.testing.assert_close(merged[:60], (ours[:60] + 0.25 * (theirs[:60] - ours[:60])).to(merged.dtype))
+    assert torch.equal(merged[60:].double(), theirs[60:] if keep_head else ours[60:])
+
+
+@pytest.mark.parametrize("keep_head", [False, True])
+def test_a_layer_of_another_size_with_its_bias_stays_the_owners(keep_head: bool) -> None:
+    model = build("Hubert").state_dict()
+    layer = {"fc.weight": torch.randn(50, 32), "fc.bias": torch.randn(50)}
+    other = {"fc.weight": torch.randn(70, 32), "fc.bias": torch.randn(70)}
+    told = findings(model | layer, moved(model) | other, keep_head=keep_head)
+    assert [finding.level for finding in told] == [Level.WARNING] * 2
+    assert all("from 50 to 70 and stays" in finding.text for finding in told)

@@ -56,6 +56,13 @@ def test_the_stacks_of_an_encoder_decoder_are_not_two_encoders() -> None:
     assert finding.text == "tuned has no decoder: it stays the base's"
 
 
+def test_a_copy_of_a_model_inside_it_is_an_encoder_as_well() -> None:
+    told, *_ = refusals(HUBERT, STUDENT | prefixed("teacher.", TEACHER))
+    assert told == "tuned holds 2 encoders: the model itself (near base), 'teacher' (equal to base)"
+    (finding,) = findings(HUBERT, STUDENT | prefixed("ema.", moved(HUBERT, seed=5)))
+    assert (finding.level, finding.text.endswith("; the model itself is taken")) == (Level.NOTE, True)
+
+
 def test_a_trifle_that_one_lacks_does_not_make_the_other_the_one_meant() -> None:
     student = without(moved(HUBERT), "masked_spec_embed")
     told, *_ = refusals(HUBERT, prefixed("student.", student) | prefixed("teacher.", moved(TEACHER, seed=4)))
