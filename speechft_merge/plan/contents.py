@@ -24,7 +24,9 @@ def judge_contents(model: Checkpoint) -> list[Finding]:
     found = find_elsewhere(model.naming.full, model.shapes, coded)
     if found is not None:
         where = " in ".join(filter(None, (_listed(found.words), _listed(found.modules))))
-        told = f"{len(found.names)} tensors such as {quote(found.names[0])}" + (f" ({where})" if where else "")
+        told = f"{len(found.names)} tensor{'s' * (len(found.names) != 1)} such as {quote(found.names[0])}" + (
+            f" ({where})" if where else ""
+        )
         return [Finding(Level.REFUSAL, f"{model.reference} holds {found.kind}: {told}", found.hint)]
     if not model.is_named_file and model.folder is not None and _ADAPTER in model.folder.names():
         text = (
