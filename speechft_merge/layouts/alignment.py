@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from speechft_merge.layouts.heads import is_head
 from speechft_merge.layouts.prefixes import encoder_prefixes
-from speechft_merge.layouts.structure import Location, find_stacks
+from speechft_merge.layouts.structure import Location, find_stacks, is_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -30,6 +30,16 @@ by more: the decoder attends to the encoder."""
 
 
 _MODELS = ("model", "language_model")
+_EMBEDDINGS = (
+    "embed_tokens",
+    "token_embedding",
+    "word_embeddings",
+    "shared",
+    "wte",
+    "embed",
+    "embedding",
+    "embeddings",
+)
 _BRIDGE = re.compile(r".*(projector|connector|adapt[eo]r|enc_to_dec_proj).*")
 """Words for a module between two parts of a model."""
 
@@ -56,7 +66,7 @@ def align(base: Naming, finetuned: Naming) -> Alignment:
     """Match the tensors of two models by their names and shapes, in any layouts."""
     base_prefix, finetuned_prefix = _find_prefixes(base, finetuned)
     ours, theirs = base.under(base_prefix), finetuned.under(finetuned_prefix)
-    shared = _shared_modules(_beside(ours, base), _beside(theirs, finetuned))
+    shared = _shared_modules(_beside(ours, base), _beside(theirs, finetuned)) | (_tied(ours) & _tied(theirs))
     if shared:
         ours, theirs = _with_modules(shared, ours), _with_modules(shared, theirs)
     theirs = _with_names_of(ours, theirs, base.shapes, finetuned.shapes)
@@ -90,6 +100,13 @@ def _shared_modules(ours: dict[str, Shapes], theirs: dict[str, Shapes]) -> set[s
     return {word for word, shapes in ours.items() if theirs.get(word) == shapes and _is_part(word, shapes, ours)}
 
 
+def _tied(names: Mapping[str, TensorName]) -> set[str]:
+    """Return the output projection of a text decoder that has no embedding of words: it is stored as this one."""
+    words = {word for name in names.values() for word in name.canonical.split(".")}
+    decodes = any(name.location.block is not None and is_decoder(name.location.stack) for name in names.values())
+    return words & {"lm_head", "proj_out"} if decodes and words.isdisjoint(_EMBEDDINGS) else set()
+
+
 def _is_part(word: str, shapes: Shapes, beside: Collection[str]) -> bool:
     if _BRIDGE.fullmatch(word):
         return word != "projector" or "classifier" not in beside
@@ -100,7 +117,7 @@ def _with_modules(words: set[str], names: Mapping[str, TensorName]) -> dict[str,
     """Return names with some of the modules beside the encoder as parts of the model."""
     other = Location("other", "")
     return {
-        own: name if name.inside or name.canonical.partition(".")[0] not in words else name._replace(location=other)
+        own: name._replace(location=other) if name.is_head and name.canonical.partition(".")[0] in words else name
         for own, name in names.items()
     }
 

@@ -157,6 +157,14 @@ def test_names_of_another_version_are_told_by_the_shapes_and_refused(keep_head: 
     assert "which has as many of their shapes under other names" in finding.text
 
 
+@pytest.mark.parametrize("keep_head", [False, True])
+def test_an_output_projection_that_is_the_only_embedding_of_words_is_no_head(keep_head: bool) -> None:
+    model = build("Whisper", "ForConditionalGeneration").state_dict()
+    for kept in (model, without(model, "embed_tokens")):
+        assert findings(kept, moved(kept), keep_head=keep_head) == ()
+    assert {tensor.alpha for tensor in planned(kept, moved(kept), keep_head=keep_head).tensors} == {0.25}
+
+
 def test_a_second_name_of_a_tensor_that_is_paired_is_no_loss() -> None:
     tuned = moved(WHISPER)
     tuned["model.encoder.embed.weight"] = tuned["model.decoder.embed_tokens.weight"]
