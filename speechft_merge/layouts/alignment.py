@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from speechft_merge.layouts.heads import is_head
+from speechft_merge.layouts.heads import EMBEDDINGS, is_head
 from speechft_merge.layouts.prefixes import encoder_prefixes
 from speechft_merge.layouts.structure import Location, find_stacks, is_decoder
 
@@ -30,16 +30,6 @@ by more: the decoder attends to the encoder."""
 
 
 _MODELS = ("model", "language_model")
-_EMBEDDINGS = (
-    "embed_tokens",
-    "token_embedding",
-    "word_embeddings",
-    "shared",
-    "wte",
-    "embed",
-    "embedding",
-    "embeddings",
-)
 _BRIDGE = re.compile(r".*(projector|connector|adapt[eo]r|enc_to_dec_proj).*")
 """Words for a module between two parts of a model."""
 
@@ -104,7 +94,7 @@ def _tied(names: Mapping[str, TensorName]) -> set[str]:
     """Return the output projection of a text decoder that has no embedding of words: it is stored as this one."""
     words = {word for name in names.values() for word in name.canonical.split(".")}
     decodes = any(name.location.block is not None and is_decoder(name.location.stack) for name in names.values())
-    return words & {"lm_head", "proj_out"} if decodes and words.isdisjoint(_EMBEDDINGS) else set()
+    return words & {"lm_head", "proj_out"} if decodes and words.isdisjoint(EMBEDDINGS) else set()
 
 
 def _is_part(word: str, shapes: Shapes, beside: Collection[str]) -> bool:

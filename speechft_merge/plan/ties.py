@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.companions import CONFIG, read_companion_json
+from speechft_merge.layouts.heads import EMBEDDINGS
 from speechft_merge.plan.evidence import SAMPLED_ELEMENTS, is_equal
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import Checkpoint
     from speechft_merge.layouts.naming import TensorName
 
-_INPUTS = ("embed_tokens", "token_embedding", "word_embeddings", "shared", "wte", "embedding", "embeddings", "embed")
 _OUTPUTS = ("lm_head", "proj_out", "output_projection", "embed_out", "output_layer", "text_decoder_postnet")
 
 
@@ -28,7 +28,7 @@ def find_ties(owner: Checkpoint, names: Mapping[str, TensorName]) -> dict[str, s
         owner: the model whose class is written.
         names: what each of its tensors is.
     """
-    embeddings = [own for own in owner.tensors if _is(own, _INPUTS) and names[own].location.block is None]
+    embeddings = [own for own in owner.tensors if _is(own, EMBEDDINGS) and names[own].location.block is None]
     outputs = [own for own in owner.tensors if _is(own, _OUTPUTS) and names[own].location.block is None]
     pairs = [(output, embedding) for output in outputs for embedding in embeddings]
     alike = [
