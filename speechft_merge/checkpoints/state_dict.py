@@ -71,7 +71,8 @@ def find_state_dicts(root: Any, name: str, known: tuple[str, ...] | None = None)
     if not found:
         raise CheckpointError(f"{name} holds no state dict: {_explain(root)}")
     best = max(found, key=lambda one: (one.path == known, one.parameters, -_rank(one.path), -len(one.path)))
-    sizes = {path: _size(module, set()) for path, module in modules.items()}
+    seen: set[int] = set()  # one for all: a file may name a module again and again
+    sizes = {path: _size(module, seen) for path, module in modules.items()}
     whole = tuple(path for path, size in sizes.items() if size >= LEAST_MODULE * best.parameters)
     beside = [one for one in found if one is not best and one.parameters >= LEAST_SIZE * best.parameters]
     return [
@@ -128,16 +129,21 @@ def _is_module(value: Inert) -> bool:
     return isinstance(value.state, dict) and "_parameters" in value.state
 
 
-def _size(value: Any, seen: set[int]) -> int:
-    """Return the elements of the tensors in a module and those in it."""
-    if isinstance(value, TensorView):
-        return math.prod(value.shape)
-    attributes = value.state if isinstance(value, Inert) else value
-    if not isinstance(attributes, dict) or id(attributes) in seen or len(seen) >= MAX_CONTAINERS:
-        return 0
-    seen.add(id(attributes))
-    inner = attributes.values() if value is attributes else (attributes.get("_parameters"), attributes.get("_modules"))
-    return sum(_size(item, seen) for item in inner)
+def _size(module: Inert, seen: set[int]) -> int:
+    """Return the parameters of a module and of those in it; `seen` has what was counted."""
+    total, left = 0, [module]
+    while left and len(seen) < MAX_CONTAINERS:
+        attributes = left.pop().state
+        if not isinstance(attributes, dict) or id(attributes) in seen:
+            continue
+        seen.add(id(attributes))
+        parameters, inner = (
+            [*found.values()] if isinstance(found := attributes.get(key), dict) else []
+            for key in ("_parameters", "_modules")
+        )
+        total += sum(math.prod(item.shape) for item in parameters if isinstance(item, TensorView))
+        left += [item for item in inner if isinstance(item, Inert)]
+    return total
 
 
 def _entries(container: dict[Any, Any] | Sequence[Any]) -> Iterator[tuple[str | int, Any]]:

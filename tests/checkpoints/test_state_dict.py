@@ -14,7 +14,10 @@ from container_files import Opcodes, Open, assert_holds, opcodes, saved, tensor,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechft_merge.checkpoints.state_dict import MAX_DEPTH
+from speechft_merge.checkpoints.dtypes import DType
+from speechft_merge.checkpoints.pickle_data import Inert, Symbol
+from speechft_merge.checkpoints.state_dict import MAX_DEPTH, find_state_dicts
+from speechft_merge.checkpoints.torch_tensors import Storage, TensorView
 from speechft_merge.errors import CheckpointError
 
 SMALL, LARGE = {"a": torch.zeros(3)}, {"a": torch.ones(2), "b": torch.ones(5)}
@@ -383,3 +386,13 @@ def seconds_beside(entries: int, open_bytes: Open) -> float:
 
 def test_one_value_under_many_names_is_not_counted_for_each(open_bytes: Open) -> None:
     assert seconds_beside(10_000, open_bytes) < 5 * seconds_beside(10, open_bytes) + 0.3
+
+
+def test_modules_in_modules_are_counted_once_and_at_any_depth() -> None:
+    weight = TensorView(Storage("0", DType.F32, "FloatStorage", 100), DType.F32, 0, (10, 10), (10, 1))
+    module = Inert(Symbol("torch.nn", "Linear"), state={"_parameters": {"weight": weight}, "_modules": {}})
+    for _ in range(5000):  # more than Python's own stack holds
+        module = Inert(Symbol("torch.nn", "Sequential"), state={"_parameters": {}, "_modules": {"0": module}})
+    root = {"state_dict": {"weight": weight}, "model": module, "again": [module] * 5000}
+    (found,) = find_state_dicts(root, "file")
+    assert found.modules == ("model",)
