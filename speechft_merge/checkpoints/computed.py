@@ -104,7 +104,7 @@ def _widened(span: TensorSpan, dtype: DType) -> TensorSpan:
 def joined_rows(name: str, first: TensorSpan, rest: TensorSpan, rows: int) -> TensorSpan:
     """Return a tensor of the shape of `rest` whose first `rows` rows are those of `first`.
 
-    Of two element types it has the wider; of float16 and bfloat16, which hold each other's numbers not, float32.
+    Where their element types differ it has the wider one, and at least float32, which both fit into exactly.
     """
     if first.dtype is not rest.dtype:
         dtype = max(first.dtype, rest.dtype, DType.F32, key=lambda dtype: dtype.itemsize)

@@ -30,6 +30,7 @@ by more: the decoder attends to the encoder."""
 
 
 _MODELS = ("model", "language_model")
+"""Words for a model within a model, which writers put in different places."""
 _BRIDGE = re.compile(r".*(projector|connector|adapt[eo]r|enc_to_dec_proj).*")
 """Words for a module between two parts of a model."""
 

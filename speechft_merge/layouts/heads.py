@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 TASKS = frozenset("lm_head ctc_head classifier projector proj_out score tdnn objective layer_weights".split())
 """First words of the names of a task's heads."""
 
-_PRE_TRAINING = "ctc_proj project_q project_hid final_proj speaker_proj target_glu label_embs_concat logit_generator"
-HEADS = TASKS | frozenset(f"{_PRE_TRAINING} label_embeddings_concat layer_norm_for_extract".split())
+HEADS = TASKS | frozenset(
+    "ctc_proj project_q project_hid final_proj speaker_proj target_glu label_embs_concat logit_generator "
+    "label_embeddings_concat layer_norm_for_extract".split()
+)
 """Likewise of all heads, those of pre-training and of bare models included, wherever they stand."""
 EMBEDDINGS = ("embed_tokens", "token_embedding", "word_embeddings", "shared", "wte", "embedding", "embeddings", "embed")
 """Words for the embedding of words, which the head of a language model may be one with."""

@@ -64,9 +64,9 @@ def locate(shapes: Shapes) -> dict[str, Location]:
     """Return where each tensor is; `shapes` are by canonical names without the model's prefix."""
     stacks = find_stacks(shapes)
     owners = {_owner(path): stack for path, stack in stacks.items()}
-    heads = _heads(shapes, stacks)
+    no_heads = _no_heads(shapes, stacks)
     located = {
-        name: HEAD if is_head(name) and name.partition(".")[0] in heads else _locate(name, stacks, owners)
+        name: HEAD if is_head(name) and name.partition(".")[0] not in no_heads else _locate(name, stacks, owners)
         for name in shapes
     }
     outside = {
@@ -81,14 +81,13 @@ def locate(shapes: Shapes) -> dict[str, Location]:
     return located
 
 
-def _heads(names: Iterable[str], stacks: Iterable[str]) -> set[str]:
-    """Return the first words of the names of heads: a module that holds blocks is none, whatever it is called.
+def _no_heads(names: Iterable[str], stacks: Iterable[str]) -> set[str]:
+    """Return the modules that are no heads whatever they are called: those that hold blocks.
 
-    Nor is a projector without a classifier: such a one leads from an encoder to a language model.
+    And a projector without a classifier: such a one leads from an encoder to a language model.
     """
-    first = {name.partition(".")[0] for name in names}
-    no_heads = {path.partition(".")[0] for path in stacks}
-    return first - no_heads - ({"projector"} if "classifier" not in first else set())
+    modules = {path.partition(".")[0] for path in stacks}
+    return modules if any(name.partition(".")[0] == "classifier" for name in names) else modules | {"projector"}
 
 
 def _norms_of_projections(names: Iterable[str]) -> set[str]:

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,7 @@ class Side:
         mixed = {name for name, dtype in partners.items() if dtype.interpolated and tensors[name].dtype.interpolated}
         return cls(model, names, mixed, partners)
 
+    @cached_property
     def units(self) -> dict[str, list[str]]:
         """Return stack, or part or module outside of the stacks -> its tensors that could be mixed, heads aside."""
         found: dict[str, list[str]] = {}
@@ -80,12 +82,12 @@ class Side:
 
     def share(self) -> float:
         """Return the share of its parameters, heads aside, that are mixed."""
-        sizes = {name: self.model.tensors[name].elements for names in self.units().values() for name in names}
+        sizes = {name: self.model.tensors[name].elements for names in self.units.values() for name in names}
         return sum(size for name, size in sizes.items() if name in self.mixed) / max(sum(sizes.values()), 1)
 
     def unpaired(self) -> Iterator[str]:
         """Yield the tensors that could be mixed and have no partner."""
-        return (name for names in self.units().values() for name in names if name not in self.partners)
+        return (name for names in self.units.values() for name in names if name not in self.partners)
 
     def unusual_heads(self) -> set[str]:
         """Return the modules that count as heads for their place alone."""
@@ -151,7 +153,7 @@ class _Judge:
             hint = "check that the base is the one that was fine-tuned"
             yield Finding(Level.REFUSAL, text, hint, ALLOW_UNRELATED)
             return
-        ours = self.owner.units()
+        ours = self.owner.units
         lost = {unit: [name for name in names if name not in self.owner.mixed] for unit, names in ours.items()}
         absent = {unit: [name for name in names if name not in self.owner.partners] for unit, names in ours.items()}
         whole = [unit for unit, names in absent.items() if len(names) == len(ours[unit])]
@@ -177,7 +179,7 @@ class _Judge:
                 free[shapes[name]] -= 1
                 found += math.prod(shapes[name])
         missing = sum(math.prod(shapes[name]) for name in ours)
-        total = sum(math.prod(shapes[name]) for names in self.owner.units().values() for name in names)
+        total = sum(math.prod(shapes[name]) for names in self.owner.units.values() for name in names)
         if found < LEAST_RENAMED * missing or missing <= LEAST_MISSING * total:
             return None
         text = (
@@ -210,7 +212,7 @@ class _Judge:
                 text += f"; it has tensors that cannot be read, first {quote(name)}: {why}"
             yield Finding(Level.REFUSAL, text, "", ALLOW_PARTIAL)
         beyond = self.other.beyond(self.owner, unit) if depth is not None else set()
-        theirs = self.other.units().get(unit, [])
+        theirs = self.other.units.get(unit, [])
         extra = [name for name in theirs if name not in self.other.partners and name not in beyond]
         if extra and not self.keep_head:
             text = (

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from speechft_merge.layouts.alignment import Alignment
     from speechft_merge.layouts.naming import TensorName
 
-_OWN_HEADS = frozenset(
+_TASKS = TASKS | frozenset(
     "fc linear lin head heads output outputs output_layer out cls ctc ctc_lin ctc_linear ctc_fc ctc_lo dense mlp "
     "classification_head asr_head predictor".split()
 )
-"""First words of heads that stand beside an encoder in people's own classes."""
+"""First words of a task's heads, those that stand beside an encoder in people's own classes included."""
 
 _OPTIMIZER = re.compile(r"optim(izer)?s?(_states?)?(_dict)?", re.IGNORECASE)
+"""Keys of an optimizer's state."""
 _PROGRESS = frozenset("epoch epochs step steps global_step iteration num_updates batch_idx_train".split())
 """Keys of a trainer's counters; some published models have them."""
 
@@ -55,12 +56,12 @@ def _has_own(alignment: Alignment) -> bool:
     """Return whether the fine-tune has a module that the base lacks, and that is none of pre-training."""
     paired = {*alignment.pairs.values(), *alignment.mismatched.values()}
     own = (name.canonical for own, name in alignment.finetuned_names.items() if own not in paired)
-    return any("." in name and (name.partition(".")[0] in TASKS | _OWN_HEADS or not is_head(name)) for name in own)
+    return any("." in name and (name.partition(".")[0] in _TASKS or not is_head(name)) for name in own)
 
 
 def _task_heads(names: Mapping[str, TensorName]) -> list[str]:
     words = (name.canonical.partition(".")[0] for name in names.values() if name.is_head)
-    return list(dict.fromkeys(word for word in words if word in TASKS or word in _OWN_HEADS))
+    return list(dict.fromkeys(word for word in words if word in _TASKS))
 
 
 def _traces(checkpoint: Checkpoint) -> list[str]:
