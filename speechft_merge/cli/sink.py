@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from speechft_merge.cli.text import clean, fit
+from speechft_merge.cli.text import fit
+from speechft_merge.foreign import clean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

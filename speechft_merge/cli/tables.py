@@ -6,7 +6,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from speechft_merge.cli.text import clean, fit
+from speechft_merge.cli.text import fit
+from speechft_merge.foreign import clean
 from speechft_merge.record.layers import drift_cell
 
 if TYPE_CHECKING:

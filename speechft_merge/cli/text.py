@@ -1,14 +1,11 @@
-"""Prepares text for a terminal: escapes foreign characters, cuts long text, words sizes."""
+"""Prepares text for a terminal: cuts long text, words sizes."""
 
 from __future__ import annotations
 
+from speechft_merge.foreign import clean
+
 LINE = 2000
 """Characters of a sentence, at most; names out of foreign files may have megabytes."""
-
-
-def clean(text: str) -> str:
-    """Return text of foreign origin (tensor names, paths) without characters that a terminal would interpret."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def fit(text: str, limit: int = LINE) -> str:

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.foreign import as_code, as_markdown, clean
 from speechft_merge.record.layers import drift_cell, summarise_layers
 
 if TYPE_CHECKING:
@@ -84,28 +85,29 @@ def make_card(
         weights: name of the file of weights.
     """
     base, *finetuned = models
-    names = ", ".join(f"`{short(checkpoint.reference)}`" for checkpoint in finetuned)
+    names = ", ".join(as_code(short(checkpoint.reference)) for checkpoint in finetuned)
     first, onto = short(finetuned[0].reference), short(base.reference)
     shortened = shortener([model.reference for model in models])
-    rules = ", ".join(f"`{rule}`" for rule in plan.recipe.layer_alpha)
+    rules = ", ".join(as_code(str(rule)) for rule in plan.recipe.layer_alpha)
     alphas = f"alpha = {plan.recipe.alpha:g}" + (f", but {rules}" if rules else "")
     lines = [
         *_front_matter(models, config),
         "",
-        f"# {first} merged into {onto}",
+        f"# {as_markdown(first)} merged into {as_markdown(onto)}",
         "",
-        f"Weights of `{onto}` interpolated with {names}: merged = base + alpha * (finetuned - base), {alphas} "
+        f"Weights of {as_code(onto)} interpolated with {names}: merged = base + alpha * (finetuned - base), {alphas} "
         "(Speech-FT, Lin et al. 2026).",
         "",
         *_pinned(models),
         _sentence(plan),
-        *(f"\n**{finding.level.value.capitalize()}:** {shortened(finding.text)}." for finding in findings),
+        *(f"\n**{finding.level.value.capitalize()}:** {as_markdown(shortened(finding.text))}." for finding in findings),
         *_pattern(weights, short((finetuned[0] if plan.recipe.keep_head else base).reference)),
         "",
         "| layer | alpha | drift | interpolated | copied |",
         "|---|---|---|---|---|",
         *(
-            f"| {row.key.label} | {row.alpha_cell} | {drift_cell(row.drift)} | {row.interpolated} | {row.copied} |"
+            f"| {as_markdown(row.key.label)} | {row.alpha_cell} | {drift_cell(row.drift)} | {row.interpolated} "
+            f"| {row.copied} |"
             for row in summarise_layers(plan, drifts)
             if row.interpolated or row.copied
         ),
@@ -115,7 +117,7 @@ def make_card(
         _MADE_BY,
         "",
         "```shell",
-        shlex.join(["speechft-merge", *map(short, command)]),
+        clean(shlex.join(["speechft-merge", *map(short, command)])),
         "```",
         "",
         "```bibtex",
@@ -163,7 +165,10 @@ def _pattern(weights: str, owner: str) -> list[str]:
     """Return a note on a lab's file: it is loaded in the same way as the file it copies."""
     if weights.endswith(".safetensors"):
         return []
-    return ["", f"`{weights}` is `{owner}` with merged weights and all else as it was; it is loaded in the same way."]
+    return [
+        "",
+        f"`{weights}` is {as_code(owner)} with merged weights and all else as it was: loaded in the same way.",
+    ]
 
 
 def _sentence(plan: Plan) -> str:

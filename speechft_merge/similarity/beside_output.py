@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from speechft_merge.foreign import as_markdown
 from speechft_merge.output.folder import write_whole
 from speechft_merge.record import card, manifest
 from speechft_merge.similarity.plot import draw_lines
@@ -53,8 +54,8 @@ def make_section(report: Report) -> str:
             "",
             f"![layer against CKA]({manifest.FIGURE})",
             "",
-            *("| " + " | ".join(row) + " |" for row in table),
+            *("| " + " | ".join(map(as_markdown, row)) + " |" for row in table),
             "",
-            " ".join(report.in_words()),
+            as_markdown(" ".join(report.in_words())),
         ]
     )
