@@ -2,6 +2,11 @@
 
 import sys
 
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[
+        0
+    ]  # the working directory, a foreign model's perhaps, with a numpy.py of its own; this package is found
+
 
 def main() -> None:
     """Run the command line and exit."""

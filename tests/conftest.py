@@ -26,6 +26,7 @@ from processes import COMMAND, Ran, plain_environment
 from safetensors.numpy import load_file, save_file
 
 from speechft_merge.__main__ import main
+from speechft_merge.cli.entry import SIGNALS
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, here and in subprocesses: the tests run side by side
 
@@ -156,7 +157,7 @@ def run(tmp_path: Path) -> Run:
     def run(*args: object, cwd: Path = tmp_path) -> Ran:
         out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
         err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
-        handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+        handlers = [(number, signal.getsignal(number)) for number in SIGNALS]
         arguments = mock.patch.object(sys, "argv", ["speechft-merge", *map(str, args)])
         with arguments, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(cwd):
             code = _exit_code_of(main)

@@ -82,3 +82,12 @@ def test_every_public_name_is_there() -> None:
     assert [name for name in speechft_merge.__all__ if getattr(speechft_merge, name, None) is None] == []
     with pytest.raises(AttributeError, match="nonsense"):
         _ = speechft_merge.nonsense
+
+
+def test_nothing_is_imported_from_the_folder_in_which_it_runs(pair: Pair, tmp_path: Path) -> None:
+    """It may be a foreign model's, with a numpy.py of its own; `python -m` puts it first."""
+    for name in ("numpy", "yaml", "typer", "json", "gc", "resource", "torch", "rich", "safetensors"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
+    command = [sys.executable, "-m", "speechft_merge", *pair.args, "-o", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -20,6 +20,8 @@ _RENAMED = {
 }
 """Options of earlier versions, and what to pass instead."""
 
+_LIMITED = "check the limits of this job: memory (ulimit -v, --mem) and processes (ulimit -u)"
+_INSTALLED = "check the installation (pip check), and whether memory is limited (ulimit -v)"
 _BUG = "please report this bug in speechft-merge, with the traceback (SPEECHFT_MERGE_DEBUG=1 shows it)"
 
 
@@ -60,8 +62,17 @@ def explain(error: BaseException) -> Failure:
     if isinstance(error, OSError):  # stdout is full
         return Failure(str(error), None, notes, os.EX_IOERR)
     if isinstance(error, MemoryError):
-        return Failure(str(error) or "out of memory", None, notes)
+        return Failure(str(error) or "out of memory", None, (*notes, _LIMITED))
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] != "speechft_merge":
+        return Failure(f"{error.name or 'a package'} cannot be imported: {_reason(error)}", None, (*notes, _INSTALLED))
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return Failure("no thread can be started", None, (*notes, _LIMITED))
     return Failure(f"{type(error).__name__}: {error}".removesuffix(": "), None, (*notes, _BUG), unexpected=True)
+
+
+def _reason(error: ImportError) -> str:
+    """Return the last line of what may be a page of advice: there numpy says what the linker said."""
+    return str(error).strip().rpartition("\n")[2] or type(error).__name__
 
 
 def _explain_usage(error: Any) -> Failure:

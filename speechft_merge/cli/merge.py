@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from speechft_merge.background import wait_for
 from speechft_merge.cli.features import FeatureOptions
 from speechft_merge.cli.groups import with_groups
 from speechft_merge.cli.options import Base, Finetuned, HubOptions, OutputOptions, RecipeOptions, WorkOptions
@@ -14,6 +16,8 @@ from speechft_merge.cli.sink import Sink
 from speechft_merge.errors import ComparisonError, SpeechFTMergeError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from speechft_merge.merging import Merge, MergeResult
     from speechft_merge.push import Pushed, PushTarget
     from speechft_merge.similarity.report import Report
@@ -70,16 +74,28 @@ def merge(
             sink.detail(line)
         with ProgressLine(sink) as progress:
             result = opened.write(path, progress)
-        compared = None if request is None else _compare(opened, request, result, sink)
-        pushed = None
-        if target is not None:
-            keep = output.output is not None
-            pushed = _push(opened, result, target, hub.commit_message, keep=keep, compared=compared)
-    sink.show(show_merge(result, named, pushed, compared))
-    if isinstance(compared, ComparisonError):
-        raise compared
-    if compared is not None:
-        features.write(compared)
+        with _complete(named):
+            compared = None if request is None else _compare(opened, request, result, sink)
+            pushed = None
+            if target is not None:
+                keep = output.output is not None
+                pushed = _push(opened, result, target, hub.commit_message, keep=keep, compared=compared)
+    with _complete(named):
+        sink.show(show_merge(result, named, pushed, compared))
+        if isinstance(compared, ComparisonError):
+            raise compared
+        if compared is not None:
+            features.write(compared)
+
+
+@contextlib.contextmanager
+def _complete(named: str) -> Iterator[None]:
+    """Say of a signal that comes after the commit that the merge is complete."""
+    try:
+        yield
+    except SystemExit as stopped:  # also where the reader of stdout is gone, which is told by the code alone
+        stopped.add_note(f"the merge is complete: {named}")
+        raise
 
 
 def _push(
@@ -88,7 +104,7 @@ def _push(
 ) -> Pushed:  # fmt: skip
     """Push the output, also if the comparison failed; a push that fails as well tells of both."""
     try:
-        return opened.push(result, target, message, keep=keep)
+        return wait_for(lambda: opened.push(result, target, message, keep=keep))
     except SpeechFTMergeError as error:
         if isinstance(compared, ComparisonError):
             error.add_note(str(compared))

@@ -29,7 +29,7 @@ class ProgressLine:
         """Show that `done` of `total` units are done."""
         if not self._shown or (self._unit == "bytes" and total < 100_000_000):  # done before anyone could read it
             return
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
             self._update_bar(done, total)
         elif done * 10 // total > self._tenths:
             self._tenths = done * 10 // total

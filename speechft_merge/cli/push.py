@@ -21,8 +21,10 @@ Repository = Annotated[
 @with_groups
 def push(folder: Folder, repository: Repository, hub: HubOptions, sink: Sink) -> None:
     """Push a merged model to the Hub, in one commit."""
+    from speechft_merge.background import wait_for
     from speechft_merge.push import push as push_folder
     from speechft_merge.push.outgoing import list_outgoing
 
     list_outgoing(folder)  # what cannot be pushed makes no repository
-    sink.show(show_push(push_folder(folder, hub.prepare(repository), hub.commit_message)))
+    pushed = wait_for(lambda: push_folder(folder, hub.prepare(repository), hub.commit_message))
+    sink.show(show_push(pushed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,8 @@ def _draw(report: Report, kind: str, size: tuple[float, float], fill: Callable[[
     """Return the file's bytes, without the date: equal figures, equal files."""
     if kind == ".html":
         return _page(report, _draw(report, ".svg", size, fill).decode())
+    # it says where it keeps its fonts, if the home directory cannot be written
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with needs_extra("matplotlib"):
         import matplotlib
         from matplotlib.figure import Figure
