@@ -47,27 +47,32 @@ def execute(segments: Placed, workers: int, progress: Progress | None = None) ->
     Raises:
         MismatchError: an input holds a number that is not finite, or a result does not fit its type.
         CheckpointError: an input could not be read.
+        TemporaryError: an input is no longer what was opened.
         WriteError: the output could not be written.
     """
     inputs = [span for segment, _ in segments for span in segment.operation.inputs]
     with read_ahead([(span.source, span.offset, span.nbytes) for span in inputs]) as ahead:
-        return _execute(_Execution(segments, ahead, progress), segments, workers)
+        drifts = _execute(_Execution(segments, ahead, progress), segments, workers)
+    for source in {id(span.source): span.source for span in inputs}.values():
+        source.require_unchanged()
+    return drifts
 
 
 def _execute(execution: _Execution, segments: Placed, workers: int) -> dict[str, Drift]:
     inputs = max((len(segment.operation.inputs) for segment, _ in segments), default=1)
-    threads = [threading.Thread(target=execution.work, args=(Buffers(inputs),), daemon=True) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
+    started: list[threading.Event] = []
     try:
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.1)
+        for _ in range(workers):
+            buffers, ended = Buffers(inputs), threading.Event()
+            threading.Thread(target=execution.work, args=(buffers, ended), daemon=True).start()
+            started.append(ended)
+        for ended in started:
+            while not ended.wait(0.1):
                 execution.report()
-    finally:  # a signal raises SystemExit here, in the main thread
+    finally:  # a signal raises SystemExit in the main thread, in which Thread.join takes a living thread for ended
         execution.stop()
-        for thread in threads:
-            thread.join()
+        for ended in started:
+            ended.wait()
     if execution.error is not None:
         raise execution.error
     execution.report()
@@ -104,7 +109,7 @@ class _Execution:
         self._lock = threading.Lock()
         self._stopped = False
 
-    def work(self, buffers: Buffers) -> None:
+    def work(self, buffers: Buffers, ended: threading.Event) -> None:
         """Carry out chunk after chunk, as one worker."""
         try:
             while (chunk := self._next()) is not None:
@@ -113,6 +118,8 @@ class _Execution:
             with self._lock:
                 self.error = self.error or error
             self.stop()
+        finally:
+            ended.set()
 
     def stop(self) -> None:
         """Stop the workers after their current chunk, without waiting for the network."""

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge.push.leftovers import Changes, decide_changes
 from speechft_merge.push.outgoing import clean_contents, list_outgoing
 from speechft_merge.record import card
-from speechft_merge.sources.hub_errors import HubError, hub_errors
+from speechft_merge.sources.client import bound_client
+from speechft_merge.sources.hub_errors import UPLOAD_EXPIRED, HubError, hub_errors
+from speechft_merge.sources.retries import REFUSED, persist
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     from speechft_merge.push.target import PushTarget
 
@@ -62,8 +67,8 @@ def push(folder: Path, target: PushTarget, message: str | None = None) -> Pushed
         HubError: refused; also if the repository changed since `prepare_push`.
         TemporaryError: the Hub failed or cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    bound_client()
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     outgoing = list_outgoing(folder)
@@ -76,19 +81,66 @@ def push(folder: Path, target: PushTarget, message: str | None = None) -> Pushed
         for name, path in outgoing.items()
     ]
     operations += [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in changes.deleted]
+    title = message or "Merge by speechft-merge"
     with hub_errors(target.repo):
+        _upload(target, [operation for operation in operations if isinstance(operation, CommitOperationAdd)])
+        url = _commit(target, operations, title)
+    replaced_card = target.foreign_card and card.NAME in changes.replaced
+    return Pushed(target.repo, url, changes, replaced_card)
+
+
+def _upload(target: PushTarget, additions: list[CommitOperationAdd]) -> None:
+    """Upload what is large; what broke off begins anew, under a new URL, and what arrived does not."""
+    from huggingface_hub import HfApi
+
+    persist(
+        lambda: HfApi().preupload_lfs_files(
+            target.repo, additions, revision=target.branch, create_pr=target.create_pr, free_memory=False
+        ),
+        also=UPLOAD_EXPIRED,
+    )
+
+
+def _commit(target: PushTarget, operations: Sequence[CommitOperationAdd | CommitOperationDelete], message: str) -> str:
+    """Make the commit, and return its URL, or that of the pull request.
+
+    It is made on top of the commit that was looked at, so a second try after a lost answer changes nothing. A pull
+    request has no such guard: it is asked for again only where the Hub said that it did nothing.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    tries = 0
+
+    def commit() -> str:
+        nonlocal tries
+        tries += 1
         try:
-            commit = HfApi().create_commit(
+            made = HfApi().create_commit(
                 target.repo,
                 operations,
-                commit_message=message or "Merge by speechft-merge",
+                commit_message=message,
                 revision=target.branch,
                 create_pr=target.create_pr or None,
                 parent_commit=None if target.create_pr else target.parent,
             )
-        except HfHubHTTPError:  # some are ValueErrors as well
-            raise
+        except HfHubHTTPError as error:  # some are ValueErrors as well
+            url = _found(target, message) if tries > 1 and error.response.status_code == 412 else None
+            if url is None:
+                raise
+            return url
         except ValueError as error:  # the Hub rejects the card's front matter
             raise HubError(f"{target.repo}: {str(error).strip()}") from error
-    replaced_card = target.foreign_card and card.NAME in changes.replaced
-    return Pushed(target.repo, commit.pr_url or commit.commit_url, changes, replaced_card)
+        return made.pr_url or made.commit_url
+
+    return persist(commit, only=REFUSED if target.create_pr else None)
+
+
+def _found(target: PushTarget, message: str) -> str | None:
+    """Return the URL of a commit whose answer was lost: the newest, with our title, on top of the one looked at."""
+    from huggingface_hub import HfApi, constants
+
+    newest, *before = HfApi().list_repo_commits(target.repo, revision=target.branch)
+    if not before or (newest.title, before[0].commit_id) != (message.splitlines()[0], target.parent):
+        return None
+    return f"{constants.ENDPOINT}/{target.repo}/commit/{newest.commit_id}"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.checkpoints.json_text import read_json
 from speechft_merge.errors import CheckpointError, NotFoundError
 from speechft_merge.record import card, manifest
 
@@ -80,10 +81,7 @@ def _clean(value: Any, shorten: Callable[[str], str]) -> Any:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON, so nothing is pushed: {error}") from error
+    found = read_json(path)
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is not what a merge wrote, so nothing is pushed", found=type(found).__name__)
     return found

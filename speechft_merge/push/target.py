@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import SpeechFTMergeError
 from speechft_merge.record import card
+from speechft_merge.sources.client import bound_client
 from speechft_merge.sources.hub_errors import HubError, hub_errors
 from speechft_merge.sources.reference import HubReference
+from speechft_merge.sources.retries import persist
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +43,7 @@ def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, b
         NotFoundError: a pull request to a repository that does not exist.
         TemporaryError: the Hub cannot be reached, or limits the rate.
     """
+    bound_client()
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import LocalTokenNotFoundError
 
@@ -51,7 +54,7 @@ def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, b
     api = HfApi()
     with hub_errors(repo):
         try:
-            account = api.whoami()
+            account = persist(api.whoami)
         except LocalTokenNotFoundError:
             raise HubError("pushing needs a token", hint="run 'hf auth login', or set HF_TOKEN") from None
         role = account.get("auth", {}).get("accessToken", {}).get("role")
@@ -61,10 +64,10 @@ def prepare_push(repo: str, *, private: bool = False, create_pr: bool = False, b
             )
         if not create_pr:
             _require_namespace(repo, account)
-            repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
+            repo = persist(lambda: api.create_repo(repo, private=private or None, exist_ok=True)).repo_id
             if branch is not None:
-                api.create_branch(repo, branch=branch, exist_ok=True)
-        info = api.model_info(repo, revision=branch, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+                persist(lambda: api.create_branch(repo, branch=branch, exist_ok=True))
+        info = persist(lambda: api.model_info(repo, revision=branch, timeout=constants.HF_HUB_ETAG_TIMEOUT))
     if private and info.private is False:
         raise HubError(
             f"{repo} already exists and is public, and --private applies to a new one only",

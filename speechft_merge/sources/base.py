@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol, Self
 from speechft_merge.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from _typeshed import WriteableBuffer
 
 
@@ -24,6 +26,8 @@ class ByteSource(ABC):
     """Checksum known without reading the file (the Hub's etag), or None."""
     seeks_cheaply: bool
     """Whether many small reads cost next to nothing; over a network each is a request."""
+    parts: Sequence[ByteSource] = ()
+    """What it is computed from; empty for a file."""
 
     @abstractmethod
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -46,6 +50,15 @@ class ByteSource(ABC):
         buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
+
+    def require_unchanged(self) -> None:
+        """Check that it is still what was opened.
+
+        Raises:
+            TemporaryError: it is not.
+        """
+        for part in self.parts:
+            part.require_unchanged()
 
     def close(self) -> None:  # noqa: B027
         """Release what the source holds; closing twice is allowed."""
@@ -105,20 +118,20 @@ class SourceReader(io.BufferedReader):
     It allocates no memory for what the file does not hold: a hostile file may claim a string of any length.
     """
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, most: int = MAX_READ) -> None:
         super().__init__(_RawReader(source), 1 << 16)
-        self._size = source.size
+        self._size, self._most = source.size, most
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read up to `size` bytes.
 
         Raises:
-            ValueError: `size` is more than `MAX_READ`.
+            ValueError: `size` is more than was allowed at first.
         """
         left = max(0, self._size - self.tell())
         size = left if size is None or size < 0 else min(size, left)
-        if size > MAX_READ:
-            raise ValueError(f"{size} bytes were requested at once, at most {MAX_READ} are allowed")
+        if size > self._most:
+            raise ValueError(f"{size} bytes were requested at once, at most {self._most} are allowed")
         return super().read(size)
 
     def readline(self, size: int | None = -1, /) -> bytes:

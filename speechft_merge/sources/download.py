@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.errors import CheckpointError, TemporaryError
+from speechft_merge.errors import QUOTED, CheckpointError, TemporaryError
+from speechft_merge.sources.client import bound_client
 from speechft_merge.sources.hub_errors import HubError, hub_errors
+from speechft_merge.sources.redaction import redacted
 from speechft_merge.sources.retries import RETRIED, TRIES, pause, retry_after
 from speechft_merge.sources.token import authorization
 
@@ -36,13 +38,14 @@ class Download:
         self._url = hf_hub_url(repo, path, revision=commit)
         self._what = f"{repo}@{commit[:8]}/{path}"
         self._lock = threading.Lock()
+        self._answered: str | None = None
         self._location = self._url if small else None  # the Hub serves small files itself: one request instead of two
 
     def fetch(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes that start at `offset`.
 
         Raises:
-            TemporaryError: the server or the network failed too often.
+            TemporaryError: the server or the network failed too often, or the file changed.
             CheckpointError: the server sent something other than what was requested.
             HubError, NotFoundError: the Hub refuses.
         """
@@ -77,6 +80,7 @@ class Download:
         with self._lock:
             if self._location is not None and self._location != stale:
                 return self._location
+            bound_client()
             with hub_errors(self._repo):
                 metadata = get_hf_file_metadata(self._url, retry_on_errors=True)
             if metadata.size != self._size or (metadata.etag or self._etag) != self._etag:
@@ -95,18 +99,34 @@ class Download:
             with get_session().stream("GET", location, headers=headers, timeout=timeout) as response:
                 self._check(response.status_code, response.headers, start, stop)
                 yield from response.iter_raw()
-        except httpx.TransportError as error:
-            raise _Again(f"{type(error).__name__}: {error}") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:  # also a loop of redirects
+            raise _Again(redacted(f"{type(error).__name__}: {error}")) from error
 
     def _check(self, status: int, headers: Mapping[str, str], start: int, stop: int) -> None:
         if status in RETRIED:
             raise _Again(f"HTTP {status}", retry_after(headers))
         if status in (400, 401, 403, 404, 410):
             raise _Again(f"HTTP {status} (a signed URL that expired?)", expired=True)
+        if headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise CheckpointError(
+                f"{self._what}: the server sent it packed (Content-Encoding: {headers['Content-Encoding'][:QUOTED]}), "
+                "which was not asked for"
+            )
         expected = f"bytes {start}-{stop - 1}/{self._size}"
         whole = status == 200 and start == 0 and stop == self._size and headers.get("Content-Range") is None
         if not whole and (status != 206 or headers.get("Content-Range") != expected):
             raise CheckpointError(
                 f"{self._what}: requested {expected}, the server answered HTTP {status} "
-                f"{headers.get('Content-Range', 'without Content-Range')}"
+                f"{headers.get('Content-Range', 'without Content-Range')[:QUOTED]}"
             )
+        self._require_unchanged(headers.get("ETag"))
+
+    def _require_unchanged(self, etag: str | None) -> None:
+        """Compare the ETags of all answers; they need not be the Hub's checksum, which a CDN may not know."""
+        if etag is None:
+            return
+        etag = etag.removeprefix("W/").strip('"')
+        with self._lock:
+            self._answered = self._answered or etag
+        if etag != self._answered:
+            raise TemporaryError(f"{self._what} changed while it was read", hint="run again")

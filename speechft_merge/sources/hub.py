@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import CheckpointError, NotFoundError
+from speechft_merge.errors import CheckpointError, NotFoundError, TemporaryError
 from speechft_merge.sources.base import ByteSource, HubOrigin
+from speechft_merge.sources.client import bound_client
+from speechft_merge.sources.content import has_checksum, has_content, is_content
 from speechft_merge.sources.download import Download
 from speechft_merge.sources.hub_errors import hub_errors
 from speechft_merge.sources.local import LocalFile, LocalFolder
-from speechft_merge.sources.retries import RETRIED, pause, retry_after
+from speechft_merge.sources.retries import persist
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -26,8 +28,6 @@ TAIL = 128 << 10
 """Bytes fetched at the first look at a file's end: holds the directory of a zip of a thousand records."""
 SMALL = 4 << 20
 """Bytes up to which a file is fetched whole, with one request."""
-LISTING_TRIES = 4
-"""Fewer than for a range, since no work is lost yet."""
 
 
 def open_hub_folder(reference: HubReference, download: bool = False) -> tuple[Folder, str | None]:
@@ -40,6 +40,7 @@ def open_hub_folder(reference: HubReference, download: bool = False) -> tuple[Fo
     Raises:
         NotFoundError, HubError, TemporaryError: see `hub_errors`.
     """
+    bound_client()
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -51,7 +52,7 @@ def open_hub_folder(reference: HubReference, download: bool = False) -> tuple[Fo
             )
             return _open_cached(Path(cached), reference)
         info = _list_repository(reference)
-    files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+    files = {str(sibling.rfilename): sibling for sibling in info.siblings or ()}
     folder = inner if any(name.startswith(inner + "/") for name in files) else inner.rpartition("/")[0]
     if inner and inner not in files and folder != inner:
         raise NotFoundError(f"{reference}: the repository has no {inner!r}", found=", ".join(sorted(files)[:12]))
@@ -62,25 +63,13 @@ def open_hub_folder(reference: HubReference, download: bool = False) -> tuple[Fo
 
 def _list_repository(reference: HubReference) -> ModelInfo:
     """Return the commit and files of a revision. Retry, since the client does not and a busy Hub refuses this first."""
-    from huggingface_hub import HfApi, constants, errors
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+    from huggingface_hub import HfApi, constants
 
-    tries = 1
-    while True:
-        try:
-            return HfApi().model_info(
-                reference.repo, revision=reference.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
-            )
-        except errors.HfHubHTTPError as error:
-            if error.response.status_code not in RETRIED or tries == LISTING_TRIES:
-                raise
-            wait = retry_after(error.response.headers)
-        except httpx.TransportError as error:
-            if isinstance(error, httpx.ConnectError) or tries == LISTING_TRIES:  # no server: fail at once
-                raise
-            wait = None
-        pause(tries, wait)
-        tries += 1
+    return persist(
+        lambda: HfApi().model_info(
+            reference.repo, revision=reference.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
+    )
 
 
 class HubFolder:
@@ -135,7 +124,7 @@ class HubFolder:
         if cached is not None:
             return LocalFile(cached, label, etag)
         if self._download:
-            return LocalFile(self._fetch_into_cache(path), label, etag)
+            return self._downloaded(path, label, etag)
         return HubFile(self.reference.repo, path, self.commit, sibling.size, etag, label)
 
     def _cached(self, path: str, etag: str, size: int) -> Path | None:
@@ -148,6 +137,15 @@ class HubFolder:
             if candidate.is_file() and candidate.stat().st_size == size:
                 return candidate
         return None
+
+    def _downloaded(self, path: str, label: str, etag: str) -> LocalFile:
+        """Fetch a file into the cache and open it, if its content is right: the client compares no checksum."""
+        file = LocalFile(self._fetch_into_cache(path), label, etag)
+        if has_checksum(etag) and not has_content(file):
+            file.close()
+            file.path.resolve().unlink(missing_ok=True)  # or the cache would give it to everyone
+            raise wrong_content(label)
+        return file
 
     def _fetch_into_cache(self, path: str) -> Path:
         from huggingface_hub import hf_hub_download
@@ -173,6 +171,11 @@ def _open_cached(snapshot: Path, reference: HubReference) -> tuple[Folder, str |
             hint="download it where there is a network (--download), or unset HF_HUB_OFFLINE",
         )
     return LocalFolder(path.parent, name, hub), path.name
+
+
+def wrong_content(name: str) -> TemporaryError:
+    """Return the error for a file whose content is not what the Hub's checksum says."""
+    return TemporaryError(f"{name} arrived damaged: its checksum is not the Hub's", hint="run again")
 
 
 class HubFile(ByteSource):
@@ -224,5 +227,8 @@ class HubFile(ByteSource):
                 return None
             fetched = bytearray(end - start)
             self._download.fetch(start, memoryview(fetched))
+            whole, identity = len(fetched) == self.size, self.identity or ""
+            if whole and has_checksum(identity) and not is_content(identity, self.size, [bytes(fetched)]):
+                raise wrong_content(self.name)
             self._pages.append((start, bytes(fetched)))
             return self._pages[-1]

@@ -6,10 +6,15 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import NotFoundError, SpeechFTMergeError, TemporaryError
+from speechft_merge.sources.redaction import redacted
 from speechft_merge.sources.retries import RETRIED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+UPLOAD_EXPIRED = frozenset({400, 401, 403, 404, 410})
+"""What the storage answers when the signed URL of an upload has expired."""
 
 
 class HubError(SpeechFTMergeError):
@@ -30,14 +35,23 @@ def hub_errors(repo: str) -> Iterator[None]:
         raise _translate(error, repo) from error
     except httpx.HTTPError as error:
         raise _unreachable(error) from error
+    except (httpx.InvalidURL, ImportError) as error:  # a SOCKS proxy needs a package of its own
+        raise _unusable(error) from error
+    except UnicodeEncodeError as error:
+        raise HubError("the token or HF_ENDPOINT holds a letter that is not ASCII", hint="correct it") from error
     except (errors.HFValidationError, ConnectionError) as error:
         raise _translate(error, repo) from error
     except RuntimeError as error:  # what the client raises when an upload breaks off
         cause = error.__cause__ or error
+        if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code not in UPLOAD_EXPIRED:
+            raise _translate(cause, repo) from error
         raise TemporaryError(
-            f"{repo}: {error} ({type(cause).__name__}: {_first_line(cause)})", hint="try again"
+            f"{repo}: {_first_line(error)} ({type(cause).__name__}: {_first_line(cause)})", hint="try again"
         ) from error
-    except ValueError as error:  # no JSON: a proxy's log-in page, perhaps
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        if "proxy" in str(error):
+            raise _unusable(error) from error
+        # no JSON, a proxy's log-in page perhaps; or JSON that the client cannot make sense of
         raise TemporaryError(
             f"the server that answers is not the Hub ({type(error).__name__})", hint="check HF_ENDPOINT and proxies"
         ) from error
@@ -58,7 +72,8 @@ def _translate(error: Exception, repo: str) -> SpeechFTMergeError:
     if isinstance(error, errors.GatedRepoError):
         return NotFoundError(
             f"{repo} is gated",
-            hint=f"accept its terms at {constants.ENDPOINT}/{repo} with the account of your token, then run again",
+            hint=f"accept its terms at {redacted(constants.ENDPOINT)}/{repo} with the account of your token, then run "
+            "again",
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return NotFoundError(
@@ -75,6 +90,11 @@ def _translate(error: Exception, repo: str) -> SpeechFTMergeError:
         return NotFoundError(
             f"{repo} is not a local path, and the Hub has no such model or you have no access to it",
             hint="check the name, and for a private model run 'hf auth login' or set HF_TOKEN",
+        )
+    if status in (413, 507):
+        return HubError(
+            f"the Hub has no room for it in {repo}: {_first_line(error)}",
+            hint="free some storage of the account, or push to another repository",
         )
     if status == 403:
         return HubError(
@@ -95,12 +115,19 @@ def _translate(error: Exception, repo: str) -> SpeechFTMergeError:
     return HubError(f"{repo}: {_first_line(error)}")
 
 
+def _unusable(error: Exception) -> HubError:
+    return HubError(
+        f"a proxy or HF_ENDPOINT cannot be used: {_first_line(error)}",
+        hint="check http_proxy, https_proxy, all_proxy and HF_ENDPOINT; a SOCKS proxy needs: pip install socksio",
+    )
+
+
 def _unreachable(error: BaseException) -> TemporaryError:
     """Return the error for a Hub that does not answer."""
     from huggingface_hub import constants
 
     return TemporaryError(
-        f"cannot reach {constants.ENDPOINT}: {type(error).__name__}: {_first_line(error)}",
+        f"cannot reach {redacted(constants.ENDPOINT)}: {type(error).__name__}: {_first_line(error)}",
         hint="check the network, HF_ENDPOINT and proxies, and try again",
     )
 
@@ -108,4 +135,4 @@ def _unreachable(error: BaseException) -> TemporaryError:
 def _first_line(error: BaseException) -> str:
     """Return the server's own words where there are any; never a URL, which may be signed."""
     text = getattr(error, "server_message", None) or str(error).strip().split("\n")[0]
-    return " ".join(word for word in text.split() if "://" not in word)[:300]
+    return redacted(" ".join(word for word in text.split() if "://" not in word))[:300]

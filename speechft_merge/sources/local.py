@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
-from speechft_merge.errors import CheckpointError, NotFoundError
+from speechft_merge.errors import CheckpointError, NotFoundError, SpeechFTMergeError, TemporaryError
 from speechft_merge.sources.base import ByteSource, HubOrigin
 
 
@@ -29,6 +30,10 @@ class LocalFile(ByteSource):
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             self.status = os.fstat(self._fd)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise SpeechFTMergeError(
+                    f"cannot open {path}: too many files are open", hint="raise the limit of open files (ulimit -n)"
+                ) from error
             raise NotFoundError(f"cannot read {path}: {error.strerror}") from error
         if not stat.S_ISREG(self.status.st_mode):
             self.close()
@@ -47,6 +52,20 @@ class LocalFile(ByteSource):
                     f"{self.name} ended at byte {offset}; it had {self.size} bytes when it was opened"
                 )
             buffer, offset = buffer[count:], offset + count
+
+    def require_unchanged(self) -> None:
+        """Check that nobody wrote to it since it was opened: a trainer that saves its next step, for one.
+
+        A file that was replaced or deleted is still read as it was opened.
+
+        Raises:
+            TemporaryError: somebody did.
+        """
+        now = os.fstat(self._fd)
+        if (now.st_size, now.st_mtime_ns) != (self.status.st_size, self.status.st_mtime_ns):
+            raise TemporaryError(
+                f"{self.name} was written to while it was read", hint="run again when nothing writes to it"
+            )
 
     def close(self) -> None:
         """Close the file descriptor."""

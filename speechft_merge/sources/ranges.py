@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-WINDOW = 126 << 20
+WINDOW = 46 << 20
 """Wanted bytes that are planned together: four runs less the gaps in them. Bounds the memory of a file's runs where
 its order is not that of the output; in files that transformers wrote it differs within a layer or two."""
-MAX_RUN = 32 << 20
+MAX_RUN = 12 << 20
 """Bytes of one request: enough to make its latency small, few enough to lose little when it breaks."""
 MAX_GAP = 64 << 10
 """Unwanted bytes between neighbours that are fetched along to save a request."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FETCHERS = 4
 """Requests at once; what more would gain, the rate limits take away."""
-BUDGET = 192 << 20
+BUDGET = 54 << 20
 """Bytes fetched and not yet read."""
 
 

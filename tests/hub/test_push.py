@@ -409,3 +409,80 @@ def test_xet_uploads_what_lfs_would(pair: Pair, hub: HubServer, target: str, spa
     assert ran.code == 0, ran.err
     assert hub.stored(target).files[SINGLE].read_bytes() == (tmp_path / "out" / SINGLE).read_bytes()
     assert hub.log("xet-write-token")
+
+
+# tried again
+
+
+@pytest.mark.parametrize(
+    ("match", "fault"),
+    [
+        ("GET /api/whoami", {"status": 429, "headers": {"Retry-After": "0"}}),
+        ("POST /api/repos/create", {"status": 503, "headers": {"Retry-After": "0"}}),
+        ("POST .*/preupload/", {"status": 500}),
+        ("POST .*/objects/batch", {"status": 503, "headers": {"Retry-After": "0"}}),
+        ("PUT /lfs/", {"status": 403}),  # a signed URL that has expired
+        ("PUT /lfs/", {"status": 503, "times": 7}),  # more often than the client itself tries
+        ("POST .*/commit/", {"status": 503, "headers": {"Retry-After": "0"}}),
+        ("POST .*/commit/", {"status": 500, "late": True}),  # carried out, but the answer is lost
+        ("POST .*/commit/", {"drop_after": 0}),
+    ],
+)
+def test_what_fails_and_may_pass_is_tried_again_and_makes_one_commit(
+    match: str, fault: dict[str, Any], pair: Pair, hub: HubServer, target: str, spawn: Run, tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    alpha = str(0.3 + sum(request.node.name.encode()) / 1e5)  # or the Hub has these weights already
+    hub.fault(match, **fault)
+    ran = spawn(*pair.args, "-q", "-o", "out", "--alpha", alpha, "--push-to-hub", target, env=hub.env())
+    assert ran.code == 0, ran.err
+    stored = hub.stored(target)
+    assert stored.titles == ["Merge by speechft-merge", "initial commit"]
+    assert stored.files[SINGLE].read_bytes() == (tmp_path / "out" / SINGLE).read_bytes()
+    assert ran.out.strip().endswith(stored.sha)
+
+
+def test_of_two_pull_requests_none_is_made_where_an_answer_was_lost(
+    pair: Pair, hub: HubServer, empty: str, spawn: Run
+) -> None:
+    hub.fault("POST .*/commit/", status=500, late=True)
+    ran = spawn(*pair.args, "-o", "out", "--push-to-hub", empty, "--create-pr", env=hub.env(STRANGER))
+    assert ran.code == 75
+    assert [ref for ref in hub.stored(empty).refs if "/pr/" in ref] == ["refs/pr/1"]
+
+
+@pytest.mark.parametrize(("match", "status"), [("PUT /lfs/", 507), ("POST .*/commit/", 413)])
+def test_a_full_account_is_said_and_not_tried_again(
+    match: str, status: int, pair: Pair, hub: HubServer, target: str, spawn: Run
+) -> None:
+    hub.fault(match, times=100, status=status)
+    ran = spawn(*pair.args, "-o", "out", "--alpha", f"0.4{status}", "--push-to-hub", target, env=hub.env())
+    assert_refused(ran, 1, "the Hub has no room", "free some storage")
+    assert len(hub.log(match)) == 1
+
+
+@pytest.mark.parametrize(
+    "match", ["GET /api/whoami", "POST /api/repos/create", "POST .*/preupload/", "POST .*/commit/"]
+)
+@pytest.mark.parametrize("body", ["[1]", "5", '{"a":{}}'])
+def test_json_of_another_shape_is_no_traceback(
+    match: str, body: str, pair: Pair, hub: HubServer, target: str, spawn: Run
+) -> None:
+    hub.fault(match, times=100, status=200, body=body, headers={"Content-Type": "application/json"})
+    ran = spawn(*pair.args, "-o", "out", "--push-to-hub", target, env=hub.env())
+    assert_refused(ran, ran.code)
+    assert ran.code in (1, 75)
+
+
+def test_a_silent_upload_of_several_files_ends_with_the_signal(
+    pair: Pair, hub: HubServer, target: str, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.fault("PUT /lfs/", times=100, hold=True)
+    options = ["--max-shard-size", "40KB", "--alpha", "0.77", "-o", "out"]
+    process = started(start, hub, monkeypatch, *pair.args, *options, "--push-to-hub", target)
+    wait_for(lambda: len(hub.log("PUT /lfs/")) > 1)
+    process.terminate()
+    _, err = process.communicate(timeout=5)
+    hub.release()
+    assert process.returncode == 143
+    assert "the merge is complete: out" in err

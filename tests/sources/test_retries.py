@@ -32,7 +32,11 @@ def test_the_wait_is_what_the_server_says_within_reason(waited: list[float]) -> 
     [
         ({}, None),
         ({"Retry-After": "37"}, 37),
-        ({"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"Retry-After": "Wed, 99 Oct 2015 07:28:00 GMT"}, None),
+        ({"Retry-After": "²"}, None),
+        ({"Retry-After": "-5"}, None),
+        ({"Retry-After": "9" * 5000}, 999_999_999),
         ({"RateLimit": '"api";r=0;t=37'}, 38),
         ({"RateLimit": '"api";r=12;t=37'}, None),
         ({"RateLimit": '"api";r=12;t=37', "Retry-After": "5"}, 5),
