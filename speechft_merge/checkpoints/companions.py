@@ -8,6 +8,7 @@ import re
 from posixpath import normpath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from speechft_merge.checkpoints.json_text import parse_json
 from speechft_merge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _POINTER = b"version https://git-lfs"
 
 MAX_SIZE = 64 << 20
 """Most bytes of one; Whisper's tokenizer.json has 2.5 MB."""
-MAX_TOTAL = 4 * MAX_SIZE
+MAX_TOTAL = 2 * MAX_SIZE
 """Most bytes of all."""
 MAX_NAMED = 256
 """Most files of one model."""
@@ -168,10 +169,7 @@ def parse_companion(content: bytes, reference: str, name: str) -> dict[str, Any]
     Raises:
         CheckpointError: it is not JSON, or not an object.
     """
-    try:
-        parsed = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{reference}: its {name} is not valid JSON: {error}") from error
+    parsed = parse_json(content, f"{reference}: its {name}")
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{reference}: its {name} holds a {type(parsed).__name__}, expected an object")
     return parsed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.dtypes import DType
@@ -14,44 +15,76 @@ from speechft_merge.sources import ByteSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-LIMIT = 64 << 20
-"""Most bytes of such a tensor that are held in memory: unlike all others it is made as a whole."""
+LIMIT = 56 << 20
+"""Most bytes of such a tensor, and of all that are kept: unlike all others it is made as a whole, kernels with numbers
+of 8 bytes on the way. The kernel of XLS-R 1B, the largest that we know of, has 50 MiB."""
+
+
+class _Recent:
+    """What was computed last, up to `LIMIT` bytes in all: most tensors are only looked into before the merge."""
+
+    def __init__(self) -> None:
+        self._made: OrderedDict[int, memoryview] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: int) -> memoryview | None:
+        with self._lock:
+            if key in self._made:
+                self._made.move_to_end(key)
+            return self._made.get(key)
+
+    def make_room(self, size: int) -> None:
+        with self._lock:
+            while self._made and sum(map(len, self._made.values())) + size > LIMIT:
+                self._made.popitem(last=False)
+
+    def put(self, key: int, made: memoryview) -> None:
+        self.make_room(len(made))
+        with self._lock:
+            self._made[key] = made
+
+    def drop(self, key: int) -> None:
+        with self._lock:
+            self._made.pop(key, None)
+
+
+_RECENT = _Recent()
 
 
 class _Computed(ByteSource):
-    """One tensor's elements, computed at the first read and freed after the last is read."""
+    """One tensor's elements, computed when they are read."""
 
-    def __init__(self, name: str, size: int, seeks_cheaply: bool, function: Callable[[], memoryview]) -> None:
-        self.name, self.size, self.seeks_cheaply = name, size, seeks_cheaply
+    def __init__(self, name: str, size: int, parts: Sequence[ByteSource], function: Callable[[], memoryview]) -> None:
+        self.name, self.size, self.parts = name, size, parts
+        self.seeks_cheaply = all(part.seeks_cheaply for part in parts)
         self._function = function
         self._lock = threading.Lock()
-        self._made: memoryview | None = None
-        self._unread = size
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
+        if offset + len(buffer) > self.size:
+            raise CheckpointError(f"{self.name}: bytes past the end of the tensor were requested")
         with self._lock:
-            if self._made is None:
-                self._made, self._unread = self._function(), self.size
-            if offset + len(buffer) > self.size:
-                raise CheckpointError(f"{self.name}: bytes past the end of the tensor were requested")
-            buffer[:] = self._made[offset : offset + len(buffer)]
-            self._unread -= len(buffer)
-            if self._unread <= 0:
-                self._made = None
+            made = _RECENT.get(id(self))
+            if made is None:
+                _RECENT.make_room(self.size)
+                made = self._function()
+                _RECENT.put(id(self), made)
+        buffer[:] = made[offset : offset + len(buffer)]
 
-    def close(self) -> None:
-        self._made = None
+    def __del__(self) -> None:
+        _RECENT.drop(id(self))
 
 
 class _Joined(ByteSource):
     def __init__(self, name: str, parts: Sequence[TensorSpan]) -> None:
         self.name, self.size = name, sum(part.nbytes for part in parts)
-        self.seeks_cheaply = all(part.source.seeks_cheaply for part in parts)
-        self._parts = parts
+        self.parts = [part.source for part in parts]
+        self.seeks_cheaply = all(source.seeks_cheaply for source in self.parts)
+        self._spans = parts
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         start = 0
-        for part in self._parts:
+        for part in self._spans:
             begin, end = max(offset, start), min(offset + len(buffer), start + part.nbytes)
             if begin < end:
                 part.source.read_into(part.offset + begin - start, buffer[begin - offset : end - offset])
@@ -76,8 +109,7 @@ def computed(
     size = math.prod(shape) * dtype.itemsize
     if size > LIMIT:
         raise CheckpointError(f"{name}: {size} bytes, at most {LIMIT} can be computed at once")
-    made = _Computed(name, size, all(source.seeks_cheaply for source in sources), function)
-    return TensorSpan(made, 0, dtype, shape)
+    return TensorSpan(_Computed(name, size, sources, function), 0, dtype, shape)
 
 
 class _Widened(ByteSource):
@@ -85,7 +117,7 @@ class _Widened(ByteSource):
 
     def __init__(self, span: TensorSpan, dtype: DType) -> None:
         self.name, self.size = span.source.name, span.elements * dtype.itemsize
-        self.seeks_cheaply = span.source.seeks_cheaply
+        self.seeks_cheaply, self.parts = span.source.seeks_cheaply, (span.source,)
         self._span, self._dtype = span, dtype
 
     def read_into(self, offset: int, buffer: memoryview) -> None:

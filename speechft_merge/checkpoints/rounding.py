@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 NUMPY: dict[DType, type[np.floating[Any]]] = {DType.F64: np.float64, DType.F32: np.float32, DType.F16: np.float16}
 """numpy's own types; it has none for bfloat16."""
 
+_PIECE = 1 << 20
+"""Numbers that are read at once."""
 _ONE, _SIXTEEN, _HALF = np.uint32(1), np.uint32(16), np.uint32(0x7FFF)
 
 
@@ -73,7 +75,9 @@ def _round_to_odd(values: Floats) -> NDArray[np.uint32]:
 def read_numbers(span: TensorSpan, start: int, count: int) -> NDArray[np.float64]:
     """Read `count` elements of a tensor of floats from its element `start` on."""
     itemsize = span.dtype.itemsize
-    raw = np.frombuffer(span.source.read(span.offset + start * itemsize, count * itemsize), np.uint8)
     values = np.empty(count, np.float64)
-    widen(raw, span.dtype, values)
+    for done in range(0, count, _PIECE):
+        piece = values[done : done + _PIECE]
+        raw = span.source.read(span.offset + (start + done) * itemsize, len(piece) * itemsize)
+        widen(np.frombuffer(raw, np.uint8), span.dtype, piece)
     return values

@@ -6,20 +6,17 @@ oracle of the tests.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
+from speechft_merge.checkpoints.json_text import MAX_TEXT, parse_json
 from speechft_merge.errors import CheckpointError, quote
 
 if TYPE_CHECKING:
     from speechft_merge.sources import ByteSource
-
-MAX_HEADER = 100_000_000
-"""Bytes; the safetensors library's own bound."""
 
 MAX_RANK = 64
 """Dimensions of a tensor: numpy's bound. Without one a hostile shape makes a product of any length."""
@@ -65,35 +62,15 @@ def _read_header(source: ByteSource) -> tuple[dict[str, Any], int]:
     if source.size < 8:
         raise CheckpointError(f"{source.name} has {source.size} bytes: too short for a safetensors file")
     (length,) = struct.unpack("<Q", source.read(0, 8))
-    if length > min(source.size - 8, MAX_HEADER):
+    if length > min(source.size - 8, MAX_TEXT):
         raise CheckpointError(
-            f"{source.name}: a header of {length} bytes in a file of {source.size} (at most {MAX_HEADER} are allowed): "
+            f"{source.name}: a header of {length} bytes in a file of {source.size} (at most {MAX_TEXT} are allowed): "
             "not a safetensors file, or cut short"
         )
-    try:
-        header = json.loads(
-            source.read(8, length).decode(), object_pairs_hook=_unique_names, parse_constant=_refuse_constant
-        )
-    except RecursionError:
-        raise CheckpointError(f"{source.name}: the safetensors header is nested too deeply") from None
-    except ValueError as error:
-        raise CheckpointError(f"{source.name}: the safetensors header is not valid JSON: {error}") from error
+    header = parse_json(source.read(8, length), f"{source.name}: the safetensors header", strict=True)
     if not isinstance(header, dict):
         raise CheckpointError(f"{source.name}: the safetensors header is a {type(header).__name__}, expected an object")
     return header, 8 + length
-
-
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in table:
-            raise ValueError(f"the name {quote(name)} occurs twice")
-        table[name] = value
-    return table
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")
 
 
 def _is_string_table(value: object) -> bool:

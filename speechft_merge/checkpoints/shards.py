@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from speechft_merge.checkpoints.json_text import MAX_TEXT, parse_json
 from speechft_merge.errors import QUOTED, CheckpointError, NotFoundError, quote
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import Checkpoint
     from speechft_merge.sources import ByteSource
-
-MAX_INDEX = 64 << 20
-"""Most bytes of an index file."""
 
 
 def read_weight_map(source: ByteSource) -> dict[str, str]:
@@ -23,12 +20,7 @@ def read_weight_map(source: ByteSource) -> dict[str, str]:
     Raises:
         CheckpointError: not such an index, or a file name that leads out of the folder.
     """
-    if source.size > MAX_INDEX:
-        raise CheckpointError(f"{source.name} has {source.size} bytes; an index of shards has at most {MAX_INDEX}")
-    try:
-        index = json.loads(source.read(0, source.size).decode())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{source.name} is not valid JSON: {error}") from error
+    index = parse_json(source.read(0, min(source.size, MAX_TEXT + 1)), source.name)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{source.name} has no weight_map: not an index of shards")

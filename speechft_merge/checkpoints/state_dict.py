@@ -149,13 +149,15 @@ def _size(module: Inert, seen: set[int]) -> int:
 def _entries(container: dict[Any, Any] | Sequence[Any]) -> Iterator[tuple[str | int, Any]]:
     """Yield what a container holds, by key or position; a list of pairs is read as the dictionary that it lists."""
     if isinstance(container, dict):
-        pairs = [(_key(key), item) for key, item in container.items()]
-    else:
-        pairs = [(_key(item[0]), item[1]) if _is_pair(item) else (None, item) for item in container]
+        yield from ((name, item) for key, item in container.items() if (name := _key(key)) is not None)
+        return
+    if all(map(_is_pair, container)):
+        pairs = [(_key(key), item) for key, item in container]
         keys = {key for key, _ in pairs}
-        if None in keys or len(keys) < len(pairs):
-            pairs = list(enumerate(container))
-    yield from ((key, item) for key, item in pairs if key is not None)
+        if None not in keys and len(keys) == len(pairs):
+            yield from pairs  # type: ignore[misc]
+            return
+    yield from enumerate(container)
 
 
 def _is_pair(item: Any) -> bool:

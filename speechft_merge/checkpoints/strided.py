@@ -1,17 +1,21 @@
-"""Reads a tensor that is not a contiguous range (transposed, sliced, expanded) as if it were one."""
+"""Reads a tensor that is not a contiguous range (transposed, sliced, expanded) as if it were one, in pieces."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checkpoints.computed import LIMIT, computed
+from speechft_merge.checkpoints.dtypes import DType
+from speechft_merge.checkpoints.index import TensorSpan
 from speechft_merge.errors import CheckpointError, quote
+from speechft_merge.sources import ByteSource
 
 if TYPE_CHECKING:
-    from speechft_merge.checkpoints.dtypes import DType
-    from speechft_merge.checkpoints.index import TensorSpan
-    from speechft_merge.sources import ByteSource
+    from numpy.typing import NDArray
+
+BLOCK = 4 << 20
+"""Bytes of a file that are read at once to gather elements out of them."""
 
 
 def strided(
@@ -19,6 +23,9 @@ def strided(
     strides: tuple[int, ...],
 ) -> TensorSpan:  # fmt: skip
     """Return the tensor whose elements lie in `extent` bytes of a source from `offset` on, in row-major order.
+
+    Nothing of it is kept: a few bytes may be views of any size (expanded), and a merge also reads samples of tensors.
+    Over a network the bytes are fetched as a whole, since every piece of a transposed matrix needs most of them.
 
     Raises:
         CheckpointError: it spans, or takes, more than `LIMIT` bytes.
@@ -29,14 +36,63 @@ def strided(
             f"{quote(list(strides))}) and larger than {LIMIT >> 20} MiB",
             hint="load it with torch, call .contiguous() on it and save the file again",
         )
+    label = f"{source.name}: {name}"
+    if not source.seeks_cheaply:
+        whole, start = source, offset
+        fetched = computed(label, DType.U8, (extent,), (source,), lambda: memoryview(whole.read(start, extent)))
+        source, offset = fetched.source, 0
+    return TensorSpan(_Strided(label, source, offset, dtype.itemsize, shape, strides), 0, dtype, shape)
 
-    def gather() -> memoryview:
+
+class _Strided(ByteSource):
+    def __init__(
+        self, name: str, source: ByteSource, start: int, itemsize: int, shape: tuple[int, ...], strides: tuple[int, ...]
+    ) -> None:
+        self.name, self.size = name, math.prod(shape) * itemsize
+        self.seeks_cheaply, self.parts = source.seeks_cheaply, (source,)
+        self._source, self._start, self._itemsize = source, start, itemsize
+        self._shape, self._strides = shape, strides
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
         import numpy as np
 
-        word = np.dtype(f"u{dtype.itemsize}")
-        flat = np.frombuffer(source.read(offset, extent), word)
-        steps = [step * word.itemsize if size > 1 else 0 for size, step in zip(shape, strides, strict=True)]
-        view = np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
-        return memoryview(np.ascontiguousarray(view).reshape(-1).view(np.uint8).data)
+        if offset + len(buffer) > self.size:
+            raise CheckpointError(f"{self.name}: bytes past the end of the tensor were requested")
+        first, last = offset // self._itemsize, -(-(offset + len(buffer)) // self._itemsize)
+        out = np.empty(last - first, f"u{self._itemsize}")
+        self._fill(out, first, self._shape, self._strides, 0)
+        buffer[:] = memoryview(out.view(np.uint8).data)[offset - first * self._itemsize :][: len(buffer)]
 
-    return computed(f"{source.name}: {name}", dtype, shape, (source,), gather)
+    def _fill(
+        self, out: NDArray[Any], first: int, shape: tuple[int, ...], strides: tuple[int, ...], element: int
+    ) -> None:
+        """Write the elements from `first` on of the tensor that begins at an element of the storage."""
+        inner = math.prod(shape[1:])
+        while len(out):
+            row, within = divmod(first, inner)
+            begin, rows = element + row * strides[0], len(out) // inner
+            if within or not rows:
+                count = min(inner - within, len(out))
+                self._fill(out[:count], within, shape[1:], strides[1:], begin)
+            else:
+                count = rows * inner
+                self._gather(out[:count].reshape(rows, *shape[1:]), strides, begin)
+            out, first = out[count:], first + count
+
+    def _gather(self, out: NDArray[Any], strides: tuple[int, ...], element: int) -> None:
+        """Write the elements of a box, which is halved until what it spans can be read at once."""
+        import numpy as np
+
+        reach = [(size - 1) * step for size, step in zip(out.shape, strides, strict=True)]
+        extent = sum(reach) + 1
+        if extent * self._itemsize > BLOCK:
+            axis = reach.index(max(reach))
+            half = out.shape[axis] // 2
+            front, back = np.split(out, [half], axis)
+            self._gather(front, strides, element)
+            self._gather(back, strides, element + half * strides[axis])
+            return
+        flat = np.empty(extent, out.dtype)
+        self._source.read_into(self._start + element * self._itemsize, memoryview(flat.view(np.uint8).data))
+        steps = [step * self._itemsize if size > 1 else 0 for size, step in zip(out.shape, strides, strict=True)]
+        out[...] = np.lib.stride_tricks.as_strided(flat, out.shape, steps, writeable=False)

@@ -20,6 +20,9 @@ MAGIC = b"PK\x03\x04"
 MAX_PICKLE = 64 << 20
 """Most bytes of data.pkl; that of HuBERT Base has 30 KB."""
 
+MAX_DIRECTORY = 8 << 20
+"""Most bytes of a zip's directory, which zipfile makes ten times as much of in memory; a record takes some 100."""
+
 ALIGNMENT = 64
 """Bytes; torch pads records to it."""
 
@@ -52,7 +55,7 @@ def open_archive(source: ByteSource) -> zipfile.ZipFile:
         CheckpointError: there is none that can be read.
     """
     try:
-        return zipfile.ZipFile(SourceReader(source))
+        return zipfile.ZipFile(SourceReader(source, MAX_DIRECTORY))
     except (
         zipfile.BadZipFile,
         ValueError,

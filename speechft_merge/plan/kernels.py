@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from speechft_merge.layouts.alignment import Alignment
     from speechft_merge.plan.operations import Operation
 
+_PIECE = 1 << 20
+"""Numbers that are rounded at once."""
+
 Kernels = dict[str, WeightNorm]
 """Name of a folded kernel -> the parts that it stands for."""
 
@@ -80,7 +83,8 @@ def _fits(g: TensorSpan, v: TensorSpan) -> bool:
 def _folded(g: TensorSpan, v: TensorSpan, name: str) -> TensorSpan:
     def make() -> memoryview:
         kernel = _numbers(v)
-        return _encode(kernel * (_numbers(g) / _norm(kernel, g.shape)), v)
+        kernel *= _numbers(g) / _norm(kernel, g.shape)
+        return _encode(kernel, v)
 
     return computed(f"{v.source.name}: {name}", v.dtype, v.shape, (g.source, v.source), make)
 
@@ -90,7 +94,14 @@ def _norms(mixed: Interpolate, g: TensorSpan, name: str) -> TensorSpan:
 
     def make() -> memoryview:
         kernel = _numbers(mixed.base)
-        kernel += mixed.alpha * sum(term.weight * (_numbers(term.span) - kernel) for term in mixed.terms)
+        mean: Any = None
+        for term in mixed.terms:
+            delta = _numbers(term.span)
+            delta -= kernel
+            delta *= term.weight
+            mean = delta if mean is None else mean + delta
+        mean *= mixed.alpha
+        kernel += mean
         return _encode(_norm(kernel, g.shape), g)
 
     sources = [span.source for span in mixed.inputs]
@@ -101,7 +112,9 @@ def _norm(kernel: Any, shape: tuple[int, ...]) -> Any:
     """Return the norm over every axis in which g has one element."""
     import numpy as np
 
-    return np.sqrt((kernel * kernel).sum(axis=tuple(i for i, size in enumerate(shape) if size == 1), keepdims=True))
+    axes = list(range(kernel.ndim))
+    kept = [axis for axis, size in zip(axes, shape, strict=True) if size != 1]
+    return np.sqrt(np.einsum(kernel, axes, kernel, axes, kept)).reshape(shape)
 
 
 def _numbers(span: TensorSpan) -> Any:
@@ -115,7 +128,10 @@ def _encode(values: Any, like: TensorSpan) -> memoryview:
 
     from speechft_merge.checkpoints.rounding import narrow
 
-    out = np.empty(values.size * like.dtype.itemsize, np.uint8)
-    flat = np.ascontiguousarray(values, np.float64).reshape(-1)
-    narrow(flat, like.dtype, out, np.empty_like(flat))
-    return memoryview(out.data)
+    out = np.empty((values.size, like.dtype.itemsize), np.uint8)
+    flat = values.reshape(-1)
+    scratch = np.empty(min(_PIECE, values.size))
+    for start in range(0, values.size, _PIECE):
+        piece = flat[start : start + _PIECE]
+        narrow(piece, like.dtype, out[start : start + _PIECE].reshape(-1), scratch[: len(piece)])
+    return memoryview(out.reshape(-1).data)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.errors import QUOTED, NotFoundError, UsageError, quote
+from speechft_merge.checkpoints.json_text import MAX_TEXT, parse_json
+from speechft_merge.errors import QUOTED, CheckpointError, NotFoundError, UsageError, quote
 from speechft_merge.recipe.alpha import DEFAULT_ALPHA, check_alpha, parse_alpha, parse_number
-from speechft_merge.recipe.rules import AlphaRule, parse_rule
+from speechft_merge.recipe.rules import MOST, AlphaRule, parse_rule
+from speechft_merge.sources import LocalFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
+MAX_YAML = 256 << 10
+"""Most characters of one in YAML, which takes 10 s a megabyte to parse."""
 FORMATS = ("auto", "safetensors", "s3prl", "fairseq")
 
 
@@ -26,6 +31,8 @@ def _key(default: Any, parse: Callable[[Any], Any]) -> Any:
 def _parse_rules(value: Any) -> tuple[AlphaRule, ...]:
     if isinstance(value, dict):
         value = [f"{selector}={alpha}" for selector, alpha in value.items()]
+    if len(_listed(value)) > MOST:
+        raise UsageError(f"a recipe of {len(value)} rules, at most {MOST} are allowed")
     return tuple(parse_rule(str(rule)) for rule in _listed(value))
 
 
@@ -127,14 +134,7 @@ def read_recipe(path: Path) -> Recipe:
         NotFoundError: the file cannot be read.
         UsageError: it is not YAML, or not a recipe.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise NotFoundError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"the recipe {path} is not valid YAML: {error}") from error
+    content = _parse(_read_text(path), path)
     of_manifest = isinstance(content, dict) and isinstance(content.get("recipe"), dict)
     try:
         recipe = Recipe.from_json(content["recipe"] if of_manifest else content)
@@ -142,6 +142,44 @@ def read_recipe(path: Path) -> Recipe:
         raise error.within(f"the recipe {path}") from error
     # a single fine-tune could have a weight in earlier versions; it changed nothing
     return replace(recipe, weight=()) if of_manifest and len(recipe.weight) == 1 else recipe
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with LocalFile(path) as file:
+            if file.size > MAX_TEXT:
+                raise UsageError(f"the recipe {path} has {file.size} bytes, at most {MAX_TEXT} are allowed")
+            return file.read(0, file.size).decode()
+    except NotFoundError as error:
+        why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else "it is not a regular file"
+        raise NotFoundError(f"cannot read the recipe {path}: {why}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the recipe {path} is not valid YAML: {error}") from error
+
+
+def _parse(text: str, path: Path) -> Any:
+    """Return the content of a recipe. A manifest is JSON, which YAML is as well, and takes a hundredth of the time.
+
+    References to other parts of the file are refused: ten lines of them make more values than memory holds.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise UsageError(f"the recipe {path} refers to parts of itself (*name)", hint="write them out")
+            return super().compose_node(parent, index)
+
+    with contextlib.suppress(CheckpointError):
+        return parse_json(text.encode(), str(path))
+    if len(text) > MAX_YAML:
+        raise UsageError(f"the recipe {path} has {len(text)} characters of YAML, at most {MAX_YAML} are allowed")
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"the recipe {path} is not valid YAML: {error}") from error
 
 
 def override(recipe: Recipe, **given: Any) -> Recipe:

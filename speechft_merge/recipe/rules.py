@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
     from speechft_merge.layouts.naming import TensorName
 
+LONGEST = 1000
+"""Most characters of a selector; the names of tensors have a hundred."""
+MOST = 5000
+"""Most rules: each is held against each tensor."""
+
 _RANGE = re.compile(r"(?:([A-Za-z_][\w.]*)\.)?(\d+)(?:-(\d+))?")
 
 
@@ -45,6 +50,8 @@ def parse_rule(text: str) -> AlphaRule:
             f"{quote(text)} is not a rule", hint="write SELECTOR=ALPHA, such as 0-5=0.1, cnn=0 or layers=0.1:0.5"
         )
     first, ramp, last = value.partition(":")
+    if len(selector) > LONGEST:
+        raise UsageError(f"the rule {quote(text)} has {len(selector)} characters, at most {LONGEST} are allowed")
     start = parse_alpha(first)
     stop = parse_alpha(last) if ramp else start
     if ramp and selector not in ("layers", *STACKS) and not _RANGE.fullmatch(selector):
@@ -89,7 +96,8 @@ def _selects(selector: str, own: str, name: TensorName) -> bool:
         return location.stack == selector
     if selector in PARTS:
         return location.part == selector
-    return any(_matches(selector.split("."), spelled.split(".")) for spelled in (own, _relative(own, name)))
+    pattern = selector.split(".")
+    return any(_matches(pattern, spelled.split(".")) for spelled in (own, _relative(own, name)))
 
 
 def _relative(own: str, name: TensorName) -> str:
@@ -100,13 +108,22 @@ def _relative(own: str, name: TensorName) -> str:
 def _matches(pattern: list[str], words: list[str]) -> bool:
     """Match a pattern with the dotted words of a name, from end to end: `*` stays within a word, `**` is any words.
 
-    A layer index is a word, so `layers.1.**` never meets layer 10 (mergekit issue 680, PR 689).
+    A layer index is a word, so `layers.1.**` never meets layer 10 (mergekit issue 680, PR 689). Only the last `**` is
+    ever tried again, at the next word: what an earlier one could take, it can take as well.
     """
-    if not pattern:
-        return not words
-    if pattern[0] == "**":
-        return any(_matches(pattern[1:], words[start:]) for start in range(len(words) + 1))
-    return bool(words) and fnmatchcase(words[0], pattern[0]) and _matches(pattern[1:], words[1:])
+    at = begin = 0
+    last = None
+    while begin < len(words):
+        if at < len(pattern) and pattern[at] == "**":
+            last, resume, at = at, begin, at + 1
+        elif at < len(pattern) and fnmatchcase(words[begin], pattern[at]):
+            at, begin = at + 1, begin + 1
+        elif last is not None:
+            resume += 1
+            at, begin = last + 1, resume
+        else:
+            return False
+    return all(word == "**" for word in pattern[at:])
 
 
 def _require_match(rule: AlphaRule, matches: bool, names: Mapping[str, TensorName]) -> None:

@@ -8,6 +8,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.checkpoints.json_text import read_json
+from speechft_merge.errors import SpeechFTMergeError
 from speechft_merge.plan.findings import texts
 from speechft_merge.plan.plan import Action
 from speechft_merge.record.codec import from_json
@@ -150,8 +152,8 @@ def read_names(folder: Path) -> set[str]:
 def _read_json(folder: Path) -> Any:
     """Return the content of a manifest; None where there is none, or it is not JSON."""
     try:
-        return json.loads((folder / NAME).read_text())
-    except (OSError, ValueError, RecursionError):
+        return read_json(folder / NAME)
+    except SpeechFTMergeError:
         return None
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from speechft_merge.errors import CheckpointError, MismatchError
+from speechft_merge.checkpoints.companions import json_values
+from speechft_merge.errors import CheckpointError, MismatchError, quote
 from speechft_merge.layouts.structure import locate
 from speechft_merge.layouts.weight_norm import canonical
 from speechft_merge.packages import needs_extra
@@ -57,6 +58,10 @@ def load_weights(tensors: Sequence[PlannedTensor]) -> tuple[dict[str, Tensor], d
         values = torch.from_numpy(raw).view(kind) if len(raw) else torch.empty(0, dtype=kind)
         loaded[tensor.name] = (values.float() if tensor.dtype.interpolated else values).reshape(tensor.shape)
     return loaded, drifts
+
+
+_MORE, _MORE_PARAMETERS, _MORE_LAYERS = 4, 10_000_000, 32
+"""How much larger than its weights the model of a config may be: what is missing is named, if memory allows."""
 
 
 class _Buffer:
@@ -169,10 +174,13 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
     settings.add_adapter = False  # it follows the encoder's output
     try:
         with _quiet():
+            _require_size(name, settings, model_class, weights)
             model, found = _load(model_class, settings, weights)
             parts = _in_parts(weights, {key: model.state_dict()[key] for key in found["missing_keys"]})
             if parts:
                 model, found = _load(model_class, settings, weights | parts)
+    except CheckpointError:
+        raise
     except Exception as error:  # a foreign config.json may raise anything
         raise CheckpointError(f"{name}: its config does not describe a model: {error}") from error
     wrong = [key for key in found["missing_keys"] if canonical(key) not in MAY_LACK] or list(found["mismatched_keys"])
@@ -189,6 +197,28 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
             f"{name}: {model_class.__name__} has no list of transformer blocks that could be compared"
         )
     return Encoder(name, model.eval().to(device), layers, locations, device)
+
+
+def _require_size(name: str, settings: Any, model_class: Any, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a config of a model much larger than its weights, before memory is taken for what they do not fill.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    for key, value in settings.to_dict().items():
+        most = len(weights) + _MORE_LAYERS if key.endswith("layers") else _MORE_PARAMETERS
+        if any(isinstance(number, int) and number > most for number in json_values(value)):
+            raise CheckpointError(
+                f"{name}: its config states a {key} of {quote(value)}, at most {most} goes with its file"
+            )
+    with torch.device("meta"):
+        described = sum(values.numel() for values in model_class(settings).state_dict().values())
+    there = sum(values.numel() for values in weights.values())
+    if described > _MORE * there + _MORE_PARAMETERS:
+        raise CheckpointError(
+            f"{name}: its config describes a model of {described} parameters, its file has {there}",
+            hint="give it the config.json of the same model as its weights",
+        )
 
 
 def _load(model_class: Any, settings: Any, weights: Mapping[str, Tensor]) -> tuple[Any, Any]:

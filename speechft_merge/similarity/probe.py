@@ -11,7 +11,7 @@ import numpy as np
 
 from speechft_merge.errors import CheckpointError, NotFoundError
 from speechft_merge.packages import needs_extra
-from speechft_merge.similarity.request import SECONDS
+from speechft_merge.similarity.request import SECONDS, require_audio
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,6 +32,12 @@ PIECE = 1.0, 15.0
 """Seconds of a piece, at least and at most."""
 BELIEVABLE = 1e6
 """Most seconds of a file: eleven days."""
+FASTEST = 768_000
+"""Most samples a second of a file: above it no recorder goes."""
+CHANNELS = 64
+"""Most channels of a file."""
+_FRAMES = 1 << 16
+"""Frames of all channels that are decoded at once."""
 SILENCE = 1e-4
 """Greatest amplitude of a clip that counts as silent (-80 dB of full scale)."""
 
@@ -138,10 +144,9 @@ def _find(paths: Iterable[Path]) -> list[Path]:
             if not inner:
                 raise NotFoundError(f"{path} holds no audio file ({', '.join(sorted(SUFFIXES))})")
             found |= dict.fromkeys(inner)
-        elif path.exists():
-            found[path] = None
         else:
-            raise NotFoundError(f"there is no audio file or folder {path}")
+            require_audio(path)
+            found[path] = None
     if not found:
         raise NotFoundError("the probe names no audio file", hint="give files or folders (--probe)")
     return list(found)
@@ -166,6 +171,10 @@ def _cut(path: Path, seconds: float) -> list[_Clip]:
     frames, rate = int(info.frames), int(info.samplerate)
     if frames <= 0 or rate <= 0:
         raise _UnusableError("is empty")
+    if rate > FASTEST or info.channels > CHANNELS:
+        raise _UnusableError(
+            f"has {info.channels} channels of {rate} samples a second; {CHANNELS} and {FASTEST} are read"
+        )
     length = frames / rate
     if length > BELIEVABLE:  # libsndfile says 2^63 - 1 frames where a header does not tell the length
         raise _UnusableError("does not state its length (written to a pipe?); write it again as a file")
@@ -200,7 +209,8 @@ def _read(clip: _Clip) -> NDArray[np.float32]:
     try:
         with soundfile.SoundFile(str(clip.path)) as file:
             file.seek(clip.start)
-            samples: NDArray[np.float32] = file.read(clip.stop - clip.start, dtype="float32", always_2d=True).mean(1)
+            pieces = file.blocks(_FRAMES, frames=clip.stop - clip.start, dtype="float32", always_2d=True)
+            samples: NDArray[np.float32] = np.concatenate([piece.mean(1) for piece in pieces])
     except (soundfile.LibsndfileError, OSError) as error:
         raise _UnusableError(f"cannot be read: {getattr(error, 'error_string', error)}") from error
     if not np.isfinite(samples).all():

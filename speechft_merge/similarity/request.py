@@ -72,12 +72,23 @@ class ProbeRequest:
             if importlib.util.find_spec(package) is None:
                 raise not_installed(package)
         for path in self.paths or ():
-            if not path.exists():
-                raise NotFoundError(f"there is no audio file or folder {path}")
+            require_audio(path)
         if self.device is not None:
             from speechft_merge.similarity.encoders import choose_device
 
             choose_device(self.device)
+
+
+def require_audio(path: Path) -> None:
+    """Refuse a path that is neither a file nor a folder: a pipe would be waited for, a device has no end.
+
+    Raises:
+        NotFoundError: it is neither.
+    """
+    if not path.exists():
+        raise NotFoundError(f"there is no audio file or folder {path}")
+    if not (path.is_file() or path.is_dir()):
+        raise NotFoundError(f"{path} is neither a file nor a folder")
 
 
 def figure_kind(path: Path) -> str:

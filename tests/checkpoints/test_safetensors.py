@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from speechft_merge.checkpoints import DType, TensorSpan
-from speechft_merge.checkpoints.safetensors import MAX_HEADER, MAX_RANK
+from speechft_merge.checkpoints.json_text import MAX_TEXT
+from speechft_merge.checkpoints.safetensors import MAX_RANK
 from speechft_merge.errors import CheckpointError
 
 UNKNOWN_TO_THE_LIBRARY_S_TORCH_READER = {DType.F8_E8M0}
@@ -216,9 +217,9 @@ def test_a_file_cut_short_anywhere_is_refused(open_bytes: Open) -> None:
 
 
 def test_a_header_above_the_bound_is_refused(open_bytes: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MAX_HEADER == 100_000_000
+    assert MAX_TEXT == 16 << 20
     file = save({"a": torch.ones(2)})
-    monkeypatch.setattr("speechft_merge.checkpoints.safetensors.MAX_HEADER", struct.unpack("<Q", file[:8])[0] - 1)
+    monkeypatch.setattr("speechft_merge.checkpoints.safetensors.MAX_TEXT", struct.unpack("<Q", file[:8])[0] - 1)
     with pytest.raises(CheckpointError, match="at most"):
         open_bytes(file)
 

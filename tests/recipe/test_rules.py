@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from fnmatch import fnmatchcase
 
 import pytest
 from hypothesis import given
@@ -11,8 +13,9 @@ from hypothesis import strategies as st
 from speechft_merge.errors import UsageError
 from speechft_merge.layouts.naming import TensorName
 from speechft_merge.layouts.structure import PARTS, Location, locate
+from speechft_merge.recipe import Recipe
 from speechft_merge.recipe.alpha import parse_alpha
-from speechft_merge.recipe.rules import AlphaRule, alphas_of, parse_rule
+from speechft_merge.recipe.rules import AlphaRule, _matches, alphas_of, parse_rule
 
 DEFAULT = 0.25
 NAMES = (
@@ -283,3 +286,37 @@ def test_names_of_any_length_are_quoted_in_part() -> None:
     with pytest.raises(UsageError, match="matches nothing") as caught:
         alphas_of(names, DEFAULT, (parse_rule("cnn=0.1"),))
     assert len(str(caught.value)) < 500
+
+
+def matches_slowly(pattern: list[str], words: list[str]) -> bool:
+    """The definition of a match; exponential."""
+    if not pattern:
+        return not words
+    if pattern[0] == "**":
+        return any(matches_slowly(pattern[1:], words[start:]) for start in range(len(words) + 1))
+    return bool(words) and fnmatchcase(words[0], pattern[0]) and matches_slowly(pattern[1:], words[1:])
+
+
+WORDS = st.sampled_from(["a", "b", "ab", "1"])
+
+
+@given(st.lists(st.sampled_from(["**", "*", "a", "a*", "?", "b", "1"]), max_size=7), st.lists(WORDS, max_size=7))
+def test_a_pattern_matches_as_it_is_defined(pattern: list[str], words: list[str]) -> None:
+    assert _matches(pattern, words) == matches_slowly(pattern, words)
+
+
+@pytest.mark.parametrize("end", ["x", "weight"])
+def test_stars_without_end_take_no_time(end: str) -> None:
+    started = time.monotonic()
+    for pattern in ([*["**"] * 300, end], [*["**", "a"] * 45, end], [*["**", "*a*a*a*a*a*a*b"] * 20, end]):
+        for _ in range(1000):
+            _matches(pattern, ["a"] * 10)
+    _matches([*["**", "a"] * 45, end], ["a"] * 1000)
+    assert time.monotonic() - started < 10
+
+
+def test_a_selector_or_a_list_of_rules_beyond_all_use_is_refused() -> None:
+    with pytest.raises(UsageError, match="at most 1000 are allowed"):
+        parse_rule("**." * 400 + "x=0.1")
+    with pytest.raises(UsageError, match="at most 5000 are allowed"):
+        Recipe(layer_alpha=tuple(AlphaRule("cnn", 0.1, 0.1) for _ in range(5001)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from models import build
 
+from speechft_merge.errors import CheckpointError
 from speechft_merge.executor.drift import Drift
 from speechft_merge.layouts.structure import locate
 from speechft_merge.record.layers import INPUT, OUTPUT, LayerKey
@@ -100,3 +102,26 @@ def test_blocks_go_by_the_name_of_their_stack_where_it_is_not_called_encoder() -
     locations = locate({name: tuple(values.shape) for name, values in model.state_dict().items()})
     assert {*find_layers(model, locations)} == {LayerKey.of(location) for location in locations.values()}
     assert [key.block for key in find_layers(model, locations)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": 5000},
+        {"hidden_size": 10**9},
+        {"hidden_size": 10**30},
+        {"hidden_size": 8192, "intermediate_size": 65536},
+        {"intermediate_size": 10**8},
+        {"conv_dim": [10**6] * 7},
+    ],
+    ids=str,
+)
+def test_a_config_of_a_model_much_larger_than_its_weights_takes_neither_memory_nor_time(
+    settings: dict[str, Any],
+) -> None:
+    model = build("Hubert")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=r"model: its (config|file)"):
+        build_encoder("model", model.config.to_dict() | settings, dict(model.state_dict()), torch.device("cpu"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 300_000  # KB

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -152,3 +155,29 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_probe_of_no_length_is_refused() -> None:
     with pytest.raises(UsageError, match="holds nothing"):
         ProbeRequest(seconds=0)
+
+
+def test_a_pipe_a_device_and_what_no_recorder_makes_are_not_read(write_audio: WriteAudio, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    for path in (tmp_path / "pipe.wav", Path("/dev/zero")):
+        with pytest.raises(NotFoundError, match="neither a file nor a folder"):
+            read_probe([path], 16_000)
+    good = write_audio("good.wav", 1.0)
+    fast, wide = write_audio("fast.wav", 0.001, 2_000_000), write_audio("wide.wav", 0.01, 16_000, 100)
+    probe = read_probe([good, fast, wide], 16_000)
+    assert len(probe.clips) == 1
+    assert [why.partition(";")[0] for why in probe.skipped.values()] == [
+        "has 1 channels of 2000000 samples a second",
+        "has 100 channels of 16000 samples a second",
+    ]
+
+
+def test_many_channels_are_not_in_memory_at_once(write_audio: WriteAudio) -> None:
+    path = write_audio("wide.wav", 20.0, 48_000, 32)  # 123 MB as float32
+    tracemalloc.start()
+    try:
+        (clip,) = read_probe([path], 48_000).clips
+        assert tracemalloc.get_traced_memory()[1] < 40e6
+    finally:
+        tracemalloc.stop()
+    assert len(clip) == 960_000
