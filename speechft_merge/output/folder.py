@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_SHORT = 200
+"""Bytes of a file's name that its temporary one has: a name may have 255 in all."""
+
+
 class Folder:
     """A folder held open, so that it can be used even if it is renamed meanwhile. Created unless it exists."""
 
@@ -37,7 +41,8 @@ class Folder:
 
         Created with 0666 less the umask, unlike tempfile's and safetensors' 0600 (safetensors issue 782).
         """
-        temporary = f".{name}.{secrets.token_hex(4)}.tmp"
+        short = os.fsencode(name)[:_SHORT].decode(errors="ignore")
+        temporary = f".{short}.{secrets.token_hex(4)}.tmp"
         with explained(self.path / name):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             return temporary, os.open(temporary, flags, 0o666, dir_fd=self._fd)

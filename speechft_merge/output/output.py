@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import OutputError, WriteError
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from speechft_merge.executor.executor import Progress
     from speechft_merge.output.files import OutputFile, OutputFiles
 
-_TRIES = 3
+_TRIES = 6
 """Commits that other processes may come before, with an output in the same place."""
+_PAUSE = 0.05
+"""Seconds between the first two of them; then more. An equal merge may be replacing the output in two steps."""
 
 
 class Output:
@@ -47,22 +50,28 @@ class Output:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         staging, self._staging = self._staging, None
-        if staging is not None and staging.abandon() and error is not None:
-            error.add_note("finished shards are kept; run the same command to go on from there")
+        if staging is None:
+            return
+        if staging.committed and error is not None:
+            error.add_note(f"the merge is complete: {self.path}")
+        if staging.abandon() and error is not None:
+            taken = isinstance(error, OutputError) and not isinstance(error, WriteError)
+            again = "with --overwrite the same command goes" if taken else "run the same command to go"
+            error.add_note(f"finished shards are kept; {again} on from there")
 
     def finished(self) -> Manifest | None:
         """Return the manifest if the output of this very merge already exists, with every file whole.
 
         The card is not checked: the user may edit it.
         """
-        restore(self.path, self.identity)
+        restore(self.path)
         found = read_manifest(self.path)
         if found is None or found.merge_id != self.identity or not _is_whole(self.path, found):
             return None
         if self._staging is not None:
             self._staging.discard()
             self._staging = None
-        sweep(self.path, self.identity)
+        sweep(self.path)
         return found
 
     def begin(self, files: OutputFiles) -> Manifest | None:
@@ -74,6 +83,7 @@ class Output:
         """
         earlier = self.finished()
         if earlier is None:
+            sweep(self.path, keep=self.identity)
             try:
                 require_replaceable(self.path, self._overwrite)
             except OutputError:
@@ -85,6 +95,9 @@ class Output:
             finished = self._staging.finished
             require_space(self.path, sum(file.size for file in files.files if file.name not in finished))
         return earlier
+
+    def _require_replaceable(self, there: Path) -> None:
+        require_replaceable(there, self._overwrite)
 
     @property
     def _begun(self) -> Staging:
@@ -133,13 +146,14 @@ class Output:
                 return earlier
             try:
                 require_replaceable(self.path, self._overwrite)
-                self._begun.commit()
+                self._begun.commit(self._require_replaceable if self._overwrite else None)
                 break
             except OutputError as error:
                 if isinstance(error, WriteError) or self._begun.committed or tries == _TRIES - 1:
                     raise
+                time.sleep(_PAUSE * tries)
         self._staging = None
-        sweep(self.path, self.identity)
+        sweep(self.path)
         return None
 
 
@@ -171,7 +185,10 @@ def require_replaceable(output: Path, overwrite: bool) -> None:
         return
     if not output.is_dir():
         raise OutputError(f"{output} already exists and is not a directory", hint="choose another output (-o)")
-    paths = [path for path in output.rglob("*") if path.is_symlink() or not path.is_dir()]
+    try:
+        paths = [path for path in output.rglob("*") if path.is_symlink() or not path.is_dir()]
+    except FileNotFoundError:  # another process moved it
+        return
     names = {path.relative_to(output).as_posix() for path in paths}
     foreign = sorted(names - _written(output)) if names else []
     if foreign:

@@ -1,10 +1,13 @@
 """Writes all or nothing: the output grows in a hidden folder beside its path and appears by one rename.
 
 Every process has a hidden folder of its own and touches no other that may be in use, so any number of equal merges may
-run at once. Its name begins with the identity of the merge, so that a later run finds the shards that an interrupted
-one finished: whole files that nobody changes any more. A lock tells a folder in use from one whose process is gone;
-where a file system has no locks, leftover folders are left alone. No output depends on a lock, since network file
-systems do not always keep them.
+run at once. Its name holds the identity of the merge, so that a later run finds the shards that an interrupted one
+finished: whole files that nobody changes any more. A lock tells a folder in use from one whose process is gone, which
+the next run removes, whatever it merges; where a file system has no locks, leftover folders are left alone. No output
+depends on a lock, since network file systems do not always keep them.
+
+An output that is replaced changes places with the new one in one step. Where the file system cannot do that, it moves
+into the hidden folder first, and whoever finds it there puts it back.
 """
 
 from __future__ import annotations
@@ -12,22 +15,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import OutputError
+from speechft_merge.checkpoints.json_text import read_json
+from speechft_merge.errors import OutputError, SpeechFTMergeError
 from speechft_merge.executor.drift import Drift
 from speechft_merge.output.checksums import matches
+from speechft_merge.output.exchange import exchange
 from speechft_merge.output.folder import Folder, explained
 from speechft_merge.record.codec import from_json
 from speechft_merge.record.manifest import OutputEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from speechft_merge.output.files import OutputFile
@@ -39,12 +46,14 @@ JOURNAL = "finished.json"
 DATA = "data"
 """In the hidden folder: what becomes the output."""
 REPLACED = "replaced"
-"""In the hidden folder: the output that is being replaced."""
+"""In the hidden folder: the output that is being replaced, where it cannot change places with the new one."""
 
 _SUFFIX = ".partial"
+_LABEL = 200
+"""Most bytes of an output's name in that of its hidden folders: a name may have 255 in all."""
 _NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 _WITHOUT_LOCK = -1
-_TRIES = 3
+_TRIES = 20
 """New folders that may be taken for leftovers by another process, one after the other."""
 
 
@@ -81,13 +90,17 @@ class Staging:
 
     def _make(self) -> bool:
         """Make and lock a folder; return whether no other process took it for a leftover before it was locked."""
-        self.path = self.output.with_name(_stem(self.output, self._identity) + secrets.token_hex(4) + _SUFFIX)
+        name = f".{_label(self.output)}.{self._identity[:16]}.{secrets.token_hex(4)}{_SUFFIX}"
+        self.path = self.output.with_name(name)
+        self._aside = _renewed(self.path)
         with explained(self.path):
-            self.path.mkdir(parents=True)
             try:
+                self.path.mkdir(parents=True)
                 self._lock = _lock(self.path)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
+            except FileExistsError:  # somebody else's, by a chance of one in four billion
+                raise
+            except BaseException as error:
+                if not isinstance(error, OSError) or error.errno not in _NO_LOCKS:
                     _remove(self.path)
                     raise
                 self._lock = _WITHOUT_LOCK
@@ -95,9 +108,9 @@ class Staging:
 
     def _take_over(self) -> None:
         """Take the finished files of other runs of this merge, and remove the folders of those that are gone."""
-        for other in _folders(self.output, self._identity):
-            if other != self.path:
-                with _held(other) as gone:
+        for other, same in _folders(self.output, self._identity):
+            if same and other != self.path:
+                with _held(other, self.output) as gone:
                     for name, found in _read_journal(other).items():
                         self._take(other / DATA / name, found, gone)
         if self.finished:
@@ -145,8 +158,12 @@ class Staging:
         with Folder(self.path, fsync=False) as folder:
             folder.put(JOURNAL, json.dumps([asdict(found) for found in self.finished.values()]).encode())
 
-    def commit(self) -> None:
-        """Make the output appear. An earlier one moves into the hidden folder first, and goes with it afterwards.
+    def commit(self, require_replaceable: Callable[[Path], None] | None = None) -> None:
+        """Make the output appear. An earlier one that is replaced goes with the hidden folder.
+
+        Args:
+            require_replaceable: raises OutputError if a folder that stood at the output's path may not go; None if
+                nothing may.
 
         Raises:
             OutputError: another process was faster, or changed the output.
@@ -156,15 +173,12 @@ class Staging:
         names = set(self.data.names())
         self.data.sync()
         with explained(self.output):
-            shutil.rmtree(self.path / REPLACED, ignore_errors=True)
-            try:
-                with contextlib.suppress(FileNotFoundError):  # another process moves it, too
-                    if any(self.output.iterdir()):
-                        self.output.rename(self.path / REPLACED)
+            if require_replaceable is None or not _holds_something(self.output):
                 self.data.path.rename(self.output)  # also over an empty folder
-            except BaseException:
-                _put_back(self.path, self.output)
-                raise
+            elif exchange(self.data.path, self.output):
+                self._require_replaceable(require_replaceable)
+            else:
+                self._replace(require_replaceable)
         for path in {self.output.parent, *(parent.parent for parent in self._new_parents)} if self._fsync else ():
             with explained(path), Folder(path, fsync=True) as parent:
                 parent.sync()
@@ -172,12 +186,33 @@ class Staging:
             raise self._overtaken()
         self.discard()
 
+    def _require_replaceable(self, require_replaceable: Callable[[Path], None]) -> None:
+        """Look once more at what the output was, now that nobody finds it any more; put it back if it may not go."""
+        try:
+            require_replaceable(self.data.path)
+        except OutputError:
+            if self.committed:
+                exchange(self.data.path, self.output)
+            raise
+
+    def _replace(self, require_replaceable: Callable[[Path], None]) -> None:
+        """Replace the output in two steps; if that fails between them, put it back."""
+        shutil.rmtree(self.path / REPLACED, ignore_errors=True)
+        try:
+            with contextlib.suppress(FileNotFoundError):  # another process moves it, too
+                self.output.rename(self.path / REPLACED)
+                require_replaceable(self.path / REPLACED)
+            self.data.path.rename(self.output)
+        except BaseException:
+            _put_back(self.path, self.output)
+            raise
+
     def _overtaken(self) -> OutputError:
         return OutputError(f"another process changed {self.output} as soon as it was complete", hint="run again")
 
     def abandon(self) -> bool:
         """Remove the folder, unless a later run can use finished files in it; return whether these were kept."""
-        if self.committed:
+        if self._data is not None and not self._data.is_at(self._data.path):  # it is the output, or somebody moved it
             self.discard()
             return False
         if not self.finished:
@@ -198,7 +233,7 @@ class Staging:
         """Remove the folder."""
         if self._lock is not None:
             _put_back(self.path, self.output)
-            _remove(self.path)
+            _remove(self.path, self._aside)
         self._release()
 
     def _release(self) -> None:
@@ -209,16 +244,17 @@ class Staging:
         self._lock = None
 
 
-def sweep(output: Path, identity: str) -> None:
-    """Remove the hidden folders of a merge whose processes are gone."""
-    for folder in _folders(output, identity):
-        with _held(folder):
-            pass
+def sweep(output: Path, keep: str | None = None) -> None:
+    """Remove the hidden folders of an output whose processes are gone, but for those of one merge."""
+    for folder, same in _folders(output, keep):
+        if not same:
+            with _held(folder, output):
+                pass
 
 
-def restore(output: Path, identity: str) -> None:
+def restore(output: Path) -> None:
     """Put back an output that a process was replacing when it was killed."""
-    for folder in _folders(output, identity):
+    for folder, _ in _folders(output):
         if (folder / REPLACED).is_dir() and not output.exists():
             with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
                 lock = _lock(folder)
@@ -228,7 +264,7 @@ def restore(output: Path, identity: str) -> None:
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[bool]:
+def _held(folder: Path, output: Path) -> Iterator[bool]:
     """Lock the folder of a process that is gone, and remove it at the end; yield whether it was locked."""
     try:
         lock = _lock(folder)
@@ -238,7 +274,7 @@ def _held(folder: Path) -> Iterator[bool]:
         yield lock is not None
     finally:
         if lock is not None:
-            _put_back(folder, folder.with_name(folder.name[1:].rsplit(".", 3)[0]))
+            _put_back(folder, output)
             _remove(folder)
             os.close(lock)
 
@@ -250,24 +286,54 @@ def _put_back(folder: Path, output: Path) -> None:
             (folder / REPLACED).rename(output)
 
 
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # without a free descriptor rmtree removes nothing
-        (folder / LOCK).unlink(missing_ok=True)
-        folder.rmdir()
+def _remove(folder: Path, aside: Path | None = None) -> None:
+    """Remove a hidden folder; can be called again if a signal interrupted it.
+
+    Args:
+        folder: what to remove.
+        aside: the name that it gets first, which no other process knows: one may just be making this folder.
+    """
+    aside = aside or _renewed(folder)
+    with contextlib.suppress(OSError):
+        folder.rename(aside)
+    for path in (aside, folder):
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # without a free descriptor rmtree removes nothing
+            (path / LOCK).unlink(missing_ok=True)
+            path.rmdir()
 
 
-def _stem(output: Path, identity: str) -> str:
-    return f".{output.name}.{identity[:16]}."
+def _renewed(folder: Path) -> Path:
+    """Return another name for a hidden folder of the same merge."""
+    stem = folder.name.removesuffix(_SUFFIX).rpartition(".")[0]
+    return folder.with_name(f"{stem}.{secrets.token_hex(4)}{_SUFFIX}")
 
 
-def _folders(output: Path, identity: str) -> list[Path]:
+def _label(output: Path) -> str:
+    """Return an output's name as its hidden folders have it: of a long one the beginning and a digest."""
+    name = os.fsencode(output.name)
+    if len(name) <= _LABEL:
+        return output.name
+    return f"{name[: _LABEL - 17].decode(errors='ignore')}~{hashlib.sha256(name).hexdigest()[:16]}"
+
+
+def _folders(output: Path, identity: str | None = None) -> list[tuple[Path, bool]]:
+    """Return the hidden folders of an output, and whether each is of this merge."""
     try:
-        names = os.listdir(output.parent)  # noqa: PTH208  (no glob: a name may hold its special characters)
+        names = os.listdir(output.parent)  # noqa: PTH208
     except OSError:
         return []
-    stem = _stem(output, identity)
-    return [output.with_name(name) for name in names if name.startswith(stem) and name.endswith(_SUFFIX)]
+    pattern = re.compile(rf"\.{re.escape(_label(output))}\.([0-9a-f]{{16}})\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
+    found = [(name, pattern.fullmatch(name)) for name in names]
+    of_merge = identity[:16] if identity else None
+    return [(output.with_name(name), match[1] == of_merge) for name, match in found if match]
+
+
+def _holds_something(folder: Path) -> bool:
+    try:
+        return any(folder.iterdir())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(folder: Path) -> int | None:
@@ -295,7 +361,7 @@ def _lock(folder: Path) -> int | None:
 
 def _read_journal(folder: Path) -> dict[str, FinishedFile]:
     try:
-        entries = from_json(tuple[FinishedFile, ...], json.loads((folder / JOURNAL).read_text()))
-    except (OSError, ValueError, RecursionError):
+        entries = from_json(tuple[FinishedFile, ...], read_json(folder / JOURNAL))
+    except (SpeechFTMergeError, ValueError):
         return {}
     return {found.entry.file: found for found in entries}

@@ -16,8 +16,9 @@ from options import UNSYNCED
 
 from speechft_merge import MergeOptions, merge
 from speechft_merge.errors import OutputError, WriteError
+from speechft_merge.output import output as output_module
 from speechft_merge.output.output import Output
-from speechft_merge.output.staging import REPLACED, Staging
+from speechft_merge.output.staging import _TRIES, REPLACED, Staging
 
 if TYPE_CHECKING:
     from conftest import Pair, Snapshot
@@ -152,7 +153,7 @@ def test_folders_that_others_take_at_once_are_not_made_without_end(
     monkeypatch.setattr(fcntl, "flock", taken)
     with pytest.raises(OutputError, match="other processes"):
         Staging(tmp_path / "out", "0123456789abcdef" * 4)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == _TRIES
 
 
 def test_a_parent_folder_that_cannot_be_synced_is_an_error_and_not_another_run(
@@ -171,3 +172,35 @@ def test_a_parent_folder_that_cannot_be_synced_is_an_error_and_not_another_run(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert merge(*pair.args, tmp_path / "out", options=SYNCED).already_done
     shutil.rmtree(tmp_path / "out")
+
+
+def test_what_a_killed_run_left_goes_with_the_next_one_though_that_is_refused(pair: Pair, tmp_path: Path) -> None:
+    merge(*pair.args, tmp_path / "out", options=UNSYNCED)
+    left, living = (Staging(tmp_path / "out", digit * 64) for digit in "01")
+    os.close(left._lock or -1)  # killed
+    with pytest.raises(OutputError, match="holds another merge"):
+        merge(*pair.args, tmp_path / "out", alpha=0.5, options=UNSYNCED)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", living.path.name}
+    living.discard()
+
+
+@pytest.mark.parametrize("swaps", [True, False], ids=["in one step", "in two"])
+def test_what_somebody_puts_into_the_old_output_at_the_last_moment_is_kept(
+    swaps: bool, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was moved out of its place is looked at once more before it goes."""
+    merge(*pair.args, tmp_path / "out", alpha=0.5, options=UNSYNCED)
+    look = output_module.require_replaceable
+
+    def look_and_be_overtaken(path: Path, overwrite: bool) -> None:
+        look(path, overwrite)
+        if path == tmp_path / "out":
+            (path / "thesis.tex").write_text("years of work")
+
+    monkeypatch.setattr(output_module, "require_replaceable", look_and_be_overtaken)
+    if not swaps:
+        monkeypatch.setattr("speechft_merge.output.staging.exchange", lambda *_: False)
+    with pytest.raises(OutputError, match=r"thesis\.tex"):
+        merge(*pair.args, tmp_path / "out", options=replace(UNSYNCED, overwrite=True))
+    assert (tmp_path / "out/thesis.tex").read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

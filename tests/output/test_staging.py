@@ -24,7 +24,7 @@ from speechft_merge import MergeOptions
 from speechft_merge.errors import OutputError
 from speechft_merge.merging import merge
 from speechft_merge.output.files import OutputFile, OutputFiles
-from speechft_merge.output.staging import JOURNAL, LOCK, REPLACED, FinishedFile, Staging, sweep
+from speechft_merge.output.staging import JOURNAL, LOCK, REPLACED, FinishedFile, Staging, _lock, sweep
 from speechft_merge.output.writer import FileWriter
 from speechft_merge.record.manifest import OutputEntry
 
@@ -208,7 +208,7 @@ def test_the_folder_of_a_killed_run_goes_and_that_of_a_living_one_stays(tmp_path
     living, left = Staging(tmp_path / "out", DIGEST), killed(Staging(tmp_path / "out", DIGEST))
     foreign = tmp_path / f".other.{DIGEST[:16]}.00ff00ff.partial"
     foreign.mkdir()
-    sweep(tmp_path / "out", DIGEST)
+    sweep(tmp_path / "out")
     assert not left.exists()
     assert names_in(tmp_path) == {living.path.name, foreign.name}
     living.commit()
@@ -238,17 +238,34 @@ def test_a_new_folder_that_another_process_sweeps_up_before_it_is_locked_is_made
 
     monkeypatch.setattr(fcntl, "flock", lose)
     staging = Staging(tmp_path / "out", DIGEST)
-    sweep(tmp_path / "out", DIGEST)
+    sweep(tmp_path / "out")
     write_whole(staging)
     staging.commit()
     assert names_in(tmp_path) == {"out"}
     assert names_in(tmp_path / "out") == {FILE.name}
 
 
+def test_a_folder_that_is_being_removed_cannot_be_locked_by_whoever_looks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own process may have just made it: with a lock in half a folder it would write where others remove."""
+    left, remove, locked = killed(Staging(tmp_path / "out", DIGEST)), shutil.rmtree, []
+
+    def remove_slowly(path: Path, **options: Any) -> None:
+        (path / LOCK).unlink(missing_ok=True)
+        locked.append(_lock(left))
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_slowly)
+    sweep(tmp_path / "out")
+    assert set(locked) == {None}
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_to_try_the_lock_of_a_living_run_leaves_no_file_open(tmp_path: Path) -> None:
     living = Staging(tmp_path / "out", DIGEST)
     with nothing_stays_open():
-        sweep(tmp_path / "out", DIGEST)
+        sweep(tmp_path / "out")
     assert living.path.exists()
     living.discard()
 
@@ -256,7 +273,7 @@ def test_to_try_the_lock_of_a_living_run_leaves_no_file_open(tmp_path: Path) -> 
 def test_a_process_that_lives_holds_its_lock(tmp_path: Path) -> None:
     """Also seen from another process, as from another node: the lock is the kernel's."""
     staging = Staging(tmp_path / "out", DIGEST)
-    code = f"import pathlib; from speechft_merge.output.staging import sweep; sweep(pathlib.Path('out'), {DIGEST!r})"
+    code = "import pathlib; from speechft_merge.output.staging import sweep; sweep(pathlib.Path('out'))"
     command = [sys.executable, "-c", code]
     subprocess.run(command, cwd=tmp_path, check=True)
     assert (staging.path / LOCK).exists()
@@ -378,12 +395,15 @@ def test_going_on_needs_room_for_the_rest_only(
     assert ran.code == 0, ran.err
 
 
-def test_another_recipe_does_not_go_on_from_these_shards(
+def test_another_recipe_does_not_go_on_from_these_shards_and_removes_them(
     interrupted: Path, pair: Pair, run: Run, tmp_path: Path, snapshot: Snapshot
 ) -> None:
-    before = snapshot(interrupted)
+    assert interrupted.exists()
     assert run(*pair.args, "-o", "out", *SHARDED, "--alpha", "0.5").code == 0
-    assert snapshot(interrupted) == before
+    assert not list(tmp_path.glob(".*"))
+    assert run(*pair.args, "-o", "fresh", *SHARDED, "--alpha", "0.5").code == 0
+    made, fresh = snapshot(tmp_path / "out"), snapshot(tmp_path / "fresh")
+    assert {name for name in made if made[name] != fresh[name]} <= {"speechft_merge.json", "README.md"}
 
 
 def test_an_error_after_some_shards_says_that_they_are_kept(tiny: Tiny, run: Run, tmp_path: Path) -> None:
@@ -444,6 +464,8 @@ def test_what_takes_the_output_or_a_file_of_it_as_soon_as_it_is_complete_is_noti
 
     def lose(self: Path, target: Path) -> Path:
         moved = rename(self, target)
+        if target.name != "out":
+            return moved
         shutil.rmtree(target) if lost == "." else (target / lost).unlink()
         return moved
 
@@ -469,6 +491,7 @@ def test_when_a_replacement_fails_halfway_the_earlier_output_is_there_again(
             raise error
 
     rename_recorder(monkeypatch, fail_once)
+    monkeypatch.setattr("speechft_merge.output.staging.exchange", lambda *_: False)
     with pytest.raises((OutputError, SystemExit)):
         merge(pair.args[0], pair.args[1], "out", alpha=0.5, options=MergeOptions(overwrite=True))
     assert failed
@@ -492,6 +515,6 @@ def test_what_was_moved_aside_is_put_back_by_a_run_that_gives_up(replacing: Stag
 
 def test_what_was_moved_aside_is_put_back_by_whoever_sweeps_up(replacing: Staging, tmp_path: Path) -> None:
     killed(replacing)
-    sweep(tmp_path / "out", DIGEST)
+    sweep(tmp_path / "out")
     assert names_in(tmp_path) == {"out"}
     assert names_in(tmp_path / "out") == {"config.json"}
