@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.checkpoints.distinct import require_distinct
+from speechft_merge.checkpoints.verification import verify
 from speechft_merge.errors import SpeechFTMergeError, UsageError
 from speechft_merge.executor.workers import Workers, choose_workers
 from speechft_merge.output.formats import decide_form, parse_config
 from speechft_merge.output.output import Output
-from speechft_merge.output.path import require_path
+from speechft_merge.output.path import require_modest, require_path
 from speechft_merge.output.shards import INDEX
 from speechft_merge.plan.encoders import choose_encoders
 from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Finding, Level, require_sound
@@ -57,6 +58,10 @@ class MergeOptions:
     """Wait until the output is on the disk."""
     max_shard_size: int | None = None
     """Most bytes of a weights file; None for a single file."""
+    max_output: int | None = None
+    """Most bytes of all weights; None for a hundred times those of the inputs, which only views of a few exceed."""
+    verify_inputs: bool = False
+    """Read the inputs whole first and compare their checksums; models on the Hub are downloaded for it."""
     command: tuple[str, ...] = ()
     """The command line, for the manifest and the model card."""
 
@@ -251,6 +256,8 @@ def open_merge(
         relations = tuple(measure_relation(plan, which) for which in range(len(models) - 1))
         findings += require_sound(judge_relations(models, relations), options.allowed)
         form = decide_form(plan, models[0], models[1], options.max_shard_size)
+        sources = {id(source): source.size for model in models for source in model.sources}
+        require_modest(form.files.size, sum(sources.values()), options.max_output)
         findings += require_sound(form.findings, options.allowed)
         return Merge(
             base=models[0],
@@ -273,9 +280,13 @@ def _open_models(
     references = list_references(base, finetuned)
     if len(references) < 2:
         raise UsageError("a fine-tuned model is missing", hint="give the base first, then one or more fine-tunes of it")
-    models = [stack.enter_context(open_checkpoint(reference, options.download)) for reference in references]
+    download = options.download or options.verify_inputs
+    models = [stack.enter_context(open_checkpoint(reference, download)) for reference in references]
     require_distinct(models)
-    return choose_encoders(models[0], models[1:])
+    chosen, findings = choose_encoders(models[0], models[1:])
+    unverified = [name for model in models for name in verify(model)] if options.verify_inputs else []
+    told = [Finding(Level.NOTE, f"{name} has no checksum that it could be compared with") for name in unverified]
+    return chosen, findings + told
 
 
 def merge(

@@ -35,7 +35,7 @@ def compare(models: Models, mixing: AlphaOptions, features: FeatureOptions, work
     from speechft_merge.merging import MergeOptions
     from speechft_merge.merging import compare as compare_models
 
-    options = MergeOptions(download=work.download)
+    options = MergeOptions(download=work.download, verify_inputs=work.verify_inputs)
     with ProgressLine(sink, "clips") as progress:
         report = compare_models(
             models[0], models[1], merged, request, recipe=recipe, options=options, progress=progress

@@ -97,6 +97,12 @@ class WorkOptions(OptionGroup):
         bool,
         typer.Option("--download", help="Download models from the Hub to its cache first, instead of reading ranges."),
     ] = False
+    verify_inputs: Annotated[
+        bool,
+        typer.Option(
+            "--verify-inputs", help="First read the models whole and compare their checksums (the Hub's, a zip's)."
+        ),
+    ] = False
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that work at once; default: by cores and size.")
     ] = None
@@ -121,6 +127,10 @@ class OutputOptions(OptionGroup):
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Split the weights into files of at most this size (500MB).")
     ] = None
+    max_output: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Most that the weights may take; default: 100 times the inputs' size."),
+    ] = None
     fsync: Annotated[
         bool,
         typer.Option(
@@ -138,9 +148,11 @@ class OutputOptions(OptionGroup):
             allow_unrelated=self.allow_unrelated,
             allow_partial=self.allow_partial,
             download=work.download,
+            verify_inputs=work.verify_inputs,
             workers=work.workers,
             fsync=self.fsync,
             max_shard_size=None if self.max_shard_size is None else parse_size(self.max_shard_size),
+            max_output=None if self.max_output is None else parse_size(self.max_output),
             command=tuple(sys.argv[1:]),
         )
 

@@ -102,7 +102,7 @@ def _config(own: Companions, owner: Checkpoint, other: Checkpoint, names: set[st
         return theirs.files | {CONFIG: encode_companion(config)}, [Finding(Level.NOTE, text)]
     if keep_head and settings:
         raise _no_config(owner, "")
-    if not owner.is_named_file:
+    if settings and not owner.is_named_file:
         raise _no_config(owner, f"; if transformers is not to load them, name the file ({owner.file})")
     text = f"{owner.reference} has no config.json, so the merge has none: transformers cannot load it without one"
     return {}, [Finding(Level.WARNING, text)]

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from speechft_merge.recipe import Recipe
 
 
+GROWTH = 100
+"""How many times larger than its inputs an output may be before it must be asked for."""
+
+
 def default_name(finetuned: str, recipe: Recipe) -> str:
     """Return a directory name that says what is in it: the fine-tune's name and the alpha."""
     found = parse_reference(finetuned)
@@ -58,6 +62,27 @@ def free_space(output: Path) -> tuple[Path, int | None]:
         return parent, shutil.disk_usage(parent).free
     except OSError:
         return parent, None
+
+
+def require_modest(size: int, inputs: int, most: int | None) -> None:
+    """Refuse an output that is larger than was asked for, or far larger than its inputs.
+
+    Args:
+        size: bytes of the output's weights.
+        inputs: bytes of all input files.
+        most: most bytes that were asked for; None for `GROWTH` times the inputs.
+
+    Raises:
+        OutputError: it is.
+    """
+    if most is not None and size > most:
+        raise OutputError(f"the output would have {size:,} bytes, at most {most:,} are allowed (--max-output)")
+    if most is None and size > GROWTH * inputs:
+        raise OutputError(
+            f"the output would have {size:,} bytes, its inputs have {inputs:,}: many tensors are views of the same few "
+            "numbers",
+            hint=f"pass --max-output {size} if that is meant",
+        )
 
 
 def require_space(output: Path, needed: int) -> None:

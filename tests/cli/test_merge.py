@@ -130,7 +130,7 @@ def test_the_installed_script_is_the_module(pair: Pair, tmp_path: Path) -> None:
     [
         ("speechft-merge --alp", "--alpha"),
         ("speechft-merge a b --alp", "--alpha"),
-        ("speechft-merge a b --alpha 0.5 --max", "--max-shard-size"),
+        ("speechft-merge a b --alpha 0.5 --max-s", "--max-shard-size"),
         ("speechft-merge merge a b --dr", "--dry-run"),
         ("speechft-merge inspect a --js", "--json"),
         ("speechft-merge --vers", "--version"),

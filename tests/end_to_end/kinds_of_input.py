@@ -374,11 +374,20 @@ def _(folder: Path, stack: ExitStack) -> Call:
     return Call(["base", "tuned", "--keep-head", "-o", "out"])
 
 
-@kind("a folder without `config.json`, whose class nothing tells")
+@kind("a folder without `config.json`, whose class the other's does not tell")
 def _(folder: Path, stack: ExitStack) -> Call:
-    _, tuned = hubert(folder)
+    base, tuned = hubert(folder)
+    build("Hubert").save_pretrained(folder / "tuned", state_dict=tuned)
     (folder / "base/config.json").unlink()
-    return Call(pickled(folder, tuned))
+    save_file(base | {"my_head.weight": torch.ones(4, 4)}, folder / "base/model.safetensors")
+    return Call(["base", "tuned", "-o", "out"])
+
+
+@kind("two models without `config.json`")
+def _(folder: Path, stack: ExitStack) -> Call:
+    base, tuned = hubert(folder)
+    (folder / "base/config.json").unlink()
+    return Call(pickled(folder, tuned), mixed(base, tuned))
 
 
 @kind("a link that leads out of the model's folder")

@@ -82,6 +82,8 @@ def assert_mixed_and_loads(out: Path, expected: Any) -> None:
         (name,) = transformers().AutoConfig.from_pretrained(out).architectures
         _, info = getattr(transformers(), name).from_pretrained(out, output_loading_info=True)
         assert {key: value for key, value in info.items() if value} == {}
+    elif (out / "model.safetensors").exists():
+        weights = load_file(out / "model.safetensors")
     else:
         (file,) = out.glob("*.pt")
         weights = {name: tensor.numpy() for name, tensor in torch.load(file)["model_state_dict"].items()}

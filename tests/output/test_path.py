@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from options import UNSYNCED
 
+from speechft_merge import merge
 from speechft_merge.errors import OutputError, UsageError, WriteError
-from speechft_merge.output.path import default_name, require_path, require_space
+from speechft_merge.output.path import default_name, require_modest, require_path, require_space
 from speechft_merge.recipe import Recipe
 from speechft_merge.recipe.rules import parse_rule
 
@@ -117,3 +121,27 @@ def test_an_output_is_named_after_the_fine_tune_and_the_alpha(
     monkeypatch.chdir(tmp_path / "here")
     assert default_name(finetuned, Recipe()) == f"{name}-merged-0.25"
     assert default_name(finetuned, Recipe(alpha=0.5, layer_alpha=(parse_rule("cnn=0"),))) == f"{name}-merged-layerwise"
+
+
+def test_an_output_far_larger_than_its_inputs_must_be_asked_for(tmp_path: Path) -> None:
+    """A pickle of a few bytes may hold views of any size."""
+    state = {f"encoder.layers.{i}.a.weight": torch.ones(1).mul(i + 1).expand(1024, 1024) for i in range(4)}
+    for name, factor in (("base", 1.0), ("tuned", 1.5)):
+        moved = {key: values[:1, :1].mul(factor).expand(1024, 1024) for key, values in state.items()}
+        torch.save(moved, tmp_path / f"{name}.pt")
+    pair = tmp_path / "base.pt", tmp_path / "tuned.pt"
+    recipe = Recipe(format="safetensors")
+    with pytest.raises(OutputError, match=r"its inputs have .*--max-output 167"):
+        merge(*pair, tmp_path / "out", recipe, options=UNSYNCED)
+    assert not (tmp_path / "out").exists()
+    made = merge(*pair, tmp_path / "out", recipe, options=replace(UNSYNCED, max_output=20_000_000))
+    assert made.manifest.counts["interpolated"] == 4
+    with pytest.raises(OutputError, match="at most 1,000 are allowed"):
+        merge(*pair, tmp_path / "out2", recipe, options=replace(UNSYNCED, max_output=1000))
+
+
+def test_an_output_of_its_usual_size_need_not_be_asked_for() -> None:
+    require_modest(100, 1, None)
+    for size, inputs, most in ((101, 1, None), (11, 10, 10)):
+        with pytest.raises(OutputError):
+            require_modest(size, inputs, most)
