@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.checkpoints.distinct import require_distinct
 from speechft_merge.checkpoints.verification import verify
-from speechft_merge.errors import SpeechFTMergeError, UsageError
+from speechft_merge.errors import OutputError, SpeechFTMergeError, UsageError
 from speechft_merge.executor.workers import Workers, choose_workers
 from speechft_merge.output.formats import decide_form, parse_config
-from speechft_merge.output.output import Output
+from speechft_merge.output.output import Output, keep
 from speechft_merge.output.path import require_modest, require_path
 from speechft_merge.output.shards import INDEX
+from speechft_merge.output.staging import remove_temporary
 from speechft_merge.plan.encoders import choose_encoders
 from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Finding, Level, require_sound
 from speechft_merge.plan.plan import Plan, make_plan
@@ -24,7 +24,7 @@ from speechft_merge.plan.relation import Relation, judge_relations, measure_rela
 from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
 from speechft_merge.record.identity import identify
-from speechft_merge.record.manifest import Manifest, Written, describe_input, make_manifest
+from speechft_merge.record.manifest import Manifest, Written, describe_input, make_manifest, read_manifest
 from speechft_merge.sources.reference import HubReference, list_references, parse_reference
 
 if TYPE_CHECKING:
@@ -125,12 +125,13 @@ class Merge:
         """Base and fine-tunes."""
         return self.base, *self.finetuned
 
-    def write(self, output: str | Path, progress: Progress | None = None) -> MergeResult:
+    def write(self, output: str | Path, progress: Progress | None = None, *, temporary: bool = False) -> MergeResult:
         """Write the merged model's directory, whole or not at all.
 
         Args:
             output: the directory.
             progress: called from time to time with the bytes done and the total.
+            temporary: whether `push` removes the output when it is done, unless another merge has found it meanwhile.
 
         Raises:
             OutputError, WriteError: the output already exists, or cannot be written.
@@ -140,7 +141,8 @@ class Merge:
         inputs = [describe_input(model) for model in self.models]
         prints = [entry.fingerprint for entry in inputs]
         identity = identify(self.plan.recipe, prints, self.files.digest, self.companions)
-        with Output(path, identity, overwrite=self.options.overwrite, fsync=self.options.fsync) as target:
+        overwrite, fsync = self.options.overwrite, self.options.fsync
+        with Output(path, identity, overwrite=overwrite, fsync=fsync, temporary=temporary) as target:
             earlier = target.begin(self.files)
             if earlier is None:
                 written = self._write_files(target, progress)
@@ -183,6 +185,7 @@ class Merge:
             NotFoundError, CheckpointError: a model or the probe cannot be read, or not run.
             MismatchError: the models give features that are not finite.
             UsageError: a package is missing.
+            OutputError: another process replaced the output.
         """
         from speechft_merge.similarity.beside_output import put_beside
         from speechft_merge.similarity.comparison import compare_models
@@ -195,31 +198,35 @@ class Merge:
             models = ComparedModels(self.base, self.finetuned, self.plan, merged, measured)
             report = compare_models(models, request, progress)
         names = {"base": _pinned(self.base), "finetuned": _pinned(self.finetuned[0])}
+        _require_ours(result)
         return put_beside(result.output, replace(report, models=report.models | names))
 
-    def push(self, result: MergeResult, target: PushTarget, message: str | None = None, *, keep: bool = True) -> Pushed:
+    def push(self, result: MergeResult, target: PushTarget, message: str | None = None) -> Pushed:
         """Commit the output of `write` to the Hub; return where it is, and what became of the files that were there.
 
         Args:
             result: what `write` returned.
             target: what `push.prepare_push` returned; call that before the merge begins.
             message: first line of the commit.
-            keep: whether the local output stays; one that existed before always does.
 
         Raises:
             HubError, TemporaryError: refused, or the Hub failed; the output stays, and a note says how to push it.
+            OutputError: another process replaced the output.
         """
         from speechft_merge.push import push, push_command
 
         try:
-            pushed = push(result.output, target, message)
+            pushed = push(result.output, target, message, check=lambda: _require_ours(result))
+        except OutputError:
+            raise
         except SpeechFTMergeError as error:
+            keep(result.output)
             here = Path.cwd()
             path = result.output.relative_to(here) if result.output.is_relative_to(here) else result.output
             error.add_note(f"the merged model is in {path}; push it with: {push_command(path, target, message)}")
             raise
-        if not keep and not result.already_done:
-            shutil.rmtree(result.output, ignore_errors=True)
+        if not result.already_done:
+            remove_temporary(result.output, result.manifest.merge_id)
         return pushed
 
 
@@ -357,6 +364,13 @@ def compare(
         require_sound([*chosen, *plan.findings], (ALLOW_PARTIAL, ALLOW_UNRELATED))
         made = None if merged is None else stack.enter_context(open_checkpoint(merged, options.download))
         return compare_models(ComparedModels(models[0], models[1:], plan, made), request, progress)
+
+
+def _require_ours(result: MergeResult) -> None:
+    """Refuse to speak of an output that is another merge's by now."""
+    found = read_manifest(result.output)
+    if found is None or found.merge_id != result.manifest.merge_id:
+        raise OutputError(f"another process replaced {result.output} after it was complete", hint="run again")
 
 
 def _pinned(checkpoint: Checkpoint) -> str:

@@ -25,7 +25,7 @@ class _Recent:
 
     def __init__(self) -> None:
         self._made: OrderedDict[int, memoryview] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a tensor may be freed while another is put in
 
     def get(self, key: int) -> memoryview | None:
         with self._lock:

@@ -37,6 +37,9 @@ USUAL_NAMES = (
 )
 """Where transformers looks for weights, in its order."""
 
+MAX_TENSORS = 100_000
+"""Most tensors of all shards; one file is bounded by its header."""
+
 _INDEX = re.compile(
     r"\.(safetensors|bin)\.index\b[^/]*\.json$"
 )  # whisper-large-v3 has model.safetensors.index.fp32.json
@@ -141,7 +144,11 @@ def _open_in(folder: Folder, names: list[str], reference: str, files: ExitStack)
         names = require_shards(index_name, weight_map, folder.names())
     elif len(names) == 1:
         return _open_file(folder, file, reference, files)
-    shards = [_open_file(folder, name, reference, files) for name in names]
+    shards: list[Checkpoint] = []
+    for name in names:
+        shards.append(_open_file(folder, name, reference, files))
+        if sum(len(shard.tensors) for shard in shards) > MAX_TENSORS:
+            raise CheckpointError(f"{index_name}: its shards hold more than {MAX_TENSORS} tensors")
     return join_shards(file, index_name, weight_map, shards)
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 BLOCK = 4 << 20
 """Bytes of a file that are read at once to gather elements out of them."""
+SPARSE = 64
+"""How many elements are read for one that is wanted, at most; a chunk of a transposed matrix takes some 56."""
+PAGE = 1024
+"""Elements that are read at once however few of them are wanted."""
 
 
 def strided(
@@ -85,7 +89,8 @@ class _Strided(ByteSource):
 
         reach = [(size - 1) * step for size, step in zip(out.shape, strides, strict=True)]
         extent = sum(reach) + 1
-        if extent * self._itemsize > BLOCK:
+        distinct = math.prod(size for size, step in zip(out.shape, strides, strict=True) if step)
+        if extent * self._itemsize > BLOCK or (extent > PAGE and extent > SPARSE * distinct):
             axis = reach.index(max(reach))
             half = out.shape[axis] // 2
             front, back = np.split(out, [half], axis)

@@ -73,13 +73,12 @@ def merge(
         for line in details(opened, sink.verbose):
             sink.detail(line)
         with ProgressLine(sink) as progress:
-            result = opened.write(path, progress)
+            result = opened.write(path, progress, temporary=target is not None and output.output is None)
         with _complete(named):
             compared = None if request is None else _compare(opened, request, result, sink)
             pushed = None
             if target is not None:
-                keep = output.output is not None
-                pushed = _push(opened, result, target, hub.commit_message, keep=keep, compared=compared)
+                pushed = _push(opened, result, target, hub.commit_message, compared)
     with _complete(named):
         sink.show(show_merge(result, named, pushed, compared))
         if isinstance(compared, ComparisonError):
@@ -99,12 +98,12 @@ def _complete(named: str) -> Iterator[None]:
 
 
 def _push(
-    opened: Merge, result: MergeResult, target: PushTarget, message: str | None, *, keep: bool,
+    opened: Merge, result: MergeResult, target: PushTarget, message: str | None,
     compared: Report | ComparisonError | None,
 ) -> Pushed:  # fmt: skip
     """Push the output, also if the comparison failed; a push that fails as well tells of both."""
     try:
-        return wait_for(lambda: opened.push(result, target, message, keep=keep))
+        return wait_for(lambda: opened.push(result, target, message))
     except SpeechFTMergeError as error:
         if isinstance(compared, ComparisonError):
             error.add_note(str(compared))

@@ -10,7 +10,7 @@ from speechft_merge.errors import OutputError, WriteError
 from speechft_merge.executor.executor import execute
 from speechft_merge.output.checksums import matches
 from speechft_merge.output.path import require_space
-from speechft_merge.output.staging import FinishedFile, Staging, restore, sweep
+from speechft_merge.output.staging import TEMPORARY, FinishedFile, Staging, restore, sweep
 from speechft_merge.output.writer import FileWriter
 from speechft_merge.record import card, manifest
 from speechft_merge.record.manifest import Manifest, read_manifest, read_names
@@ -36,13 +36,17 @@ class Output:
         identity: of the merge, see `record.identity`.
         overwrite: whether another output may be replaced.
         fsync: whether to wait until all is on the disk.
+        temporary: whether `remove_temporary` is to remove it.
     """
 
-    def __init__(self, path: Path, identity: str, *, overwrite: bool = False, fsync: bool = True) -> None:
+    def __init__(
+        self, path: Path, identity: str, *, overwrite: bool = False, fsync: bool = True, temporary: bool = False
+    ) -> None:
         self.path = path
         self.identity = identity
         self._overwrite = overwrite
         self._fsync = fsync
+        self._temporary = temporary
         self._staging: Staging | None = None
 
     def __enter__(self) -> Output:
@@ -62,11 +66,14 @@ class Output:
     def finished(self) -> Manifest | None:
         """Return the manifest if the output of this very merge already exists, with every file whole.
 
-        The card is not checked: the user may edit it.
+        The card is not checked: the user may edit it. From now on the output stays, also if it was made to be pushed.
         """
         restore(self.path)
         found = read_manifest(self.path)
         if found is None or found.merge_id != self.identity or not _is_whole(self.path, found):
+            return None
+        keep(self.path)
+        if read_manifest(self.path) != found:  # it was removed just before
             return None
         if self._staging is not None:
             self._staging.discard()
@@ -140,6 +147,8 @@ class Output:
             OutputError: what exists by now may not be replaced, or another process changed the output.
             WriteError: the disk failed.
         """
+        if self._temporary:
+            self.put({TEMPORARY: b""})
         for tries in range(_TRIES):
             earlier = self.finished()
             if earlier is not None:
@@ -152,9 +161,14 @@ class Output:
                 if isinstance(error, WriteError) or self._begun.committed or tries == _TRIES - 1:
                     raise
                 time.sleep(_PAUSE * tries)
-        self._staging = None
         sweep(self.path)
+        self._staging = None
         return None
+
+
+def keep(output: Path) -> None:
+    """Let an output stay that was made to be pushed."""
+    (output / TEMPORARY).unlink(missing_ok=True)
 
 
 def _shifted(progress: Progress, done: int, total: int) -> Progress:
@@ -208,4 +222,4 @@ def require_replaceable(output: Path, overwrite: bool) -> None:
 def _written(folder: Path) -> set[str]:
     """Return the names of the files that a merge wrote into a folder, by its manifest, and a comparison after it."""
     found = read_names(folder)
-    return found | {manifest.NAME, card.NAME, manifest.SIMILARITY, manifest.FIGURE} if found else found
+    return found | {manifest.NAME, card.NAME, manifest.SIMILARITY, manifest.FIGURE, TEMPORARY} if found else found

@@ -48,6 +48,9 @@ DATA = "data"
 REPLACED = "replaced"
 """In the hidden folder: the output that is being replaced, where it cannot change places with the new one."""
 
+TEMPORARY = ".temporary"
+"""In an output that is made to be pushed: it goes afterwards, unless another process has found it and removed this."""
+
 _SUFFIX = ".partial"
 _LABEL = 200
 """Most bytes of an output's name in that of its hidden folders: a name may have 255 in all."""
@@ -170,7 +173,7 @@ class Staging:
         """
         if not self.data.is_at(self.data.path):  # committed by an earlier call, and replaced since
             raise self._overtaken()
-        names = set(self.data.names())
+        names = set(self.data.names()) - {TEMPORARY}
         self.data.sync()
         with explained(self.output):
             if require_replaceable is None or not _holds_something(self.output):
@@ -242,6 +245,26 @@ class Staging:
         if self._lock is not None and self._lock != _WITHOUT_LOCK:
             os.close(self._lock)
         self._lock = None
+
+
+def remove_temporary(output: Path, identity: str) -> None:
+    """Remove an output that was made to be pushed, unless another process has found it meanwhile.
+
+    It leaves its place first, so that whoever comes then makes it anew.
+    """
+    aside = output.with_name(f".{_label(output)}.{identity[:16]}.{secrets.token_hex(4)}{_SUFFIX}")
+    with contextlib.suppress(OSError):
+        if not (output / TEMPORARY).exists():
+            return
+        output.rename(aside)
+        lock = _lock(aside)
+        if (aside / TEMPORARY).exists():
+            _remove(aside)
+        else:
+            (aside / LOCK).unlink(missing_ok=True)
+            aside.rename(output)
+        if lock is not None:
+            os.close(lock)
 
 
 def sweep(output: Path, keep: str | None = None) -> None:

@@ -9,11 +9,12 @@ from speechft_merge.push.leftovers import Changes, decide_changes
 from speechft_merge.push.outgoing import clean_contents, list_outgoing
 from speechft_merge.record import card
 from speechft_merge.sources.client import bound_client
+from speechft_merge.sources.content import is_content
 from speechft_merge.sources.hub_errors import UPLOAD_EXPIRED, HubError, hub_errors
 from speechft_merge.sources.retries import REFUSED, persist
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -59,8 +60,16 @@ def _listed(names: tuple[str, ...] | list[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def push(folder: Path, target: PushTarget, message: str | None = None) -> Pushed:
+def push(
+    folder: Path, target: PushTarget, message: str | None = None, check: Callable[[], None] = lambda: None
+) -> Pushed:
     """Commit every file of a merged model, and delete from the repository what would be loaded instead.
+
+    Args:
+        folder: the output of a merge.
+        target: what `prepare_push` returned.
+        message: first line of the commit.
+        check: raises if the folder is no longer what is to be pushed; called before and after it is read.
 
     Raises:
         NotFoundError, CheckpointError: see `outgoing.list_outgoing`.
@@ -71,6 +80,7 @@ def push(folder: Path, target: PushTarget, message: str | None = None) -> Pushed
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
+    check()
     outgoing = list_outgoing(folder)
     cleaned = clean_contents(outgoing)
     changes = decide_changes(target.files, outgoing)
@@ -84,6 +94,7 @@ def push(folder: Path, target: PushTarget, message: str | None = None) -> Pushed
     title = message or "Merge by speechft-merge"
     with hub_errors(target.repo):
         _upload(target, [operation for operation in operations if isinstance(operation, CommitOperationAdd)])
+        check()
         url = _commit(target, operations, title)
     replaced_card = target.foreign_card and card.NAME in changes.replaced
     return Pushed(target.repo, url, changes, replaced_card)
@@ -125,7 +136,8 @@ def _commit(target: PushTarget, operations: Sequence[CommitOperationAdd | Commit
                 parent_commit=None if target.create_pr else target.parent,
             )
         except HfHubHTTPError as error:  # some are ValueErrors as well
-            url = _found(target, message) if tries > 1 and error.response.status_code == 412 else None
+            lost = tries > 1 and error.response.status_code == 412
+            url = _found(target, operations) if lost else None
             if url is None:
                 raise
             return url
@@ -136,11 +148,25 @@ def _commit(target: PushTarget, operations: Sequence[CommitOperationAdd | Commit
     return persist(commit, only=REFUSED if target.create_pr else None)
 
 
-def _found(target: PushTarget, message: str) -> str | None:
-    """Return the URL of a commit whose answer was lost: the newest, with our title, on top of the one looked at."""
-    from huggingface_hub import HfApi, constants
+def _found(target: PushTarget, operations: Sequence[CommitOperationAdd | CommitOperationDelete]) -> str | None:
+    """Return the URL of a commit whose answer was lost: the newest, if it holds just what was to be pushed."""
+    from huggingface_hub import CommitOperationAdd, HfApi, constants
 
-    newest, *before = HfApi().list_repo_commits(target.repo, revision=target.branch)
-    if not before or (newest.title, before[0].commit_id) != (message.splitlines()[0], target.parent):
+    api = HfApi()
+    newest, *before = api.list_repo_commits(target.repo, revision=target.branch)
+    if not before or before[0].commit_id != target.parent:
+        return None
+    added = {operation.path_in_repo: operation for operation in operations if isinstance(operation, CommitOperationAdd)}
+    there = {info.path: info for info in api.get_paths_info(target.repo, [*added], revision=newest.commit_id)}
+    if there.keys() != added.keys() or not all(_holds(there[name], added[name]) for name in added):
         return None
     return f"{constants.ENDPOINT}/{target.repo}/commit/{newest.commit_id}"
+
+
+def _holds(there: Any, added: CommitOperationAdd) -> bool:
+    """Return whether a file in the repository is the one that was added, by the checksums that the Hub has."""
+    if there.lfs is not None:
+        return bool(there.lfs.sha256 == added.upload_info.sha256.hex())
+    with added.as_file() as file:
+        content = file.read()
+    return is_content(there.blob_id, len(content), [content])

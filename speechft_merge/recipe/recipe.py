@@ -30,15 +30,22 @@ def _key(default: Any, parse: Callable[[Any], Any]) -> Any:
 
 def _parse_rules(value: Any) -> tuple[AlphaRule, ...]:
     if isinstance(value, dict):
-        value = [f"{selector}={alpha}" for selector, alpha in value.items()]
+        value = [f"{_text(selector)}={_text(alpha)}" for selector, alpha in value.items()]
     if len(_listed(value)) > MOST:
         raise UsageError(f"a recipe of {len(value)} rules, at most {MOST} are allowed")
-    return tuple(parse_rule(str(rule)) for rule in _listed(value))
+    return tuple(parse_rule(_text(rule)) for rule in _listed(value))
+
+
+def _text(value: Any) -> str:
+    try:
+        return str(value)
+    except ValueError as error:  # a number of thousands of digits
+        raise UsageError(f"a recipe holds a number that is too large: {error}") from error
 
 
 def _parse_weights(value: Any) -> tuple[float, ...]:
     what = "the weight of a fine-tune"
-    return tuple(w if isinstance(w, float) else parse_number(str(w), what, "2") for w in _listed(value))
+    return tuple(w if isinstance(w, float) else parse_number(_text(w), what, "2") for w in _listed(value))
 
 
 def _listed(value: Any) -> Sequence[Any]:
@@ -60,13 +67,13 @@ class Recipe:
     A field is a key of a recipe file and an option of the command line under the same name.
     """
 
-    alpha: float = _key(DEFAULT_ALPHA, lambda value: parse_alpha(str(value)))
+    alpha: float = _key(DEFAULT_ALPHA, lambda value: parse_alpha(_text(value)))
     layer_alpha: tuple[AlphaRule, ...] = _key((), _parse_rules)
     """Alphas of some layers or tensors; later rules win."""
     weight: tuple[float, ...] = _key((), _parse_weights)
     """One for each fine-tune, normalised to sum 1; empty: equal weights."""
-    dtype: str = _key("keep", str)
-    format: str = _key("auto", str)
+    dtype: str = _key("keep", _text)
+    format: str = _key("auto", _text)
     """Kind of file to write; `auto` follows the base."""
     keep_head: bool = _key(False, _parse_flag)
     """Write the fine-tuned class, its head and config, rather than the base's."""
@@ -176,9 +183,9 @@ def _parse(text: str, path: Path) -> Any:
         raise UsageError(f"the recipe {path} has {len(text)} characters of YAML, at most {MAX_YAML} are allowed")
     try:
         return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, UsageError):
-            raise
+    except UsageError:
+        raise
+    except Exception as error:  # a tag on what does not go with it may raise anything
         raise UsageError(f"the recipe {path} is not valid YAML: {error}") from error
 
 

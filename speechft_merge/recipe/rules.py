@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from speechft_merge.layouts.naming import TensorName
 
-LONGEST = 1000
+LONGEST = 250
 """Most characters of a selector; the names of tensors have a hundred."""
 MOST = 5000
 """Most rules: each is held against each tensor."""
 
-_RANGE = re.compile(r"(?:([A-Za-z_][\w.]*)\.)?(\d+)(?:-(\d+))?")
+_RANGE = re.compile(r"(?:([A-Za-z_][\w.]*)\.)?(\d{1,6})(?:-(\d{1,6}))?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import socket
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +22,10 @@ WINDOW = 60.0
 """Seconds over which an answer must come at `LEAST_RATE`, and within which its headers must be there."""
 LEAST_RATE = 1000
 """Bytes a second."""
-LONGEST_ANSWER = 64 << 20
+LONGEST_ANSWER = 16 << 20
 """Bytes of an answer that is read whole, unpacked: lists of files, never the files."""
+MOST_OBJECTS = 100_000
+"""Objects in such an answer, each of which takes a hundred times its text: the Hub's own bound for files."""
 
 
 def bound_client() -> None:
@@ -59,7 +64,7 @@ def _send(send: Callable[..., Any], request: Any, *, stream: bool = False, **opt
     call = functools.partial(send, request, stream=True, **options)
     response = _headers_in_time(call, request, seconds["read"])
     _limit_waits(response.headers)
-    response.iter_raw = functools.partial(_steadily, response.iter_raw, request)
+    response.iter_raw = functools.partial(_steadily, response.iter_raw, response)
     if not stream:
         response.iter_bytes = functools.partial(_bounded, response.iter_bytes, request)
         try:
@@ -92,32 +97,74 @@ def _limit_waits(headers: Any) -> None:
         headers["Retry-After"] = str(int(min(seconds, longest_wait())))
 
 
-def _steadily(chunks: Callable[..., Iterator[bytes]], request: Any, *args: Any) -> Iterator[bytes]:
-    """Yield the pieces of an answer as they come; raise ReadTimeout if they come too slowly."""
+def _steadily(chunks: Callable[..., Iterator[bytes]], response: Any, *args: Any) -> Iterator[bytes]:
+    """Yield the pieces of an answer as they come; raise ReadTimeout if they come too slowly, or a piece without end."""
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-    pieces = chunks(*args)
+    pieces, watch = chunks(*args), _Watch(response)
     waited, received = 0.0, 0
-    while True:
-        started = time.monotonic()
-        piece = next(pieces, None)
-        waited += time.monotonic() - started
-        if piece is None:
-            return
-        received += len(piece)
-        if waited > WINDOW:
-            if received < LEAST_RATE * waited:
-                raise httpx.ReadTimeout(f"{received} bytes in {waited:.0f} s", request=request)
-            waited, received = 0.0, 0
-        yield piece
+    try:
+        while True:
+            try:
+                seconds, piece = watch.time(lambda: next(pieces, None))
+            except httpx.TransportError as error:
+                if not watch.fired:
+                    raise
+                raise httpx.ReadTimeout(f"no piece within {WINDOW:g} s", request=response.request) from error
+            if piece is None:
+                return
+            waited, received = waited + seconds, received + len(piece)
+            if waited > WINDOW:
+                if received < LEAST_RATE * waited:
+                    raise httpx.ReadTimeout(f"{received} bytes in {waited:.0f} s", request=response.request)
+                waited, received = 0.0, 0
+            yield piece
+    finally:
+        watch.stop()
+
+
+class _Watch:
+    """Shuts a connection down on which one read takes longer than `WINDOW`: each byte of it may be in time."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        self._since: float | None = None
+        self._ended = threading.Event()
+        self.fired = False
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def time(self, call: Callable[[], Any]) -> tuple[float, Any]:
+        """Return the seconds that a call took, and its result."""
+        started = self._since = time.monotonic()
+        try:
+            result = call()
+        finally:
+            self._since = None
+        return time.monotonic() - started, result
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._ended.set()
+
+    def _work(self) -> None:
+        while not self._ended.wait(min(1.0, WINDOW / 2)):
+            since = self._since
+            if since is not None and time.monotonic() - since > WINDOW:
+                self.fired = True
+                stream = self._response.extensions.get("network_stream")
+                connection = stream.get_extra_info("socket") if stream is not None else None
+                with contextlib.suppress(OSError):
+                    if connection is not None:
+                        connection.shutdown(socket.SHUT_RDWR)
+                return
 
 
 def _bounded(chunks: Callable[..., Iterator[bytes]], request: Any, *args: Any) -> Iterator[bytes]:
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-    received = 0
+    received = objects = 0
     for piece in chunks(*args):
-        received += len(piece)
-        if received > LONGEST_ANSWER:
-            raise httpx.DecodingError(f"an answer of more than {LONGEST_ANSWER} bytes", request=request)
+        received, objects = received + len(piece), objects + piece.count(b"{")
+        if received > LONGEST_ANSWER or objects > MOST_OBJECTS:
+            raise httpx.DecodingError(f"an answer of more than {received} bytes, {objects} objects", request=request)
         yield piece

@@ -8,7 +8,7 @@ import re
 import sys
 
 _SECRETS = (
-    (re.compile(r"(?<=://)[^\s/@'\"]*@"), ""),
+    (re.compile(r"(?<=://)[^\s/]*@"), ""),
     (re.compile(r"(?<![^\s'\"(<\[])([a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"?#]+)\?[^\s'\")>\]]+"), r"\1?..."),
     (re.compile(r"\b(Bearer|Basic)\s+[^\s'\",]+", re.IGNORECASE), r"\1 ..."),
     (re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{8,}"), r"\1_..."),

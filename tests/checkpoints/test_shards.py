@@ -246,3 +246,9 @@ def test_an_index_above_the_bound_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("speechft_merge.checkpoints.json_text.MAX_TEXT", 10)
     with pytest.raises(CheckpointError, match="bytes of JSON, at most 10 are allowed"):
         open_checkpoint(folder)
+
+
+def test_the_tensors_of_all_shards_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speechft_merge.checkpoints.opening.MAX_TENSORS", 1)
+    with pytest.raises(CheckpointError, match="its shards hold more than 1 tensors"):
+        open_checkpoint(indexed(tmp_path, MAP, SHARDS))

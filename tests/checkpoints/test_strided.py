@@ -80,6 +80,24 @@ def test_over_a_network_the_bytes_are_fetched_once_and_bounded_in_all() -> None:
     assert not _RECENT._made
 
 
+def test_a_sparse_view_does_not_read_its_whole_span_for_a_few_numbers() -> None:
+    """Thirteen axes of two, megabytes apart: read block by block, a file of 58 MB took 75 s."""
+
+    class Counting(Remote):
+        seeks_cheaply = True
+        read_bytes = 0
+
+        def read_into(self, offset: int, buffer: memoryview) -> None:
+            self.read_bytes += len(buffer)
+            super().read_into(offset, buffer)
+
+    source = Counting(bytes(56 << 20))
+    shape, strides = (100, *[2] * 13, 2), (0, *[2 << 20] * 13, (2 << 20) - 8)
+    span = strided(source, "x", 0, source.size, DType.F16, shape, strides)
+    span.source.read(0, 1 << 20)
+    assert source.read_bytes < 64 << 20
+
+
 def test_bytes_past_the_end_are_refused() -> None:
     span = strided(Remote(bytes(64)), "x", 0, 64, DType.F32, (4, 2), (1, 8))
     with pytest.raises(ValueError, match=r"outside the file|past the end"):

@@ -486,3 +486,49 @@ def test_a_silent_upload_of_several_files_ends_with_the_signal(
     hub.release()
     assert process.returncode == 143
     assert "the merge is complete: out" in err
+
+
+# the local output of others
+
+
+def test_an_output_that_another_merge_found_while_it_was_pushed_stays(
+    pair: Pair, hub: HubServer, target: str, start: Start, spawn: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.fault("POST .*/preupload/", hold=True)
+    process = started(start, hub, monkeypatch, *pair.args, "--push-to-hub", target)
+    wait_for(lambda: bool(hub.log("POST .*/preupload/")))
+    assert spawn(*pair.args, "-q", env=hub.env()).code == 0
+    hub.release()
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert folder_contents(tmp_path / "finetuned-merged-0.25").keys() == WRITTEN
+
+
+@pytest.mark.parametrize("options", [[], ["-o", "out"]], ids=["temporary", "kept"])
+def test_an_output_that_another_merge_replaced_is_neither_pushed_nor_removed(
+    options: list[str], pair: Pair, hub: HubServer, target: str, start: Start, spawn: Run, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    hub.fault("POST .*/preupload/", hold=True)
+    process = started(start, hub, monkeypatch, *pair.args, *options, "--push-to-hub", target)
+    wait_for(lambda: bool(hub.log("POST .*/preupload/")))
+    output = "out" if options else "finetuned-merged-0.25"
+    assert spawn(*pair.args, "--alpha", "0.9", "-o", output, "--overwrite", env=hub.env()).code == 0
+    theirs = folder_contents(tmp_path / output)
+    hub.release()
+    _, err = process.communicate(timeout=100)
+    assert (process.returncode, "another process replaced" in err) == (73, True)
+    assert hub.stored(target).titles == ["initial commit"]
+    assert folder_contents(tmp_path / output) == theirs
+
+
+def test_a_commit_of_somebody_else_under_our_title_is_not_taken_for_ours(
+    pair: Pair, hub: HubServer, empty: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.fault("POST .*/commit/", hold=True, status=500)
+    process = started(start, hub, monkeypatch, *pair.args, "-o", "out", "--push-to-hub", empty)
+    wait_for(lambda: bool(hub.log("POST .*/commit/")))
+    hub.commit(empty, {"config.json": "{}"}, title="Merge by speechft-merge")
+    hub.release()
+    _, err = process.communicate(timeout=100)
+    assert (process.returncode, "changed meanwhile" in err) == (1, True)

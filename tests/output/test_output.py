@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,10 @@ from speechft_merge import merge
 from speechft_merge.checkpoints import DType, TensorSpan
 from speechft_merge.errors import OutputError, WriteError
 from speechft_merge.executor.drift import Drift
+from speechft_merge.merging import open_merge
 from speechft_merge.output.files import OutputFile, OutputFiles
 from speechft_merge.output.output import Output, require_replaceable
-from speechft_merge.output.staging import Staging
+from speechft_merge.output.staging import Staging, remove_temporary
 from speechft_merge.plan.operations import Interpolate, Segment, Term
 
 if TYPE_CHECKING:
@@ -556,3 +558,16 @@ def test_however_often_a_commit_fails_the_earlier_output_stays(
             output.commit()
     assert len(tries) > 1
     assert snapshot(tmp_path) == before
+
+
+def test_an_output_made_to_be_pushed_goes_unless_somebody_found_it(pair: Pair, tmp_path: Path) -> None:
+    for found in (False, True):
+        with open_merge(*pair.args, options=UNSYNCED) as opened:
+            result = opened.write(tmp_path / "out", temporary=True)
+        if found:
+            assert merge(*pair.args, tmp_path / "out", options=UNSYNCED).already_done
+        remove_temporary(tmp_path / "out", result.manifest.merge_id)
+        assert names_in(tmp_path) == ({"out"} if found else set())
+    merge(*pair.args, tmp_path / "out", alpha=0.5, options=replace(UNSYNCED, overwrite=True))
+    remove_temporary(tmp_path / "out", result.manifest.merge_id)
+    assert names_in(tmp_path) == {"out"}

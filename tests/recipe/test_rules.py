@@ -315,8 +315,16 @@ def test_stars_without_end_take_no_time(end: str) -> None:
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.parametrize("selector", ["9" * 200, "0-" + "9" * 200, "[" * 250, "!" * 250])
+def test_odd_selectors_are_usage_errors_at_once(selector: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(UsageError, match="matches nothing"):
+        alphas(f"{selector}=0.1")
+    assert time.monotonic() - started < 10
+
+
 def test_a_selector_or_a_list_of_rules_beyond_all_use_is_refused() -> None:
-    with pytest.raises(UsageError, match="at most 1000 are allowed"):
+    with pytest.raises(UsageError, match="at most 250 are allowed"):
         parse_rule("**." * 400 + "x=0.1")
     with pytest.raises(UsageError, match="at most 5000 are allowed"):
         Recipe(layer_alpha=tuple(AlphaRule("cnn", 0.1, 0.1) for _ in range(5001)))

@@ -97,6 +97,22 @@ def test_headers_that_come_a_letter_at_a_time_are_not_waited_for(
         bounded.get(url, timeout=0.2)
 
 
+def test_a_piece_without_end_is_not_waited_for(serve: Serve, bounded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks, of which none is ever whole: no byte is late, and nothing ever comes."""
+    monkeypatch.setattr(client, "WINDOW", 0.4)
+    url = serve(dripping(b"4;" + b"a" * 1000, HEAD + b"Transfer-Encoding: chunked\r\n\r\n"))
+    started = time.monotonic()
+    with pytest.raises(httpx.ReadTimeout, match="no piece within"), bounded.stream("GET", url) as response:
+        list(response.iter_raw())
+    assert time.monotonic() - started < 10
+
+
+def test_a_list_of_very_many_is_cut_off(serve: Serve, bounded: Any) -> None:
+    body = gzip.compress(b"[" + b'{"rfilename":"a"},' * 500_000 + b"{}]")
+    with pytest.raises(httpx.DecodingError, match="objects"):
+        bounded.get(serve(answering(HEAD + b"Content-Encoding: gzip\r\n", body)))
+
+
 def test_a_silent_server_is_not_waited_for_where_the_client_sets_no_bound(
     serve: Serve, bounded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

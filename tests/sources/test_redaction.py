@@ -13,6 +13,7 @@ from speechft_merge.sources.redaction import redacted
     [
         ("cannot reach http://alice:hunter2@host:8/x: no", "cannot reach http://host:8/x: no"),
         ("thrown while requesting PUT https://s3.x/a?X-Amz-Signature=ab&c=d", "thrown while requesting PUT https://s3.x/a?..."),
+        ("cannot reach http://alice:p'ss@w\"rd@host:8/x", "cannot reach http://host:8/x"),
         ("('https://s3.x/a?b=c') failed", "('https://s3.x/a?...') failed"),
         ("Authorization: Bearer abc.def", "Authorization: Bearer ..."),
         ("the token hf_abcdefgh1234", "the token hf_..."),
