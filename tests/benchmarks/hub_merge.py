@@ -39,9 +39,9 @@ with open(config, "w") as out:
 """Fetches both files, and writes what mergekit-pytorch shall do with them: JSON is YAML."""
 
 MAX_BYTES = 1.01  # of the tensors needed
-MAX_REQUESTS = 40
+MAX_REQUESTS = 100
 MAX_DOWNLOADS = 1.3  # wall time, in those of hf_hub_download of both files
-MAX_MB = 400
+MAX_MB = 128
 
 
 @dataclass(frozen=True)
