@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
-from typing import TYPE_CHECKING
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
@@ -14,6 +15,8 @@ from speechft_merge.sources import ByteSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
 LIMIT = 56 << 20
 """Most bytes of such a tensor, and of all that are kept: unlike all others it is made as a whole, kernels with numbers
@@ -24,28 +27,28 @@ class _Recent:
     """What was computed last, up to `LIMIT` bytes in all: most tensors are only looked into before the merge."""
 
     def __init__(self) -> None:
-        self._made: OrderedDict[int, memoryview] = OrderedDict()
-        self._lock = threading.RLock()  # a tensor may be freed while another is put in
+        self._made: WeakKeyDictionary[ByteSource, memoryview] = WeakKeyDictionary()  # the last one used at its end
+        self._lock = threading.Lock()
 
-    def get(self, key: int) -> memoryview | None:
+    def get(self, source: ByteSource) -> memoryview | None:
         with self._lock:
-            if key in self._made:
-                self._made.move_to_end(key)
-            return self._made.get(key)
+            made = self._made.pop(source, None)
+            if made is not None:
+                self._made[source] = made
+            return made
 
     def make_room(self, size: int) -> None:
         with self._lock:
-            while self._made and sum(map(len, self._made.values())) + size > LIMIT:
-                self._made.popitem(last=False)
+            held = list(self._made.items())
+            for source, made in held:
+                if sum(map(len, self._made.values())) + size <= LIMIT:
+                    return
+                del self._made[source], made
 
-    def put(self, key: int, made: memoryview) -> None:
+    def put(self, source: ByteSource, made: memoryview) -> None:
         self.make_room(len(made))
         with self._lock:
-            self._made[key] = made
-
-    def drop(self, key: int) -> None:
-        with self._lock:
-            self._made.pop(key, None)
+            self._made[source] = made
 
 
 _RECENT = _Recent()
@@ -64,15 +67,30 @@ class _Computed(ByteSource):
         if offset + len(buffer) > self.size:
             raise CheckpointError(f"{self.name}: bytes past the end of the tensor were requested")
         with self._lock:
-            made = _RECENT.get(id(self))
+            made = _RECENT.get(self)
             if made is None:
                 _RECENT.make_room(self.size)
                 made = self._function()
-                _RECENT.put(id(self), made)
+                _RECENT.put(self, made)
         buffer[:] = made[offset : offset + len(buffer)]
 
-    def __del__(self) -> None:
-        _RECENT.drop(id(self))
+
+class ByElement(ByteSource):
+    """A tensor that is made element by element: a subclass need not look at the bytes that are asked for."""
+
+    itemsize: int
+
+    @abstractmethod
+    def elements(self, first: int, count: int) -> NDArray[Any]:
+        """Return elements of `itemsize` bytes: (count,)."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`, which need not begin or end with an element."""
+        if offset + len(buffer) > self.size:
+            raise CheckpointError(f"{self.name}: bytes past the end of the tensor were requested")
+        first, last = offset // self.itemsize, -(-(offset + len(buffer)) // self.itemsize)
+        made = memoryview(self.elements(first, last - first).view("u1").data)
+        buffer[:] = made[offset - first * self.itemsize :][: len(buffer)]
 
 
 class _Joined(ByteSource):
@@ -112,21 +130,18 @@ def computed(
     return TensorSpan(_Computed(name, size, sources, function), 0, dtype, shape)
 
 
-class _Widened(ByteSource):
+class _Widened(ByElement):
     """The elements of a tensor of floats as float32 or float64, which changes no number."""
 
     def __init__(self, span: TensorSpan, dtype: DType) -> None:
         self.name, self.size = span.source.name, span.elements * dtype.itemsize
         self.seeks_cheaply, self.parts = span.source.seeks_cheaply, (span.source,)
-        self._span, self._dtype = span, dtype
+        self._span, self.itemsize = span, dtype.itemsize
 
-    def read_into(self, offset: int, buffer: memoryview) -> None:
+    def elements(self, first: int, count: int) -> NDArray[Any]:
         from speechft_merge.checkpoints.rounding import read_numbers
 
-        size = self._dtype.itemsize
-        first, last = offset // size, -(-(offset + len(buffer)) // size)
-        numbers = read_numbers(self._span, first, last - first).astype(f"<f{size}")
-        buffer[:] = memoryview(numbers.tobytes())[offset - first * size :][: len(buffer)]
+        return read_numbers(self._span, first, count).astype(f"<f{self.itemsize}")
 
 
 def _widened(span: TensorSpan, dtype: DType) -> TensorSpan:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.checkpoints.computed import LIMIT, computed
+from speechft_merge.checkpoints.computed import LIMIT, ByElement, computed
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
 from speechft_merge.errors import CheckpointError, quote
-from speechft_merge.sources import ByteSource
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from speechft_merge.sources import ByteSource
 
 BLOCK = 4 << 20
 """Bytes of a file that are read at once to gather elements out of them."""
@@ -48,24 +49,21 @@ def strided(
     return TensorSpan(_Strided(label, source, offset, dtype.itemsize, shape, strides), 0, dtype, shape)
 
 
-class _Strided(ByteSource):
+class _Strided(ByElement):
     def __init__(
         self, name: str, source: ByteSource, start: int, itemsize: int, shape: tuple[int, ...], strides: tuple[int, ...]
     ) -> None:
         self.name, self.size = name, math.prod(shape) * itemsize
         self.seeks_cheaply, self.parts = source.seeks_cheaply, (source,)
-        self._source, self._start, self._itemsize = source, start, itemsize
+        self._source, self._start, self.itemsize = source, start, itemsize
         self._shape, self._strides = shape, strides
 
-    def read_into(self, offset: int, buffer: memoryview) -> None:
+    def elements(self, first: int, count: int) -> NDArray[Any]:
         import numpy as np
 
-        if offset + len(buffer) > self.size:
-            raise CheckpointError(f"{self.name}: bytes past the end of the tensor were requested")
-        first, last = offset // self._itemsize, -(-(offset + len(buffer)) // self._itemsize)
-        out = np.empty(last - first, f"u{self._itemsize}")
+        out = np.empty(count, f"u{self.itemsize}")
         self._fill(out, first, self._shape, self._strides, 0)
-        buffer[:] = memoryview(out.view(np.uint8).data)[offset - first * self._itemsize :][: len(buffer)]
+        return out
 
     def _fill(
         self, out: NDArray[Any], first: int, shape: tuple[int, ...], strides: tuple[int, ...], element: int
@@ -90,7 +88,7 @@ class _Strided(ByteSource):
         reach = [(size - 1) * step for size, step in zip(out.shape, strides, strict=True)]
         extent = sum(reach) + 1
         distinct = math.prod(size for size, step in zip(out.shape, strides, strict=True) if step)
-        if extent * self._itemsize > BLOCK or (extent > PAGE and extent > SPARSE * distinct):
+        if extent * self.itemsize > BLOCK or (extent > PAGE and extent > SPARSE * distinct):
             axis = reach.index(max(reach))
             half = out.shape[axis] // 2
             front, back = np.split(out, [half], axis)
@@ -98,6 +96,6 @@ class _Strided(ByteSource):
             self._gather(back, strides, element + half * strides[axis])
             return
         flat = np.empty(extent, out.dtype)
-        self._source.read_into(self._start + element * self._itemsize, memoryview(flat.view(np.uint8).data))
-        steps = [step * self._itemsize if size > 1 else 0 for size, step in zip(out.shape, strides, strict=True)]
+        self._source.read_into(self._start + element * self.itemsize, memoryview(flat.view(np.uint8).data))
+        steps = [step * self.itemsize if size > 1 else 0 for size, step in zip(out.shape, strides, strict=True)]
         out[...] = np.lib.stride_tricks.as_strided(flat, out.shape, steps, writeable=False)

@@ -93,9 +93,7 @@ class Staging:
 
     def _make(self) -> bool:
         """Make and lock a folder; return whether no other process took it for a leftover before it was locked."""
-        name = f".{_label(self.output)}.{self._identity[:16]}.{secrets.token_hex(4)}{_SUFFIX}"
-        self.path = self.output.with_name(name)
-        self._aside = _renewed(self.path)
+        self.path, self._aside = (_new_name(self.output, self._identity) for _ in range(2))
         with explained(self.path):
             try:
                 self.path.mkdir(parents=True)
@@ -104,7 +102,7 @@ class Staging:
                 raise
             except BaseException as error:
                 if not isinstance(error, OSError) or error.errno not in _NO_LOCKS:
-                    _remove(self.path)
+                    _remove(self.path, self._aside)
                     raise
                 self._lock = _WITHOUT_LOCK
         return self._lock is not None
@@ -252,19 +250,17 @@ def remove_temporary(output: Path, identity: str) -> None:
 
     It leaves its place first, so that whoever comes then makes it anew.
     """
-    aside = output.with_name(f".{_label(output)}.{identity[:16]}.{secrets.token_hex(4)}{_SUFFIX}")
-    with contextlib.suppress(OSError):
-        if not (output / TEMPORARY).exists():
-            return
+    if not (output / TEMPORARY).exists():
+        return
+    aside = _new_name(output, identity)
+    with contextlib.suppress(OSError):  # another process moves it, too
         output.rename(aside)
-        lock = _lock(aside)
-        if (aside / TEMPORARY).exists():
-            _remove(aside)
-        else:
-            (aside / LOCK).unlink(missing_ok=True)
-            aside.rename(output)
-        if lock is not None:
-            os.close(lock)
+        with _locked(aside):
+            if (aside / TEMPORARY).exists():
+                _remove(aside, _new_name(output, identity))
+            else:
+                (aside / LOCK).unlink(missing_ok=True)
+                aside.rename(output)
 
 
 def sweep(output: Path, keep: str | None = None) -> None:
@@ -279,16 +275,26 @@ def restore(output: Path) -> None:
     """Put back an output that a process was replacing when it was killed."""
     for folder, _ in _folders(output):
         if (folder / REPLACED).is_dir() and not output.exists():
-            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-                lock = _lock(folder)
-                if lock is not None:
-                    stack.callback(os.close, lock)
+            with _locked(folder) as gone:
+                if gone:
                     _put_back(folder, output)
 
 
 @contextlib.contextmanager
 def _held(folder: Path, output: Path) -> Iterator[bool]:
     """Lock the folder of a process that is gone, and remove it at the end; yield whether it was locked."""
+    with _locked(folder) as gone:
+        try:
+            yield gone
+        finally:
+            if gone:
+                _put_back(folder, output)
+                _remove(folder, _new_name(output, folder.name.split(".")[-3]))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Try to lock a folder; yield whether it was possible: no process has it, and the file system has locks."""
     try:
         lock = _lock(folder)
     except OSError:
@@ -297,8 +303,6 @@ def _held(folder: Path, output: Path) -> Iterator[bool]:
         yield lock is not None
     finally:
         if lock is not None:
-            _put_back(folder, output)
-            _remove(folder)
             os.close(lock)
 
 
@@ -309,14 +313,13 @@ def _put_back(folder: Path, output: Path) -> None:
             (folder / REPLACED).rename(output)
 
 
-def _remove(folder: Path, aside: Path | None = None) -> None:
+def _remove(folder: Path, aside: Path) -> None:
     """Remove a hidden folder; can be called again if a signal interrupted it.
 
     Args:
         folder: what to remove.
         aside: the name that it gets first, which no other process knows: one may just be making this folder.
     """
-    aside = aside or _renewed(folder)
     with contextlib.suppress(OSError):
         folder.rename(aside)
     for path in (aside, folder):
@@ -326,10 +329,9 @@ def _remove(folder: Path, aside: Path | None = None) -> None:
             path.rmdir()
 
 
-def _renewed(folder: Path) -> Path:
-    """Return another name for a hidden folder of the same merge."""
-    stem = folder.name.removesuffix(_SUFFIX).rpartition(".")[0]
-    return folder.with_name(f"{stem}.{secrets.token_hex(4)}{_SUFFIX}")
+def _new_name(output: Path, identity: str) -> Path:
+    """Return a name that no other hidden folder has."""
+    return output.with_name(f".{_label(output)}.{identity[:16]}.{secrets.token_hex(4)}{_SUFFIX}")
 
 
 def _label(output: Path) -> str:

@@ -22,7 +22,7 @@ _NO_ANSWER = 0
 TRIES = 6
 """Failures in a row after which a request is abandoned."""
 FIRST_TRIES = 4
-"""The same before any work is done that would be lost."""
+"""The same of a call to the Hub's client, which tries most requests itself."""
 LONGEST_WAIT = 60.0
 """Most seconds for which a server's Retry-After is honoured, unless the environment says otherwise."""
 VARIABLE = "SPEECHFT_MERGE_LONGEST_WAIT"
@@ -62,15 +62,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def persist(
-    call: Callable[[], _Result], *, tries: int = FIRST_TRIES, also: Collection[int] = (),
-    only: Collection[int] | None = None,
-) -> _Result:  # fmt: skip
+def persist(call: Callable[[], _Result], *, also: Collection[int] = (), only: Collection[int] | None = None) -> _Result:
     """Return what a call to the Hub's client returns, called again after failures that may pass.
 
     Args:
         call: of no further effect if it is carried out twice.
-        tries: in all.
         also: further status codes that are worth a retry.
         only: where a second call would have an effect, the status codes that tell that the first had none.
     """
@@ -82,7 +78,7 @@ def persist(
             failures += 1
             status, headers = _answer(error)
             worth = status in only if only is not None else status in {*RETRIED, *also, _NO_ANSWER}
-            if not worth or failures == tries:
+            if not worth or failures == FIRST_TRIES:
                 raise
         pause(failures, retry_after(headers))
 
