@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
 BLOCK = 4 << 20
 """Bytes of a file that are read at once to gather elements out of them."""
-SPARSE = 64
-"""How many elements are read for one that is wanted, at most; a chunk of a transposed matrix takes some 56."""
-PAGE = 1024
-"""Elements that are read at once however few of them are wanted."""
+SEEK = 64 << 10
+"""Bytes that are read in the time that one more read takes: where each wanted element costs more, it is read alone."""
 
 
 def strided(
@@ -88,7 +86,7 @@ class _Strided(ByElement):
         reach = [(size - 1) * step for size, step in zip(out.shape, strides, strict=True)]
         extent = sum(reach) + 1
         distinct = math.prod(size for size, step in zip(out.shape, strides, strict=True) if step)
-        if extent * self.itemsize > BLOCK or (extent > PAGE and extent > SPARSE * distinct):
+        if extent * self.itemsize > min(BLOCK, SEEK * distinct):
             axis = reach.index(max(reach))
             half = out.shape[axis] // 2
             front, back = np.split(out, [half], axis)
