@@ -51,6 +51,10 @@ class CheckpointError(SpeechFTMergeError, ValueError):
     exit_code = 65
 
 
+class DeviceError(SpeechFTMergeError):
+    """A GPU that is not there, has no memory left, or lacks a type of numbers."""
+
+
 class MismatchError(CheckpointError):
     """Two readable checkpoints that do not belong together, or data that must not be merged."""
 

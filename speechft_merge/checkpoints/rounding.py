@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numkong
 import numpy as np
 
 from speechft_merge.checkpoints.dtypes import DType
@@ -17,49 +18,38 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 NUMPY: dict[DType, type[np.floating[Any]]] = {DType.F64: np.float64, DType.F32: np.float32, DType.F16: np.float16}
-"""numpy's own types; it has none for bfloat16."""
+"""numpy's own types; it has none for bfloat16, and converts float16 number by number."""
+
+_HALF: dict[DType, Literal["f16", "bf16"]] = {DType.F16: "f16", DType.BF16: "bf16"}
+"""numkong's names of the types that it converts, many numbers at once."""
 
 _PIECE = 1 << 20
 """Numbers that are read at once."""
-_ONE, _SIXTEEN, _HALF = np.uint32(1), np.uint32(16), np.uint32(0x7FFF)
 
 
 def widen(raw: Bytes, dtype: DType, out: Floats) -> None:
     """Write elements of `dtype` into `out` as numbers of its type; exact."""
-    if dtype is not DType.BF16:
+    if dtype in _HALF:
+        numkong.astype(_half(raw, dtype, len(out)), "f32" if out.dtype == np.float32 else "f64", out=out)
+    else:
         np.copyto(out, raw.view(NUMPY[dtype]))
-        return
-    words = raw.view(np.uint16)
-    if out.dtype == np.float32:
-        bits = out.view(np.uint32)
-        np.copyto(bits, words)
-        np.left_shift(bits, _SIXTEEN, out=bits)
+
+
+def narrow(values: Floats, dtype: DType, out: Bytes) -> None:
+    """Write numbers into `out` as elements of `dtype`, rounded once to nearest even."""
+    if dtype in _HALF:
+        single = values if values.dtype == np.float32 else _round_to_odd(values)
+        numkong.astype(single, _HALF[dtype], out=_half(out, dtype, len(values)))
     else:
-        np.copyto(out, (words.astype(np.uint32) << _SIXTEEN).view(np.float32))
-
-
-def narrow(values: Floats, dtype: DType, out: Bytes, scratch: Floats) -> None:
-    """Write numbers into `out` as elements of `dtype`, rounded once to nearest even; the rest may be overwritten."""
-    if dtype is not DType.BF16:
         np.copyto(out.view(NUMPY[dtype]), values, casting="same_kind")
-    elif values.dtype == np.float32:
-        _round_to_bfloat16(values.view(np.uint32), scratch.view(np.uint32), out.view(np.uint16))
-    else:
-        _round_to_bfloat16(_round_to_odd(values), scratch.view(np.uint32)[: len(values)], out.view(np.uint16))
 
 
-def _round_to_bfloat16(bits: NDArray[np.uint32], scratch: NDArray[np.uint32], out: NDArray[np.uint16]) -> None:
-    """Write the upper half of each float32, rounded to nearest even on the bits. NaN becomes an arbitrary number."""
-    np.right_shift(bits, _SIXTEEN, out=scratch)
-    np.bitwise_and(scratch, _ONE, out=scratch)
-    np.add(bits, scratch, out=bits)
-    np.add(bits, _HALF, out=bits)
-    np.right_shift(bits, _SIXTEEN, out=bits)
-    np.copyto(out, bits, casting="unsafe")
+def _half(raw: Bytes, dtype: DType, count: int) -> numkong.Tensor:
+    return numkong.from_pointer(raw.ctypes.data, count, _HALF[dtype], owner=raw)
 
 
-def _round_to_odd(values: Floats) -> NDArray[np.uint32]:
-    """Convert float64 to the bits of float32 so that a second rounding errs nowhere: truncate, make inexact ones odd.
+def _round_to_odd(values: Floats) -> NDArray[np.float32]:
+    """Convert float64 to float32 so that a second rounding errs nowhere: truncate, make inexact ones odd.
 
     Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd".
     """
@@ -68,8 +58,8 @@ def _round_to_odd(values: Floats) -> NDArray[np.uint32]:
         np.abs(single.astype(np.float64)) > np.abs(values), np.nextafter(single, np.float32(0)), single
     )
     inexact = toward_zero.astype(np.float64) != values
-    bits: NDArray[np.uint32] = toward_zero.view(np.uint32) | inexact.astype(np.uint32)
-    return bits
+    odd: NDArray[np.float32] = (toward_zero.view(np.uint32) | inexact.astype(np.uint32)).view(np.float32)
+    return odd
 
 
 def read_numbers(span: TensorSpan, start: int, count: int) -> NDArray[np.float64]:

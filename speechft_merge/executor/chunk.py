@@ -1,9 +1,9 @@
-"""Carries out an operation on one chunk of its inputs, in a worker's own buffers."""
+"""Carries out an operation on one chunk of its inputs, in a worker's own buffers; here on the CPU, with numpy."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from speechft_merge.executor.finite import all_finite, fits
 from speechft_merge.plan.operations import Copy
 
 if TYPE_CHECKING:
-    from speechft_merge.checkpoints.rounding import Floats
+    from speechft_merge.checkpoints.rounding import Bytes
+    from speechft_merge.executor.arithmetic import Array
     from speechft_merge.plan.operations import Interpolate, Operation, Segment
 
 CHUNK = 1 << 20
@@ -23,14 +24,15 @@ CHUNK = 1 << 20
 of half types would stay there when widened, too, but cost more than that saves in calls, each of which releases the
 interpreter's lock and takes it back."""
 
-WORK = 4 << 20
-"""Bytes of an array for numbers. A chunk of a half type takes half of it in float32; it is of the size from which on
-numpy asks the kernel for huge pages."""
+
+def most_elements(segment: Segment, size: int) -> int:
+    """Return how many elements of a segment a chunk of `size` bytes can have."""
+    return size // max(segment.dtype.itemsize, *(span.dtype.itemsize for span in segment.operation.inputs))
 
 
-def most_elements(segment: Segment) -> int:
-    """Return how many elements of a segment a chunk can have."""
-    return CHUNK // max(segment.dtype.itemsize, *(span.dtype.itemsize for span in segment.operation.inputs))
+def widened_size(size: int) -> int:
+    """Return the bytes that a chunk takes as numbers: a half type's in float64 are the most, in float32 it is half."""
+    return 4 * size
 
 
 class Result(NamedTuple):
@@ -47,13 +49,25 @@ class Result(NamedTuple):
 class Buffers:
     """A worker's memory, used again for every chunk: fresh memory costs a page fault every 4 KiB."""
 
-    def __init__(self, inputs: int) -> None:
-        self._raw = [np.empty(CHUNK, np.uint8) for _ in range(inputs)]
-        self._out = np.empty(CHUNK, np.uint8)
-        self._widened = [np.empty(WORK, np.uint8) for _ in range(inputs)]
-        self._scratch = np.empty(WORK, np.uint8)
+    xp: Any = np
+    """What computes, see `arithmetic`."""
+
+    def __init__(self, inputs: int, size: int) -> None:
+        self.size = size
+        """Most bytes of a chunk of an input, and of the output."""
+        self._raw = [self._allocate(size) for _ in range(inputs)]
+        self._out = self._allocate(size)
+        self._widened = [self._room(widened_size(size)) for _ in range(inputs)]
         self.inputs = [memoryview(raw.data) for raw in self._raw]
         """Where to read the elements of each input to."""
+
+    def _allocate(self, size: int) -> Bytes:
+        """Return memory that files are read to and written from."""
+        return np.empty(size, np.uint8)
+
+    def _room(self, size: int) -> Array:
+        """Return memory to compute in."""
+        return np.empty(size, np.uint8)
 
     def run(self, operation: Operation, dtype: DType, count: int) -> Result:
         """Make `count` output elements of type `dtype` from the input elements in the buffers."""
@@ -76,13 +90,14 @@ class Buffers:
     def _mix(self, operation: Interpolate, dtype: DType, count: int) -> Result:
         dtypes = tuple(span.dtype for span in operation.inputs)
         real = _real(dtypes)
-        values, drift = mix(operation, [self._numbers(i, read, count, real) for i, read in enumerate(dtypes)])
+        numbers = [self._numbers(i, read, count, real) for i, read in enumerate(dtypes)]
+        values, drift = mix(self.xp, operation, numbers)
         finite = math.isfinite(drift.base + drift.delta)
         if not (0 <= operation.alpha <= 1 and {*dtypes} == {dtype}):  # else the result lies between the inputs
             finite = finite and fits(values, dtype)
         return Result(self._bytes(values, dtype), drift, finite)
 
-    def _numbers(self, i: int, dtype: DType, count: int, real: DType) -> Floats:
+    def _numbers(self, i: int, dtype: DType, count: int, real: DType) -> Array:
         """Return elements of input `i` as numbers of type `real`: in the buffer itself if it holds that type."""
         raw = self._raw[i][: count * dtype.itemsize]
         if dtype is real:
@@ -91,12 +106,12 @@ class Buffers:
         widen(raw, dtype, values)
         return values
 
-    def _bytes(self, values: Floats, dtype: DType) -> memoryview:
+    def _bytes(self, values: Array, dtype: DType) -> memoryview:
         """Return numbers as elements of `dtype`: in their own memory if they are of that type."""
         if values.dtype.type is NUMPY.get(dtype):
             return memoryview(values.view(np.uint8).data)
         out = self._out[: len(values) * dtype.itemsize]
-        narrow(values, dtype, out, self._scratch[: values.nbytes].view(values.dtype))
+        narrow(values, dtype, out)
         return memoryview(out.data)
 
 

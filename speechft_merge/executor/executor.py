@@ -1,6 +1,6 @@
 """Executes a plan: reads, interpolates and writes chunks on worker threads, in file order; collects drift statistics.
 
-Memory is the workers' buffers, for a model or a tensor of any size.
+Memory is the workers' buffers, on the host and on a device, for a model or a tensor of any size.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from speechft_merge.executor import chunk
 from speechft_merge.executor.arithmetic import measure
 from speechft_merge.executor.chunk import Buffers, most_elements
+from speechft_merge.executor.device import CPU, open_device
 from speechft_merge.executor.drift import Drift
 from speechft_merge.executor.finite import require_finite
 from speechft_merge.plan.operations import Interpolate
@@ -41,29 +43,37 @@ Placed = Sequence[tuple["Segment", Target | None]]
 """Segments, and where each goes; None for one that is only measured."""
 
 
-def execute(segments: Placed, workers: int, progress: Progress | None = None) -> dict[str, Drift]:
+def execute(segments: Placed, workers: int, progress: Progress | None = None, device: str = CPU) -> dict[str, Drift]:
     """Write every segment to its target; return the drift of each interpolated one, by its name.
 
+    Args:
+        segments: what to make, and where it goes.
+        workers: threads.
+        progress: called from time to time.
+        device: where to compute, see `device.Device`.
+
     Raises:
+        DeviceError: the device cannot be used, or has not enough memory.
         MismatchError: an input holds a number that is not finite, or a result does not fit its type.
         CheckpointError: an input could not be read.
         TemporaryError: an input is no longer what was opened.
         WriteError: the output could not be written.
     """
+    most = max((len(segment.operation.inputs) for segment, _ in segments), default=1)
+    memory = [_make_buffers(most, device) for _ in range(workers)]
     inputs = [span for segment, _ in segments for span in segment.operation.inputs]
     with read_ahead([(span.source, span.offset, span.nbytes) for span in inputs]) as ahead:
-        drifts = _execute(_Execution(segments, ahead, progress), segments, workers)
+        drifts = _execute(_Execution(_cut(segments, memory[0].size), segments, ahead, progress), memory)
     for source in {id(span.source): span.source for span in inputs}.values():
         source.require_unchanged()
     return drifts
 
 
-def _execute(execution: _Execution, segments: Placed, workers: int) -> dict[str, Drift]:
-    inputs = max((len(segment.operation.inputs) for segment, _ in segments), default=1)
+def _execute(execution: _Execution, memory: Sequence[Buffers]) -> dict[str, Drift]:
     started: list[threading.Event] = []
     try:
-        for _ in range(workers):
-            buffers, ended = Buffers(inputs), threading.Event()
+        for buffers in memory:
+            ended = threading.Event()
             threading.Thread(target=execution.work, args=(buffers, ended), daemon=True).start()
             started.append(ended)
         for ended in started:
@@ -77,6 +87,14 @@ def _execute(execution: _Execution, segments: Placed, workers: int) -> dict[str,
         raise execution.error
     execution.report()
     return {name: Drift.total(drifts) for name, drifts in execution.drifts.items()}
+
+
+def _make_buffers(inputs: int, device: str) -> Buffers:
+    if device == CPU:
+        return Buffers(inputs, chunk.CHUNK)
+    from speechft_merge.executor.device_buffers import DEVICE_CHUNK, DeviceBuffers  # imports torch
+
+    return DeviceBuffers(inputs, DEVICE_CHUNK, open_device(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +111,7 @@ class _Execution:
 
     def __init__(
         self,
+        chunks: Iterator[_Chunk],
         segments: Placed,
         ahead: Mapping[int, ReadAhead],
         progress: Progress | None,
@@ -105,7 +124,7 @@ class _Execution:
         self._progress = progress
         self._total = sum(segment.nbytes for segment, _ in segments)
         self._done = 0
-        self._todo = _chunks(segments)
+        self._todo = chunks
         self._lock = threading.Lock()
         self._stopped = False
 
@@ -152,9 +171,10 @@ class _Execution:
                 self.drifts[segment.name].append(drift)
 
 
-def _chunks(segments: Placed) -> Iterator[_Chunk]:
+def _cut(segments: Placed, size: int) -> Iterator[_Chunk]:
+    """Yield chunks of at most `size` bytes of each input."""
     for segment, target in segments:
-        step, elements = most_elements(segment), segment.elements
+        step, elements = most_elements(segment, size), segment.elements
         for start in range(0, elements, step):
             yield _Chunk(segment, target, start, min(step, elements - start))
 

@@ -10,12 +10,12 @@ import numpy as np
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.rounding import NUMPY, read_numbers
 from speechft_merge.errors import MismatchError
-from speechft_merge.executor.arithmetic import squares
+from speechft_merge.executor.arithmetic import Array, squares
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from speechft_merge.checkpoints.rounding import Bytes, Floats
+    from speechft_merge.checkpoints.rounding import Bytes
     from speechft_merge.plan.operations import Segment
 
 OVERFLOW = {DType.F32: (2 - 2**-24) * 2.0**127, DType.F16: 65520.0, DType.BF16: (2 - 2**-8) * 2.0**127}
@@ -31,11 +31,11 @@ def all_finite(raw: Bytes, dtype: DType) -> bool:
     return not len(raw) or int((raw.view(np.uint16) & np.uint16(0x7FFF)).max()) < _EXPONENT[dtype]
 
 
-def fits(values: Floats, dtype: DType) -> bool:
-    """Return whether all numbers are finite as elements of `dtype`."""
+def fits(values: Array, dtype: DType) -> bool:
+    """Return whether all numbers, of which there is at least one, are finite as elements of `dtype`."""
     if squares(values) < OVERFLOW[DType.F16] ** 2:  # one cheap pass is enough in most cases
         return True
-    return float(np.abs(values).max(initial=0)) < OVERFLOW.get(dtype, math.inf)
+    return float(abs(values).max()) < OVERFLOW.get(dtype, math.inf)
 
 
 def require_finite(segment: Segment, start: int, count: int, out: Bytes) -> list[NDArray[np.float64]]:

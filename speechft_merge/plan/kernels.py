@@ -130,8 +130,7 @@ def _encode(values: Any, like: TensorSpan) -> memoryview:
 
     out = np.empty((values.size, like.dtype.itemsize), np.uint8)
     flat = values.reshape(-1)
-    scratch = np.empty(min(_PIECE, values.size))
     for start in range(0, values.size, _PIECE):
         piece = flat[start : start + _PIECE]
-        narrow(piece, like.dtype, out[start : start + _PIECE].reshape(-1), scratch[: len(piece)])
+        narrow(piece, like.dtype, out[start : start + _PIECE].reshape(-1))
     return memoryview(out.reshape(-1).data)

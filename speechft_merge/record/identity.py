@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.recipe import Recipe
 
-FORMAT = 2
+FORMAT = 3
 """Version of manifest and arithmetic: raised when the same recipe would give other bytes, or when a manifest can no
 longer be read as before. In 1, that of version 0.1, a layer's block and part were one string, and alphas were
-strings: its outputs are not recognised as finished, but can be replaced, and its recipes can be given again."""
+strings; in 2, checksums were of a kind of their own. Outputs of an earlier version are not recognised as finished, but
+can be replaced, and its recipes can be given again."""
 
 
 def identify(recipe: Recipe, fingerprints: Sequence[str], files: str, companions: Mapping[str, bytes]) -> str:

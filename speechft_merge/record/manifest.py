@@ -60,11 +60,12 @@ class InputRecord:
 
 @dataclass(frozen=True, slots=True)
 class OutputEntry:
-    """A weights file of the output; `checksum` is that of `output.checksums`."""
+    """A weights file of the output."""
 
     file: str
     size: int
-    checksum: str
+    xxh128: str
+    """XXH3 of 128 bits, as `xxhsum -H2` prints it."""
 
     def __post_init__(self) -> None:
         _require_plain(self.file)

@@ -30,7 +30,7 @@ singles = st.floats(-1e6, 1e6, width=32)
 def merged(base: Any, *finetuned: Any, alpha: float, weights: tuple[float, ...] = (1.0,)) -> Any:
     """The result, with the inputs left as they are."""
     with np.errstate(all="ignore"):
-        return interpolate(base.copy(), [other.copy() for other in finetuned], weights, alpha)[0]
+        return interpolate(np, base.copy(), [other.copy() for other in finetuned], weights, alpha)[0]
 
 
 def related(n: int, real: Any, seed: int = 0, spread: float = 0.1, exponents: float = 3) -> tuple[Any, Any]:
@@ -44,7 +44,7 @@ def narrowed(values: Any, dtype: DType) -> Any:
     """The raw elements; `values` is left as it is."""
     out = np.empty(len(values) * dtype.itemsize, np.uint8)
     with np.errstate(over="ignore"):
-        narrow(values.copy(), dtype, out, np.empty_like(values))
+        narrow(values, dtype, out)
     return out
 
 
@@ -191,7 +191,7 @@ def test_one_of_several_finetunes_that_has_a_tensor_keeps_its_own_weight() -> No
 @pytest.mark.parametrize("real", REALS)
 def test_sums_are_those_of_the_base_and_of_the_difference(real: Any, alpha: float) -> None:
     base, finetuned = related(10_000, real)
-    sums = interpolate(base.copy(), [finetuned.copy()], (1.0,), alpha)[1]
+    sums = interpolate(np, base.copy(), [finetuned.copy()], (1.0,), alpha)[1]
     wide = base.astype(np.float64)
     assert sums.base == pytest.approx((wide**2).sum(), rel=1e-6)
     assert sums.delta == pytest.approx(((finetuned.astype(np.float64) - wide) ** 2).sum(), rel=1e-6)
@@ -204,8 +204,8 @@ def test_a_change_of_the_last_bit_of_one_element_is_noticed(alpha: float, where:
     base = np.full(100, 1e-20, np.float32)  # the square of the difference is 0 in float32
     finetuned = base.copy()
     finetuned.view(np.uint32)[where] += bits
-    assert interpolate(base.copy(), [finetuned], (1.0,), alpha)[1].changed
-    assert interpolate(base.copy(), [base.copy()], (1.0,), alpha)[1] == Drift(squares(base), 0.0, False)
+    assert interpolate(np, base.copy(), [finetuned], (1.0,), alpha)[1].changed
+    assert interpolate(np, base.copy(), [base.copy()], (1.0,), alpha)[1] == Drift(squares(base), 0.0, False)
 
 
 # rounding

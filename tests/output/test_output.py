@@ -254,7 +254,7 @@ OLD: dict[str, Any] = {
     },
     "base": OLD_INPUT, "finetuned": [OLD_INPUT], "counts": {"interpolated": 1}, "coverage": 1.0, "layers": [OLD_ROW],
     "identical": [], "not_interpolated": {}, "left_out": [],
-    "outputs": [{"file": "model.safetensors", "size": 4, "checksum": "9243"}],
+    "outputs": [{"file": "model.safetensors", "size": 4, "xxh128": "9243"}],
     "companions": [{"file": "config.json", "sha256": "96ca"}],
 }  # fmt: skip
 """A manifest as version 0.1 wrote it."""
@@ -286,7 +286,7 @@ def test_the_output_of_an_older_version_can_be_replaced(
     replaced = run(*pair.args, "-o", "old", "--overwrite")
     assert replaced.code == 0, replaced.err
     assert names_in(tmp_path) == {"old"}
-    assert manifest_of(old)["format"] == 2
+    assert manifest_of(old)["format"] == 3
     assert "similarity.json" not in names_in(old)
 
 

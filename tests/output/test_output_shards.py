@@ -223,7 +223,7 @@ def test_every_weight_file_has_the_size_and_checksum_of_the_manifest(pair: Pair,
     for entry in outputs:
         path = tmp_path / "out" / entry["file"]
         assert entry["size"] == path.stat().st_size
-        assert entry["checksum"] == checksum_of(path)
+        assert entry["xxh128"] == checksum_of(path)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])

@@ -184,10 +184,10 @@ def test_a_broken_journal_means_that_nothing_is_finished(journal: bytes, tmp_pat
     assert left_with(journal, tmp_path).earlier(FILE) is None
 
 
-@pytest.mark.parametrize("key", ["file", "size", "checksum", "drifts"])
+@pytest.mark.parametrize("key", ["file", "size", "xxh128", "drifts"])
 @pytest.mark.parametrize("value", [None, 1, "x", ["x"]], ids=str)
 def test_an_odd_entry_of_the_journal_counts_for_nothing(key: str, value: object, tmp_path: Path) -> None:
-    entry = {"file": FILE.name, "size": FILE.size, "checksum": "0" * 64}
+    entry = {"file": FILE.name, "size": FILE.size, "xxh128": "0" * 32}
     odd = {"entry": entry, "drifts": value} if key == "drifts" else {"entry": entry | {key: value}, "drifts": {}}
     assert left_with(json.dumps([odd]).encode(), tmp_path).earlier(FILE) is None
 

@@ -194,7 +194,7 @@ def test_nesting_where_a_field_is_expected_is_refused() -> None:
 )
 def test_a_name_that_no_merge_writes_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is not a file that a merge writes"):
-        from_json(OutputEntry, {"file": name, "size": 1, "checksum": "0"})
+        from_json(OutputEntry, {"file": name, "size": 1, "xxh128": "0"})
     with pytest.raises(ValueError, match="is not a file that a merge writes"):
         from_json(CompanionEntry, {"file": name, "sha256": "0"})
 
