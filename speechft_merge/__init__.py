@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from speechft_merge.checkpoints import open_checkpoint as open_checkpoint
     from speechft_merge.errors import SpeechFTMergeError as SpeechFTMergeError
     from speechft_merge.merging import Merge as Merge
-    from speechft_merge.merging import MergeOptions as MergeOptions
     from speechft_merge.merging import MergeResult as MergeResult
     from speechft_merge.merging import compare as compare
     from speechft_merge.merging import merge as merge
     from speechft_merge.merging import open_merge as open_merge
+    from speechft_merge.options import MergeOptions as MergeOptions
     from speechft_merge.plan.plan import Plan as Plan
     from speechft_merge.recipe.recipe import Recipe as Recipe
     from speechft_merge.recipe.recipe import read_recipe as read_recipe
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Checkpoint": "checkpoints",
     "Merge": "merging",
-    "MergeOptions": "merging",
+    "MergeOptions": "options",
     "MergeResult": "merging",
     "Plan": "plan.plan",
     "ProbeRequest": "similarity.request",

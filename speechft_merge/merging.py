@@ -11,7 +11,9 @@ from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.checkpoints.distinct import require_distinct
 from speechft_merge.checkpoints.verification import verify
 from speechft_merge.errors import OutputError, SpeechFTMergeError, UsageError
+from speechft_merge.executor.device import Device, choose_device, require_float64
 from speechft_merge.executor.workers import Workers, choose_workers
+from speechft_merge.options import MergeOptions
 from speechft_merge.output.formats import decide_form, parse_config
 from speechft_merge.output.output import Output, keep
 from speechft_merge.output.path import require_modest, require_path
@@ -41,42 +43,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class MergeOptions:
-    """How a merge is done; the recipe says what is mixed."""
-
-    overwrite: bool = False
-    """Replace an output that already exists."""
-    allow_unrelated: bool = False
-    """Merge even if the models seem unrelated, or to be in the wrong order."""
-    allow_partial: bool = False
-    """Merge even if the fine-tune has a stack of the base in part only."""
-    download: bool = False
-    """Download models from the Hub to huggingface_hub's cache first, instead of reading ranges."""
-    workers: int | None = None
-    """Threads that work at once; None to choose."""
-    fsync: bool = True
-    """Wait until the output is on the disk."""
-    max_shard_size: int | None = None
-    """Most bytes of a weights file; None for a single file."""
-    max_output: int | None = None
-    """Most bytes of all weights; None for a hundred times those of the inputs, which only views of a few exceed."""
-    verify_inputs: bool = False
-    """Read the inputs whole first and compare their checksums; models on the Hub are downloaded for it."""
-    command: tuple[str, ...] = ()
-    """The command line, for the manifest and the model card."""
-
-    def __post_init__(self) -> None:
-        if self.max_shard_size is not None and self.max_shard_size < 1:
-            raise UsageError(f"a weights file of at most {self.max_shard_size} bytes holds nothing")
-
-    @property
-    def allowed(self) -> frozenset[str]:
-        """The refusals that are merged all the same, by the option's name on the command line."""
-        flags = {ALLOW_PARTIAL: self.allow_partial, ALLOW_UNRELATED: self.allow_unrelated}
-        return frozenset(option for option, given in flags.items() if given)
-
-
-@dataclass(frozen=True, slots=True)
 class MergeResult:
     """What a merge wrote and measured."""
 
@@ -103,6 +69,8 @@ class Merge:
     """Name -> content of the small files beside the weights."""
     relations: tuple[Relation, ...]
     """How close each fine-tune is to the base, measured on a sample of the weights."""
+    device: Device
+    """Where it computes, and the reason for it."""
     workers: Workers
     """The number of threads, and the reason for it."""
     findings: tuple[Finding, ...]
@@ -156,7 +124,7 @@ class Merge:
 
     def _write_files(self, output: Output, progress: Progress | None) -> Written:
         """Write weights, companions and card; return what the manifest records of them."""
-        weights = output.write_weights(self.files, self.workers.count, progress)
+        weights = output.write_weights(self.files, self.workers.count, progress, self.device.name)
         drifts = {name: drift for found in weights for name, drift in found.drifts.items()}
         companions = self.companions | ({} if self.files.index is None else {INDEX: self.files.index})
         config, first = parse_config(self.companions), self.files.files[0].name
@@ -247,6 +215,7 @@ def open_merge(
     Raises:
         NotFoundError, CheckpointError: see `checkpoints.open_checkpoint`.
         MismatchError, UsageError: see `plan.make_plan`; or the models are not related.
+        DeviceError: see `executor.device.choose_device`.
         HubError, TemporaryError: see `sources.hub_errors`.
 
     Example:
@@ -256,9 +225,12 @@ def open_merge(
         115
     """
     options = options or MergeOptions()
+    device = choose_device(options.device)
     with ExitStack() as stack:
         models, chosen = _open_models(stack, base, finetuned, options)
         plan = make_plan(models[0], models[1:], recipe or Recipe())
+        if plan.needs_float64:
+            require_float64(device.name)
         findings = require_sound([*chosen, *plan.findings], options.allowed)
         relations = tuple(measure_relation(plan, which) for which in range(len(models) - 1))
         findings += require_sound(judge_relations(models, relations), options.allowed)
@@ -273,7 +245,8 @@ def open_merge(
             files=form.files,
             companions=form.companions,
             relations=relations,
-            workers=choose_workers(form.files.size, options.workers, plan.converts),
+            device=device,
+            workers=choose_workers(form.files.size, options.workers, plan.converts, device.is_cpu),
             findings=findings,
             options=options,
             _resources=stack.pop_all(),

@@ -30,10 +30,10 @@ def compare(models: Models, mixing: AlphaOptions, features: FeatureOptions, work
         raise UsageError(f"compare takes a base, a fine-tune and perhaps their merge; got {count}")
     merged = models[2] if len(models) == 3 else None
     mixing.require_effect(merged is None, f"on a merge that is given ({merged})", "leave out the merge")
-    recipe, request = mixing.read(), features.read(work.workers)
+    recipe, request = mixing.read(), features.read(work)
     from speechft_merge.cli.show_report import seconds_in_words, show_report
-    from speechft_merge.merging import MergeOptions
     from speechft_merge.merging import compare as compare_models
+    from speechft_merge.options import MergeOptions
 
     options = MergeOptions(download=work.download, verify_inputs=work.verify_inputs)
     with ProgressLine(sink, "clips") as progress:

@@ -13,6 +13,7 @@ from speechft_merge.cli.groups import OptionGroup
 from speechft_merge.sizes import parse_size
 
 if TYPE_CHECKING:
+    from speechft_merge.cli.options import WorkOptions
     from speechft_merge.similarity.report import Report
     from speechft_merge.similarity.request import ProbeRequest
 
@@ -35,7 +36,6 @@ class FeatureOptions(OptionGroup):
         str | None,
         typer.Option(metavar="NAME", help="How to estimate CKA: utterance (unbiased; default), frame or biased."),
     ] = None
-    device: Annotated[str | None, typer.Option(help="Where to run the models: cpu, cuda, cuda:1.")] = None
     null: Annotated[bool, typer.Option("--null", help="Also measure the floor: the base on mismatched utterances.")] = (
         False
     )
@@ -51,7 +51,7 @@ class FeatureOptions(OptionGroup):
     ] = None
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as CSV.")] = None
 
-    def read(self, workers: int | None, *packages: str) -> ProbeRequest:
+    def read(self, work: WorkOptions, *packages: str) -> ProbeRequest:
         """Return what they ask for, after checking that it can be had; a probe of `-` is read from stdin."""
         from speechft_merge.similarity.request import MEMORY, SECONDS, ProbeRequest  # not for --help
 
@@ -63,11 +63,11 @@ class FeatureOptions(OptionGroup):
             paths=paths,
             seconds=SECONDS if self.probe_seconds is None else self.probe_seconds,
             estimator=self.estimator or "utterance",  # type: ignore[arg-type]
-            device=self.device,
+            device=work.device,
             null=self.null,
             grid=self.heatmap is not None,
             memory=MEMORY if self.memory is None else parse_size(self.memory),
-            workers=workers,
+            workers=work.workers,
         )
         request.require_means(*packages, figures=[path for path in (self.plot, self.heatmap) if path is not None])
         return request

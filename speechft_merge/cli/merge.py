@@ -62,7 +62,7 @@ def merge(
     features.require_effect(cka, "without --cka", "pass --cka")
     hub.require_effect(push_to_hub is not None, "without --push-to-hub", "pass --push-to-hub")
     recipe, options = mixing.read(), output.read(work)
-    request = features.read(work.workers, "matplotlib") if cka else None
+    request = features.read(work, "matplotlib") if cka else None
     named = str(output.output or default_name(finetuned[0], recipe))
     path = require_path(named, (base, *finetuned))
     target = None if push_to_hub is None or output.dry_run else hub.prepare(push_to_hub)

@@ -13,7 +13,7 @@ from speechft_merge.cli.groups import OptionGroup
 from speechft_merge.sizes import parse_size
 
 if TYPE_CHECKING:
-    from speechft_merge.merging import MergeOptions
+    from speechft_merge.options import MergeOptions
     from speechft_merge.push import PushTarget
     from speechft_merge.recipe import Recipe
 
@@ -106,6 +106,15 @@ class WorkOptions(OptionGroup):
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that work at once; default: by cores and size.")
     ] = None
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="Where to compute: auto, cpu, cuda, cuda:N or mps; the merge has the same bytes. With auto (default) "
+            "files are merged on the CPU, and models compared on a GPU if there is one.",
+            show_default=False,
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,7 @@ class OutputOptions(OptionGroup):
 
     def read(self, work: WorkOptions) -> MergeOptions:
         """Return how the merge is done."""
-        from speechft_merge.merging import MergeOptions  # not for --help
+        from speechft_merge.options import MergeOptions  # not for --help
 
         return MergeOptions(
             overwrite=self.overwrite,
@@ -150,6 +159,7 @@ class OutputOptions(OptionGroup):
             download=work.download,
             verify_inputs=work.verify_inputs,
             workers=work.workers,
+            device=work.device,
             fsync=self.fsync,
             max_shard_size=None if self.max_shard_size is None else parse_size(self.max_shard_size),
             max_output=None if self.max_output is None else parse_size(self.max_output),

@@ -39,6 +39,8 @@ def _document(merge: Merge, output: str, free: int | None) -> dict[str, Any]:
         "read_bytes": files.read_bytes,
         "needed_bytes": files.size,
         "free_bytes": free,
+        "device": merge.device.name,
+        "device_reason": merge.device.reason,
         "workers": merge.workers.count,
         "workers_reason": merge.workers.reason,
         "finetuned": [
@@ -80,4 +82,5 @@ def _relations(merge: Merge) -> Iterator[str]:
 
 def _workers(merge: Merge) -> str:
     count = merge.workers.count
-    return f"{count} worker{'s' * (count != 1)} ({merge.workers.reason})"
+    workers = f"{count} worker{'s' * (count != 1)} ({merge.workers.reason})"
+    return f"{workers}, on {merge.device.name} ({merge.device.reason})"

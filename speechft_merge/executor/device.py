@@ -71,14 +71,43 @@ def open_device(name: str, *, float64: bool = False) -> torch.device:
             return open_device("cuda", float64=float64) if torch.cuda.is_available() else torch.device(CPU)
         except DeviceError:
             return torch.device(CPU)
-    if float64 and name == "mps":
-        raise DeviceError("mps has no numbers of 64 bits, and some are needed", hint=_REMEDY)
+    if float64:
+        require_float64(name)
+    missing = _why_missing(name)
+    if missing:
+        raise DeviceError(f"{name} cannot be used: {missing}", hint=_REMEDY)
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA asserts that it has
+    except RuntimeError as error:
         raise unusable(name, error) from error
     return device
+
+
+def _why_missing(name: str) -> str | None:
+    """Return why there is no such device, where torch tells it before it fails."""
+    import torch
+
+    if name == "mps":
+        return None if torch.backends.mps.is_available() else "torch finds no GPU of Apple's here"
+    if not name.startswith("cuda"):
+        return None
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this torch is built for the CPU alone"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU, or no driver for it"
+    count, number = torch.cuda.device_count(), int(name.partition(":")[2] or 0)
+    return None if number < count else f"torch finds {count} GPU{'s' * (count != 1)}, numbered from 0"
+
+
+def require_float64(name: str) -> None:
+    """Refuse a device that has no numbers of 64 bits.
+
+    Raises:
+        DeviceError: it has none.
+    """
+    if name == "mps":
+        raise DeviceError("Apple's GPUs (mps) have no numbers of 64 bits, which are needed here", hint=_REMEDY)
 
 
 _REMEDY = "use --device cpu, which gives the same bytes"
@@ -94,4 +123,4 @@ def unusable(name: str, error: BaseException) -> DeviceError:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]

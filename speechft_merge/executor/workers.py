@@ -13,6 +13,9 @@ MAX_WORKERS = 4
 BYTES_PER_WORKER = 64 << 20
 """Output for each worker below which it costs more to start than it saves."""
 
+DEVICE_WORKERS = 4
+"""While one waits for the disk, another's chunk goes up to the device, and a third's comes down."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workers:
@@ -22,7 +25,7 @@ class Workers:
     reason: str
 
 
-def choose_workers(nbytes: int, asked: int | None = None, converting: bool = False) -> Workers:
+def choose_workers(nbytes: int, asked: int | None = None, converting: bool = False, on_cpu: bool = True) -> Workers:
     """Choose the number of workers for an output of so many bytes, on the cores this process may use.
 
     Half types take some twenty calls of numpy a chunk, and each hands over the interpreter's lock: on XLS-R 1B two
@@ -32,6 +35,8 @@ def choose_workers(nbytes: int, asked: int | None = None, converting: bool = Fal
         if asked < 1:
             raise UsageError(f"{asked} workers cannot do any work", hint="give 1 or more")
         return Workers(asked, "as requested")
+    if not on_cpu:
+        return Workers(DEVICE_WORKERS, "reading, computing and writing overlap")
     if converting:
         return Workers(1, "half types; a second would wait for the interpreter's lock")
     cores, reason = len(os.sched_getaffinity(0)), "cores available"

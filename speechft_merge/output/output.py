@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import OutputError, WriteError
+from speechft_merge.executor.device import CPU
 from speechft_merge.executor.executor import execute
 from speechft_merge.output.checksums import matches
 from speechft_merge.output.path import require_space
@@ -111,28 +112,32 @@ class Output:
         assert self._staging is not None
         return self._staging
 
-    def write_weights(self, files: OutputFiles, workers: int, progress: Progress | None = None) -> list[FinishedFile]:
+    def write_weights(
+        self, files: OutputFiles, workers: int, progress: Progress | None = None, device: str = CPU
+    ) -> list[FinishedFile]:
         """Write every weights file that an interrupted run of this merge did not finish; see `executor.execute`.
 
         Args:
             files: what was begun. Of several, each is kept for a later run as soon as it is finished.
             workers: threads.
             progress: called from time to time with the bytes done and the total.
+            device: where to compute.
         """
         written: list[FinishedFile] = []
         for planned in files.files:
             finished = self._begun.earlier(planned)
             if finished is None:
                 done = sum(found.entry.size for found in written)
-                finished = self._write_file(planned, workers, progress and _shifted(progress, done, files.size))
+                shifted = progress and _shifted(progress, done, files.size)
+                finished = self._write_file(planned, workers, shifted, device)
                 if len(files.files) > 1:
                     self._begun.record(finished)
             written.append(finished)
         return written
 
-    def _write_file(self, planned: OutputFile, workers: int, progress: Progress | None) -> FinishedFile:
+    def _write_file(self, planned: OutputFile, workers: int, progress: Progress | None, device: str) -> FinishedFile:
         with FileWriter(self._begun.data, planned) as writer:
-            drifts = execute([(segment, writer) for segment in planned.segments], workers, progress)
+            drifts = execute([(segment, writer) for segment in planned.segments], workers, progress, device)
             return FinishedFile(writer.finish(), drifts)
 
     def put(self, files: Mapping[str, bytes]) -> None:

@@ -98,6 +98,11 @@ class Plan:
         return {action.value: found[action.value] for action in Action}
 
     @property
+    def needs_float64(self) -> bool:
+        """Whether some arithmetic is in float64."""
+        return any(span.dtype is DType.F64 for tensor in self.tensors for span in tensor.inputs)
+
+    @property
     def converts(self) -> bool:
         """Whether most of what is interpolated must be converted for the arithmetic."""
         mixed = [tensor for tensor in self.tensors if len(tensor.inputs) > 1]

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from speechft_merge.checkpoints.companions import FEATURE_EXTRACTOR
-from speechft_merge.errors import CheckpointError, MismatchError
+from speechft_merge.errors import CheckpointError, DeviceError, MismatchError
+from speechft_merge.executor.device import AUTO, CPU, open_device
 from speechft_merge.similarity.cka import LEAST_UTTERANCES
-from speechft_merge.similarity.encoders import build_encoder, choose_device, exact_products, load_weights
+from speechft_merge.similarity.encoders import build_encoder, exact_products, load_weights
 from speechft_merge.similarity.inputs import InputMaker, settings_differ
 from speechft_merge.similarity.measure import measure, measure_grid, measure_kept, measure_null, torch_threads
 from speechft_merge.similarity.models import (
@@ -65,9 +66,19 @@ def compare_models(
         NotFoundError, CheckpointError: a model or the probe cannot be read, or not run.
         MismatchError: the models do not fit each other, or give features that are not finite.
         UsageError: a package is missing.
+        DeviceError: the device that was asked for cannot be used.
     """
     request = request or ProbeRequest()
-    device = choose_device(request.device)
+    device = open_device(request.device, float64=True)
+    try:
+        return _compare(models, request, device, progress)
+    except DeviceError:
+        if request.device != AUTO:
+            raise
+        return _compare(models, request, torch.device(CPU), progress)
+
+
+def _compare(models: ComparedModels, request: ProbeRequest, device: torch.device, progress: Progress | None) -> Report:
     sources = encoder_sources(models)
     maker, of_inputs = _make_inputs(sources[0], sources[1])
     probe = read_probe(request.paths, maker.rate, request.seconds)

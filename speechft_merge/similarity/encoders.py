@@ -12,6 +12,7 @@ import torch
 
 from speechft_merge.checkpoints.companions import json_values
 from speechft_merge.errors import CheckpointError, MismatchError, quote
+from speechft_merge.executor.device import unusable
 from speechft_merge.layouts.structure import locate
 from speechft_merge.layouts.weight_norm import canonical
 from speechft_merge.packages import needs_extra
@@ -95,13 +96,16 @@ class Encoder:
 
         Raises:
             CheckpointError: the model cannot be run.
+            DeviceError: the device has not enough memory.
             MismatchError: a hidden state is not finite.
         """
         inputs = {name: values.to(self.device) for name, values in batch.inputs.items()}
         try:
             with torch.inference_mode(), _recorded(self.layers) as states:
                 last = self.model(**inputs, output_hidden_states=False, return_dict=True).last_hidden_state
-        except Exception as error:  # out of memory, or inputs that its config does not go with
+        except torch.OutOfMemoryError as error:
+            raise unusable(str(self.device), error) from error
+        except Exception as error:  # inputs that its config does not go with
             told = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{self.name} cannot be run on {self.device}: {told}") from error
         if not torch.equal(last, [*states.values()][-1]):
@@ -196,7 +200,10 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
         raise CheckpointError(
             f"{name}: {model_class.__name__} has no list of transformer blocks that could be compared"
         )
-    return Encoder(name, model.eval().to(device), layers, locations, device)
+    try:
+        return Encoder(name, model.eval().to(device), layers, locations, device)
+    except torch.OutOfMemoryError as error:
+        raise unusable(str(device), error) from error
 
 
 def _require_size(name: str, settings: Any, model_class: Any, weights: Mapping[str, Tensor]) -> None:
@@ -252,22 +259,6 @@ def _configuration(name: str, config: Mapping[str, Any]) -> Any:
             f"{name}: transformers {transformers.__version__} does not know its model_type {kind!r}, or cannot "
             "use its config.json"
         ) from error
-
-
-def choose_device(asked: str | None) -> torch.device:
-    """Return the requested device; by default a GPU if there is one.
-
-    Raises:
-        CheckpointError: torch does not know it, or cannot use it.
-    """
-    if asked is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(asked)
-        torch.zeros(1, dtype=torch.float64, device=device).item()  # which Apple's and `meta` have not
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise CheckpointError(f"device {asked!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from speechft_merge.errors import NotFoundError, UsageError
+from speechft_merge.executor.device import AUTO, CPU, open_device, require_device_name
 from speechft_merge.packages import not_installed
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class ProbeRequest:
     """Audio files and folders; None for the built-in probe."""
     seconds: float = SECONDS
     estimator: Estimator = "utterance"
-    device: str | None = None
-    """As torch names it; None for a GPU if there is one."""
+    device: str = AUTO
+    """Where to run the models: `auto` (a GPU if there is one that can be used), `cpu`, `cuda`, `cuda:N`."""
     null: bool = False
     """Also measure the floor."""
     grid: bool = False
@@ -52,6 +53,7 @@ class ProbeRequest:
             raise UsageError(f"estimator {self.estimator!r} is unknown", hint=f"use one of {', '.join(ESTIMATORS)}")
         if not self.seconds > 0:
             raise UsageError(f"a probe of {self.seconds:g} seconds holds nothing", hint="give a positive number")
+        require_device_name(self.device)
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"{self.workers} workers cannot do any work", hint="give 1 or more")
 
@@ -65,7 +67,7 @@ class ProbeRequest:
         Raises:
             UsageError: a package is not installed, or a figure cannot be of that kind.
             NotFoundError: a file or folder of the probe does not exist.
-            CheckpointError: the device cannot be used.
+            DeviceError: the device cannot be used.
         """
         kinds = [figure_kind(path) for path in figures]
         for package in (*PACKAGES, *packages, *(["matplotlib"] if kinds else [])):
@@ -73,10 +75,8 @@ class ProbeRequest:
                 raise not_installed(package)
         for path in self.paths or ():
             require_audio(path)
-        if self.device is not None:
-            from speechft_merge.similarity.encoders import choose_device
-
-            choose_device(self.device)
+        if self.device not in (AUTO, CPU):
+            open_device(self.device, float64=True)
 
 
 def require_audio(path: Path) -> None:
