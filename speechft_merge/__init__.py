@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint as Checkpoint
     from speechft_merge.checkpoints import open_checkpoint as open_checkpoint
     from speechft_merge.errors import SpeechFTMergeError as SpeechFTMergeError
+    from speechft_merge.in_memory import LiveMerge as LiveMerge
+    from speechft_merge.in_memory import interpolate_ as interpolate_
+    from speechft_merge.in_memory import merge_state_dicts as merge_state_dicts
     from speechft_merge.merging import Merge as Merge
     from speechft_merge.merging import MergeResult as MergeResult
     from speechft_merge.merging import compare as compare
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Checkpoint": "checkpoints",
+    "LiveMerge": "in_memory",
     "Merge": "merging",
     "MergeOptions": "options",
     "MergeResult": "merging",
@@ -41,7 +45,9 @@ _HOMES = {
     "Report": "similarity.report",
     "SpeechFTMergeError": "errors",
     "compare": "merging",
+    "interpolate_": "in_memory",
     "merge": "merging",
+    "merge_state_dicts": "in_memory",
     "open_checkpoint": "checkpoints",
     "open_merge": "merging",
     "read_recipe": "recipe.recipe",

@@ -19,10 +19,10 @@ from speechft_merge.output.output import Output, keep
 from speechft_merge.output.path import require_modest, require_path
 from speechft_merge.output.shards import INDEX
 from speechft_merge.output.staging import remove_temporary
+from speechft_merge.plan.decision import decide
 from speechft_merge.plan.encoders import choose_encoders
 from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Finding, Level, require_sound
 from speechft_merge.plan.plan import Plan, make_plan
-from speechft_merge.plan.relation import Relation, judge_relations, measure_relation
 from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
 from speechft_merge.record.identity import identify
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from speechft_merge.executor.drift import Drift
     from speechft_merge.executor.executor import Progress
     from speechft_merge.output.files import OutputFiles
+    from speechft_merge.plan.relation import Relation
     from speechft_merge.push import Pushed, PushTarget
     from speechft_merge.similarity.report import Report
     from speechft_merge.similarity.request import ProbeRequest
@@ -228,12 +229,9 @@ def open_merge(
     device = choose_device(options.device)
     with ExitStack() as stack:
         models, chosen = _open_models(stack, base, finetuned, options)
-        plan = make_plan(models[0], models[1:], recipe or Recipe())
+        plan, relations, findings = decide(models, chosen, recipe or Recipe(), options.allowed)
         if plan.needs_float64:
             require_float64(device.name)
-        findings = require_sound([*chosen, *plan.findings], options.allowed)
-        relations = tuple(measure_relation(plan, which) for which in range(len(models) - 1))
-        findings += require_sound(judge_relations(models, relations), options.allowed)
         form = decide_form(plan, models[0], models[1], options.max_shard_size)
         sources = {id(source): source.size for model in models for source in model.sources}
         require_modest(form.files.size, sum(sources.values()), options.max_output)

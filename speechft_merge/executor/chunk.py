@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.rounding import NUMPY, narrow, widen
 from speechft_merge.executor.arithmetic import mix
 from speechft_merge.executor.drift import NO_DRIFT, Drift
-from speechft_merge.executor.finite import all_finite, fits
+from speechft_merge.executor.finite import all_finite, fits, is_finite
 from speechft_merge.plan.operations import Copy
 
 if TYPE_CHECKING:
@@ -92,9 +91,7 @@ class Buffers:
         real = _real(dtypes)
         numbers = [self._numbers(i, read, count, real) for i, read in enumerate(dtypes)]
         values, drift = mix(self.xp, operation, numbers)
-        finite = math.isfinite(drift.base + drift.delta)
-        if not (0 <= operation.alpha <= 1 and {*dtypes} == {dtype}):  # else the result lies between the inputs
-            finite = finite and fits(values, dtype)
+        finite = is_finite(operation, dtype, values, drift)
         return Result(self._bytes(values, dtype), drift, finite)
 
     def _numbers(self, i: int, dtype: DType, count: int, real: DType) -> Array:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from speechft_merge.checkpoints.rounding import Bytes
-    from speechft_merge.plan.operations import Segment
+    from speechft_merge.executor.drift import Drift
+    from speechft_merge.plan.operations import Interpolate, Segment
 
 OVERFLOW = {DType.F32: (2 - 2**-24) * 2.0**127, DType.F16: 65520.0, DType.BF16: (2 - 2**-8) * 2.0**127}
 """The least magnitude that rounds to infinity."""
@@ -36,6 +37,14 @@ def fits(values: Array, dtype: DType) -> bool:
     if squares(values) < OVERFLOW[DType.F16] ** 2:  # one cheap pass is enough in most cases
         return True
     return float(abs(values).max()) < OVERFLOW.get(dtype, math.inf)
+
+
+def is_finite(operation: Interpolate, dtype: DType, values: Array, drift: Drift) -> bool:
+    """Return whether inputs, result as `dtype` and drift of a mix all are; the drift of large inputs may not be."""
+    finite = math.isfinite(drift.base + drift.delta)
+    if 0 <= operation.alpha <= 1 and {span.dtype for span in operation.inputs} == {dtype}:
+        return finite  # the result lies between the inputs
+    return finite and fits(values, dtype)
 
 
 def require_finite(segment: Segment, start: int, count: int, out: Bytes) -> list[NDArray[np.float64]]:
