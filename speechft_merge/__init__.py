@@ -12,6 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.system import require_system
 from speechft_merge.version import __version__
 
 if TYPE_CHECKING:
@@ -59,4 +60,6 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOMES[name] != "errors":  # what is raised can be caught everywhere
+        require_system()
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

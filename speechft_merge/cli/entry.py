@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import resource
 import signal
 import sys
 import traceback
 from itertools import takewhile
 from typing import NoReturn
 
+from speechft_merge.system import require_system
+
 DEBUG = "SPEECHFT_MERGE_DEBUG"
 """Environment variable: set to anything, errors come with their traceback."""
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGXCPU)
+_ENDING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU")
+SIGNALS = tuple(number for number in signal.Signals if number.name in _ENDING)  # of which Windows has two
 """What ends a job: Ctrl-C, a scheduler's warning, a terminal that closes, used up CPU time."""
+
+_OPEN_MAX = 10_240
+"""Most open files that macOS lets a process ask for, though it says that there is no limit (setrlimit(2))."""
 
 
 def run() -> NoReturn:
@@ -33,7 +38,9 @@ def run() -> NoReturn:
         from speechft_merge.cli.streams import prepare_streams  # from here on a signal is handled
 
         prepare_streams()
-        _allow_files()
+        if not {"-h", "--help"} & {*sys.argv}:
+            require_system()
+            _allow_files()
         from speechft_merge.cli.app import app
 
         code = app(prog_name=_program_name(), standalone_mode=False)
@@ -45,9 +52,13 @@ def run() -> NoReturn:
 
 def _allow_files() -> None:
     """Open as many files as the system lets us: a model may have hundreds of shards."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    import resource  # not on Windows
+
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (most, max(now, _OPEN_MAX)):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+            return
 
 
 class Stopped(SystemExit):

@@ -39,7 +39,7 @@ def choose_workers(nbytes: int, asked: int | None = None, converting: bool = Fal
         return Workers(DEVICE_WORKERS, "reading, computing and writing overlap")
     if converting:
         return Workers(1, "half types; a second would wait for the interpreter's lock")
-    cores, reason = len(os.sched_getaffinity(0)), "cores available"
+    cores, reason = _cores(), "cores available"
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if slurm.isdigit() and 0 < int(slurm) < cores:
         cores, reason = int(slurm), "SLURM_CPUS_PER_TASK"
@@ -47,3 +47,9 @@ def choose_workers(nbytes: int, asked: int | None = None, converting: bool = Fal
     if useful < min(cores, MAX_WORKERS):
         return Workers(useful, "enough for so little data")
     return Workers(min(cores, MAX_WORKERS), reason if cores <= MAX_WORKERS else "more would not help")
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use; of all where the system does not tell (macOS)."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

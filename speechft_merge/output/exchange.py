@@ -10,23 +10,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _AT_FDCWD = -100
-_RENAME_EXCHANGE = 2  # linux/fs.h
+_EXCHANGE = 2  # RENAME_EXCHANGE in linux/fs.h, RENAME_SWAP in macOS' sys/stdio.h
 _UNABLE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap two paths on one file system; return False where the system cannot (NFS, kernels before 3.15, macOS).
+    """Swap two paths on one file system; return False where the system cannot (NFS, HFS+, kernels before 3.15).
 
     Raises:
         OSError: one of them does not exist, or may not be renamed.
     """
     import ctypes  # costs 5 ms, which a merge into a new folder need not pay
 
+    source, target = os.fsencode(one), os.fsencode(other)
     try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
+        libc = ctypes.CDLL(None, use_errno=True)
+        if hasattr(libc, "renamex_np"):  # macOS
+            failed = libc.renamex_np(source, target, _EXCHANGE)
+        else:
+            failed = libc.renameat2(_AT_FDCWD, source, _AT_FDCWD, target, _EXCHANGE)
     except (AttributeError, OSError):  # no glibc of 2.28 or later, nor musl of 1.2.6
         return False
-    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+    if not failed:
         return True
     number = ctypes.get_errno()
     if number in _UNABLE:

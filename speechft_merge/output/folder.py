@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ class Folder:
             try:
                 try:
                     if self._fsync:
-                        os.fsync(fd)
+                        _flush(fd)
                 finally:
                     os.close(fd)
                 os.rename(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
@@ -94,13 +95,23 @@ class Folder:
     def sync(self) -> None:
         """Wait until the names in the folder are on the disk."""
         if self._fsync:
-            os.fsync(self._fd)
+            _flush(self._fd)
 
     def close(self) -> None:
         """Close the folder."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _flush(fd: int) -> None:
+    """Wait until a file or folder is on the disk; macOS' fsync waits for the drive's memory only."""
+    flush = getattr(fcntl, "F_FULLFSYNC", None)
+    if flush is not None:
+        with contextlib.suppress(OSError):  # a network file system need not have it
+            fcntl.fcntl(fd, flush)
+            return
+    os.fsync(fd)
 
 
 def write_whole(path: Path, content: bytes) -> None:

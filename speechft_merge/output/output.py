@@ -141,8 +141,17 @@ class Output:
             return FinishedFile(writer.finish(), drifts)
 
     def put(self, files: Mapping[str, bytes]) -> None:
-        """Write small files whole."""
+        """Write small files whole.
+
+        Raises:
+            OutputError: the file system does not tell the names of two files apart.
+        """
         for name, content in files.items():
+            if (self._begun.data.path / name).exists():
+                raise OutputError(
+                    f"{name} would replace another file of the output, whose name differs in upper and lower case only",
+                    hint="choose an output on a file system that tells them apart (-o)",
+                )
             self._begun.put(name, content)
 
     def commit(self) -> Manifest | None:
@@ -227,4 +236,7 @@ def require_replaceable(output: Path, overwrite: bool) -> None:
 def _written(folder: Path) -> set[str]:
     """Return the names of the files that a merge wrote into a folder, by its manifest, and a comparison after it."""
     found = read_names(folder)
-    return found | {manifest.NAME, card.NAME, manifest.SIMILARITY, manifest.FIGURE, TEMPORARY} if found else found
+    if not found:
+        return found
+    ours = found | {manifest.NAME, card.NAME, manifest.SIMILARITY, manifest.FIGURE, TEMPORARY}
+    return ours | {".DS_Store", *(f"._{name}" for name in ours)}  # which macOS puts beside files

@@ -44,15 +44,28 @@ def require_path(output: str | Path, references: Iterable[str]) -> Path:
         raise OutputError(
             f"{str(output)[:200]} cannot be the name of an output: {why}", hint="choose another name (-o)"
         ) from error
-    if target == Path.cwd() or target in Path.cwd().parents:
+    if _holds(target, Path.cwd()):
         raise UsageError(f"the output {output} is or holds the current directory", hint="name a new directory (-o)")
     for path in filter(None, map(local_path, references)):
         source = path.resolve()
-        if target == source or target in source.parents or (source.is_dir() and source in target.parents):
+        if _holds(target, source) or _holds(source, target):
             raise UsageError(
                 f"the output {output} and the input {path} overlap", hint="choose another output directory (-o)"
             )
     return target
+
+
+def _holds(folder: Path, path: Path) -> bool:
+    """Return whether a folder is or holds a path, by whatever name: a file system may not tell `a` from `A`."""
+    places = (path, *path.parents)
+    return folder in places or any(_are_one(folder, place) for place in places)
+
+
+def _are_one(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one is not there
+        return False
 
 
 def free_space(output: Path) -> tuple[Path, int | None]:

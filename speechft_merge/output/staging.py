@@ -331,7 +331,11 @@ def _remove(folder: Path, aside: Path) -> None:
 
 def _new_name(output: Path, identity: str) -> Path:
     """Return a name that no other hidden folder has."""
-    return output.with_name(f".{_label(output)}.{identity[:16]}.{secrets.token_hex(4)}{_SUFFIX}")
+    return _hidden(output, identity[:16], secrets.token_hex(4))
+
+
+def _hidden(output: Path, identity: str, number: str) -> Path:
+    return output.with_name(f".{_label(output)}.{identity}.{number}{_SUFFIX}")
 
 
 def _label(output: Path) -> str:
@@ -348,10 +352,11 @@ def _folders(output: Path, identity: str | None = None) -> list[tuple[Path, bool
         names = os.listdir(output.parent)  # noqa: PTH208
     except OSError:
         return []
-    pattern = re.compile(rf"\.{re.escape(_label(output))}\.([0-9a-f]{{16}})\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
-    found = [(name, pattern.fullmatch(name)) for name in names]
+    pattern = re.compile(rf"\..+\.([0-9a-f]{{16}})\.([0-9a-f]{{8}}){re.escape(_SUFFIX)}", re.DOTALL)
+    found = [match.groups() for match in map(pattern.fullmatch, names) if match]
     of_merge = identity[:16] if identity else None
-    return [(output.with_name(name), match[1] == of_merge) for name, match in found if match]
+    # under this output's name those of others lead nowhere, and its own are found where `a` is listed as `A`
+    return [(_hidden(output, *parts), parts[0] == of_merge) for parts in found]
 
 
 def _holds_something(folder: Path) -> bool:

@@ -43,13 +43,9 @@ class FileWriter:
         self.abandon()
 
     def _reserve(self) -> None:
-        """Reserve the space at once: a full disk fails now, and later writes cost less."""
+        """Reserve the space at once, if the system can: a full disk fails now, and later writes cost less."""
         with explained(self._folder.path / self._planned.name):
-            try:
-                os.posix_fallocate(self._fd, 0, self._planned.size)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                    raise
+            if not _allocate(self._fd, self._planned.size):
                 os.ftruncate(self._fd, self._planned.size)
 
     def write(self, offset: int, data: memoryview) -> None:
@@ -93,3 +89,21 @@ class FileWriter:
             os.close(self._fd)
             self._fd = -1
             self._folder.remove(self._temporary)
+
+
+def _allocate(fd: int, size: int) -> bool:
+    """Allocate the space of a file; return False where the system cannot: macOS, some file systems.
+
+    Raises:
+        OSError: it is not there.
+    """
+    allocate = getattr(os, "posix_fallocate", None)
+    if allocate is None:
+        return False
+    try:
+        allocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        return False
+    return True

@@ -10,9 +10,12 @@ from pathlib import Path
 from speechft_merge.errors import CheckpointError, NotFoundError, SpeechFTMergeError, TemporaryError
 from speechft_merge.sources.base import ByteSource, HubOrigin
 
+_PIECE = 1 << 20
+"""Bytes that are read at once where they are copied."""
+
 
 class LocalFile(ByteSource):
-    """A regular file, read with `preadv`.
+    """A regular file, read with `preadv` where Python has it.
 
     Not mapped: a page that vanishes from a mapping (a file cut short on a network file system) kills the process with
     SIGBUS, mapped pages count as memory used, and mapping is slow on Lustre and NFS (safetensors issue 562).
@@ -44,7 +47,7 @@ class LocalFile(ByteSource):
         """Fill `buffer` with the bytes that start at `offset`."""
         while buffer:
             try:
-                count = os.preadv(self._fd, [buffer], offset)
+                count = _read(self._fd, buffer, offset)
             except OSError as error:
                 raise CheckpointError(f"reading {self.name} failed at byte {offset}: {error.strerror}") from error
             if not count:
@@ -77,6 +80,15 @@ class LocalFile(ByteSource):
         self.close()
 
 
+def _read(fd: int, buffer: memoryview, offset: int) -> int:
+    """Read into a buffer; return how many bytes."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [buffer], offset)
+    data = os.pread(fd, min(len(buffer), _PIECE), offset)  # a Python that was built for macOS before 11
+    buffer[: len(data)] = data
+    return len(data)
+
+
 class LocalFolder:
     """A directory on disk; with `hub`, the cached files of a repository."""
 
@@ -88,13 +100,15 @@ class LocalFolder:
     def names(self, inner: str = "") -> list[str]:
         """Return the names of the regular files in it (and links to such files, as in a Hub cache), sorted.
 
-        Of one of its folders, which need not exist, with that before each name.
+        Of one of its folders, which need not exist, with that before each name. But for `._x`, in which macOS keeps
+        what other file systems have no place for beside x.
         """
         if inner and not (self.path / inner).is_dir():
             return []
         before = f"{inner}/" if inner else ""
         try:
-            return sorted(before + entry.name for entry in (self.path / inner).iterdir() if entry.is_file())
+            entries = [entry for entry in (self.path / inner).iterdir() if not entry.name.startswith("._")]
+            return sorted(before + entry.name for entry in entries if entry.is_file())
         except OSError as error:
             raise NotFoundError(f"cannot list {self.path}: {error.strerror}") from error
 

@@ -43,6 +43,16 @@ def test_workers_follow_the_cores_of_the_job_and_the_data(
     assert (workers.count, workers.reason) == (count, reason)
 
 
+@pytest.mark.parametrize(("cores", "count"), [(3, 3), (None, 1)])
+def test_where_the_system_does_not_tell_which_cores_are_free_all_are(
+    cores: int | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    assert choose_workers(1 << 40).count == count
+
+
 def test_as_many_workers_as_asked() -> None:
     assert choose_workers(0, 7).count == 7
 

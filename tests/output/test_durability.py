@@ -5,6 +5,8 @@ Watched from outside: which inodes were flushed, when, and what the output becam
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 from dataclasses import dataclass
@@ -121,6 +123,28 @@ def test_weights_companions_and_names_are_on_the_disk_before_the_output_appears(
     assert run(*pair.args, "-o", "out").code == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"model.safetensors", "config.json", "preprocessor_config.json", "speechft_merge.json", "README.md"}
+    assert_durable(disk, tmp_path / "out")
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_where_fsync_does_not_reach_the_drive_the_call_that_does_comes_first(
+    supported: bool, pair: Pair, run: Run, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On macOS; a network file system there need not have it."""
+    flushed: list[Flush] = []
+
+    def control(fd: int, command: int) -> int:
+        assert command == 51
+        flushed.append(as_it_is(Path(f"/dev/fd/{fd}")))
+        if not supported:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+        disk.events.append(flushed[-1])
+        return 0
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    assert run(*pair.args, "-o", "out").code == 0
+    assert disk.flushed == flushed
     assert_durable(disk, tmp_path / "out")
 
 

@@ -92,6 +92,15 @@ def test_without_a_commit_nothing_is_left(error: BaseException | None, tmp_path:
     assert names_in(tmp_path) == set()
 
 
+def test_two_files_that_have_one_name_on_this_file_system_are_refused(tmp_path: Path) -> None:
+    with Output(tmp_path / "out", IDENTITY) as output:
+        output.begin(ONE_FILE)
+        output.put({"vocab.json": b"first"})
+        with pytest.raises(OutputError, match=r"^vocab\.json would replace .*; choose .* \(-o\)"):
+            output.put({"vocab.json": b"second"})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_may_be_kept_is_there_for_the_next_run(tmp_path: Path) -> None:
     made = []
 
@@ -467,6 +476,16 @@ def test_a_file_of_the_user_s_in_an_output_is_never_lost(pair: Pair, run: Run, t
         assert "notes.txt" in ran.err
     assert (tmp_path / "out/notes.txt").read_text() == "years of work"
     assert (tmp_path / "out/runs").is_dir()
+
+
+def test_what_macos_puts_into_an_output_does_not_keep_it(pair: Pair, run: Run, tmp_path: Path) -> None:
+    run(*pair.args, "-o", "out")
+    for name in (".DS_Store", "._model.safetensors"):
+        (tmp_path / "out" / name).touch()
+    assert run(*pair.args, "-o", "out", "--alpha", "0.5", "--overwrite").code == 0
+    assert not (tmp_path / "out/.DS_Store").exists()
+    (tmp_path / "out/._thesis.tex").touch()
+    assert run(*pair.args, "-o", "out", "--overwrite").code == CANNOT_CREATE
 
 
 # Two at once.

@@ -215,6 +215,23 @@ def test_the_folder_of_a_killed_run_goes_and_that_of_a_living_one_stays(tmp_path
     assert names_in(tmp_path) == {"out", foreign.name}
 
 
+@pytest.mark.parametrize(("name", "listed"), [("out", "OUT"), ("caf\u00e9", "cafe\u0301")])
+def test_a_hidden_folder_that_the_file_system_lists_under_another_spelling_is_found(
+    name: str, listed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One does that does not tell upper case from lower, or turns letters with accents into two."""
+    left, names = killed(Staging(tmp_path / name, DIGEST)), os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: [entry.replace(name, listed) for entry in names(path)])
+    sweep(tmp_path / name)
+    assert not left.exists()
+
+
+def test_where_the_file_system_tells_two_spellings_apart_each_has_its_own_hidden_folders(tmp_path: Path) -> None:
+    left = killed(Staging(tmp_path / "OUT", DIGEST))
+    sweep(tmp_path / "out")
+    assert left.exists()
+
+
 def test_what_was_taken_over_from_a_killed_run_outlives_the_next_one_that_is_killed(tmp_path: Path) -> None:
     first = Staging(tmp_path / "out", DIGEST)
     first.record(write_whole(first))

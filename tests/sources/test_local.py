@@ -1,12 +1,15 @@
-"""Links in a folder of a model: those that lead out of it are known, but for those of the Hub's cache."""
+"""Files of a model on disk: how they are read and listed, and which links lead out of its folder."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from speechft_merge.errors import CheckpointError
 from speechft_merge.sources import LocalFolder
+from speechft_merge.sources.local import LocalFile
 
 
 @pytest.fixture
@@ -54,3 +57,25 @@ def test_folders_of_any_depth_are_listed(folder: Path) -> None:
     (folder / "inner/deep").mkdir()
     assert (LocalFolder(folder).folders(), LocalFolder(folder).folders("inner")) == (["inner"], ["deep"])
     assert LocalFolder(folder).inside("inner") == str(folder / "inner")
+
+
+@pytest.mark.parametrize("has_preadv", [True, False])
+def test_the_same_bytes_are_read_with_and_without_preadv(
+    has_preadv: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speechft_merge.sources.local._PIECE", 7)
+    if not has_preadv:
+        monkeypatch.delattr(os, "preadv")
+    (tmp_path / "file").write_bytes(bytes(range(100)))
+    file = LocalFile(tmp_path / "file")
+    assert file.read(10, 50) == bytes(range(10, 60))
+    os.truncate(tmp_path / "file", 20)
+    with pytest.raises(CheckpointError, match="ended at byte 20; it had 100 bytes"):
+        file.read(10, 50)
+    file.close()
+
+
+def test_what_macos_keeps_beside_a_file_is_no_file_of_a_model(tmp_path: Path) -> None:
+    for name in ("asr.bin", "._asr.bin", "config.json"):
+        (tmp_path / name).touch()
+    assert LocalFolder(tmp_path).names() == ["asr.bin", "config.json"]
