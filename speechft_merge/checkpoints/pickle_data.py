@@ -10,7 +10,6 @@ Opcodes: the Python library's `pickletools`, which also decodes their arguments.
 
 from __future__ import annotations
 
-import pickletools
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -120,6 +119,8 @@ def read_pickle(
     Raises:
         CheckpointError: the pickle is malformed, too long, or a constructor refuses its arguments.
     """
+    import pickletools  # not for safetensors
+
     machine = _Machine(name, constructors, persistent)
     try:
         for opcode, argument, _ in pickletools.genops(stream):

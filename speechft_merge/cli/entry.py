@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import os
 import signal
 import sys
-import traceback
 from itertools import takewhile
 from typing import NoReturn
 
@@ -26,6 +26,8 @@ _OPEN_MAX = 10_240
 
 def run() -> NoReturn:
     """Run the command line and exit."""
+    finished: list[int] = []
+    atexit.register(_leave, finished)  # the first is called last
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # a shell without job control ignores SIGINT for `command &`
             signal.signal(number, _stop)
@@ -33,7 +35,7 @@ def run() -> NoReturn:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # torch's threads spin at every barrier: on cores that others use too, a comparison took five times as long
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    gc.set_threshold(100_000, 20, 20)  # looking for cycles while modules are imported finds none, and takes 4 ms
+    gc.set_threshold(1_000_000, 20, 20)  # torch and transformers make fewer objects, and their modules stay
     try:
         from speechft_merge.cli.streams import prepare_streams  # from here on a signal is handled
 
@@ -45,9 +47,22 @@ def run() -> NoReturn:
 
         code = app(prog_name=_program_name(), standalone_mode=False)
         _ignore_signals()  # all is done and told
+        finished.append(code or 0)
     except (Exception, Stopped) as error:
         _fail(error)
     sys.exit(code)
+
+
+def _leave(finished: list[int]) -> None:
+    """End the process after a success as it is: taking down torch object by object takes half a second.
+
+    Threads are joined by then, and what packages do at the exit is done.
+    """
+    if finished:
+        with contextlib.suppress(OSError, ValueError):  # what cannot be flushed, the usual exit tells
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(finished[0])
 
 
 def _allow_files() -> None:
@@ -82,6 +97,8 @@ def _fail(error: Exception | Stopped) -> NoReturn:
     # looked for here: the command line may be what is wrong, and a signal may come before it was read
     failure, as_json = explain(error), "--json" in takewhile(lambda word: word != "--", sys.argv[1:])
     if DEBUG in os.environ or (failure.unexpected and not as_json):
+        import traceback
+
         traceback.print_exception(error)
     print(failure.in_json() if as_json else failure.in_words(), file=sys.stderr)
     if isinstance(error, Stopped) and is_any_left():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,11 +61,13 @@ def is_equal(a: TensorSpan, b: TensorSpan) -> bool:
 
 def relate(pairs: Sequence[Pair]) -> str:
     """Return how the second tensors of the pairs relate to the first: `equal to`, `near` or `unrelated to`."""
+    import numpy as np
+
     sampled = [pairs[index] for index in spread(pairs)]
     found = [value for a, b in sampled if (value := cosine(a, b)) is not None]
     if all(_same_sample(a, b) for a, b in sampled):
         return "equal to"
-    return "near" if not found or median(found) >= LEAST_COSINE else "unrelated to"
+    return "near" if not found or np.median(found) >= LEAST_COSINE else "unrelated to"
 
 
 def matrices(pairs: Iterable[Pair]) -> list[Pair]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from speechft_merge.plan.evidence import LEAST_COSINE, cosine, is_matrix, spread
@@ -24,7 +23,9 @@ class Relation(NamedTuple):
     @property
     def median(self) -> float | None:
         """Median over the tensors; None if there was nothing to sample."""
-        return median(self.cosines.values()) if self.cosines else None
+        import numpy as np
+
+        return float(np.median([*self.cosines.values()])) if self.cosines else None
 
     @property
     def unrelated(self) -> bool:

@@ -10,13 +10,13 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import CheckpointError
-from speechft_merge.sources.hub import HubFile
 from speechft_merge.sources.ranges import Run, plan_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from speechft_merge.sources.base import ByteSource
+    from speechft_merge.sources.hub import HubFile
 
 FETCHERS = 4
 """Requests at once; what more would gain, the rate limits take away."""
@@ -34,6 +34,11 @@ def read_ahead(wanted: Sequence[tuple[ByteSource, int, int]]) -> Iterator[dict[i
     Yields:
         `id(source)` -> the reader to use in its place, for every remote source.
     """
+    if all(source.seeks_cheaply for source, _, _ in wanted):
+        yield {}
+        return
+    from speechft_merge.sources.hub import HubFile  # not for local files
+
     ranges: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     places: defaultdict[int, list[int]] = defaultdict(list)
     remote: dict[int, HubFile] = {}

@@ -8,7 +8,6 @@ import random
 import re
 import time
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -56,6 +55,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     after = headers.get("Retry-After", "").strip()
     if re.fullmatch("[0-9]+", after):
         return float(after[:9])
+    from email.utils import parsedate_to_datetime  # takes longer than all else in here, and is rarely asked for
+
     try:
         return max(0.0, (parsedate_to_datetime(after) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError, OverflowError):  # not a date; or one without its zone

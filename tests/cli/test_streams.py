@@ -92,3 +92,33 @@ def test_no_secret_is_printed_whoever_prints_it(tmp_path: Path) -> None:
     assert "PUT https://s3.x/y?..." in ran.stderr
     assert not any(secret in ran.stderr for secret in ("Signature", "hf_abc", "hunter2"))
     assert "ValueError: http://host" in ran.stderr
+
+
+LEAVING = """
+import atexit, os, sys
+class Object:
+    def __del__(self, write=os.write): write(2, b"taken down")
+held = Object()
+sys.argv[0] = "speechft-merge"
+from speechft_merge.cli import app, entry
+command = app.app
+def with_package(**options):
+    atexit.register(print, "closed")  # as a package does that the command imports
+    return command(**options)
+app.app = with_package
+entry.run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "out", "taken_down"),
+    [(["inspect", "{base}", "-q"], 0, "closed\n", False), (["inspect", "nowhere"], 66, "closed\n", True)],
+)
+def test_after_a_success_packages_close_but_no_object_is_taken_down(
+    args: list[str], code: int, out: str, taken_down: bool, pair: Pair, tmp_path: Path
+) -> None:
+    words = [word.format(base=pair.args[0]) for word in args]
+    done = subprocess.run([sys.executable, "-c", LEAVING, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.endswith(out)
+    assert ("taken down" in done.stderr) == taken_down
