@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from speechft_merge.recipe.recipe import read_recipe as read_recipe
     from speechft_merge.similarity.report import Report as Report
     from speechft_merge.similarity.request import ProbeRequest as ProbeRequest
+    from speechft_merge.verifying import Verification as Verification
+    from speechft_merge.verifying import verify as verify
 
 _HOMES = {
     "Checkpoint": "checkpoints",
@@ -45,6 +47,7 @@ _HOMES = {
     "Recipe": "recipe.recipe",
     "Report": "similarity.report",
     "SpeechFTMergeError": "errors",
+    "Verification": "verifying",
     "compare": "merging",
     "interpolate_": "in_memory",
     "merge": "merging",
@@ -52,6 +55,7 @@ _HOMES = {
     "open_checkpoint": "checkpoints",
     "open_merge": "merging",
     "read_recipe": "recipe.recipe",
+    "verify": "verifying",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,14 @@ from speechft_merge.checkpoints.distinct import require_distinct
 from speechft_merge.checkpoints.verification import verify
 from speechft_merge.errors import OutputError, SpeechFTMergeError, UsageError
 from speechft_merge.executor.device import Device, choose_device, require_float64
+from speechft_merge.executor.executor import execute
+from speechft_merge.executor.kept import Kept
 from speechft_merge.executor.workers import Workers, choose_workers
 from speechft_merge.options import MergeOptions
 from speechft_merge.output.formats import decide_form, parse_config
-from speechft_merge.output.output import Output, keep
+from speechft_merge.output.output import Output, has_digest, keep
 from speechft_merge.output.path import require_modest, require_path
+from speechft_merge.output.replay import Difference, replay
 from speechft_merge.output.shards import INDEX
 from speechft_merge.output.staging import remove_temporary
 from speechft_merge.plan.decision import decide
@@ -27,14 +31,14 @@ from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
 from speechft_merge.record.identity import identify
 from speechft_merge.record.manifest import Manifest, Written, describe_input, make_manifest, read_manifest
-from speechft_merge.sources.reference import HubReference, list_references, parse_reference
+from speechft_merge.sources.reference import list_references
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.executor.drift import Drift
-    from speechft_merge.executor.executor import Progress
+    from speechft_merge.executor.executor import Execute, Progress
     from speechft_merge.output.files import OutputFiles
     from speechft_merge.plan.relation import Relation
     from speechft_merge.push import Pushed, PushTarget
@@ -54,6 +58,8 @@ class MergeResult:
     already_done: bool = False
     findings: tuple[Finding, ...] = ()
     """What is worth a line on stderr."""
+    kept: Kept | None = None
+    """What was read of the encoders of base and first fine-tune, if that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +100,21 @@ class Merge:
         """Base and fine-tunes."""
         return self.base, *self.finetuned
 
-    def write(self, output: str | Path, progress: Progress | None = None, *, temporary: bool = False) -> MergeResult:
+    def write(
+        self,
+        output: str | Path,
+        progress: Progress | None = None,
+        *,
+        temporary: bool = False,
+        keep_inputs: bool = False,
+    ) -> MergeResult:
         """Write the merged model's directory, whole or not at all.
 
         Args:
             output: the directory.
             progress: called from time to time with the bytes done and the total.
             temporary: whether `push` removes the output when it is done, unless another merge has found it meanwhile.
+            keep_inputs: whether what is read of the encoders stays in memory, so that `compare` need not read it again.
 
         Raises:
             OutputError, WriteError: the output already exists, or cannot be written.
@@ -111,23 +125,27 @@ class Merge:
         prints = [entry.fingerprint for entry in inputs]
         identity = identify(self.plan.recipe, prints, self.files.digest, self.companions)
         overwrite, fsync = self.options.overwrite, self.options.fsync
+        kept = Kept([*self.base.encoder_spans, *self.finetuned[0].encoder_spans]) if keep_inputs else None
         with Output(path, identity, overwrite=overwrite, fsync=fsync, temporary=temporary) as target:
             earlier = target.begin(self.files)
             if earlier is None:
-                written = self._write_files(target, progress)
+                written = self._write_files(target, progress, kept)
                 findings = self._findings_after(written.drifts)
-                made = make_manifest(self.plan, identity, inputs, written, findings, self.options.command)
+                made = make_manifest(self.plan, identity, inputs, written, findings, self.options)
                 target.put({manifest.NAME: made.encode()})
                 earlier = target.commit()
                 if earlier is None:
-                    return MergeResult(path, made, written.drifts, False, findings)
+                    return MergeResult(path, made, written.drifts, False, findings, kept)
             return MergeResult(path, earlier, {}, True, self.findings)
 
-    def _write_files(self, output: Output, progress: Progress | None) -> Written:
+    def _execute(self, keep: Kept | None = None) -> Execute:
+        return lambda segments, progress: execute(segments, self.workers.count, progress, self.device.name, keep)
+
+    def _write_files(self, output: Output, progress: Progress | None, keep: Kept | None) -> Written:
         """Write weights, companions and card; return what the manifest records of them."""
-        weights = output.write_weights(self.files, self.workers.count, progress, self.device.name)
+        weights = output.write_weights(self.files, self._execute(keep), progress)
         drifts = {name: drift for found in weights for name, drift in found.drifts.items()}
-        companions = self.companions | ({} if self.files.index is None else {INDEX: self.files.index})
+        companions = self._companions
         config, first = parse_config(self.companions), self.files.files[0].name
         findings = self._findings_after(drifts)
         made = card.make_card(self.plan, self.models, drifts, config, findings, self.options.command, first)
@@ -139,6 +157,27 @@ class Merge:
             return self.findings
         told = "the fine-tune does not differ from the base anywhere: was its encoder frozen? The merge is the base"
         return (*self.findings, Finding(Level.WARNING, told))
+
+    def replay(self, output: Path, progress: Progress | None = None) -> list[Difference]:
+        """Carry out the merge again without writing; return where an output differs from it, its card aside.
+
+        Args:
+            output: a directory that `write` made.
+            progress: called from time to time with the bytes done and the total.
+
+        Raises:
+            MismatchError, CheckpointError, TemporaryError: the models cannot be read as before.
+        """
+        found = replay(output, self.files, self._execute(), progress)
+        for name, content in self._companions.items():
+            if not has_digest(output / name, hashlib.sha256(content).hexdigest()):
+                found.append(Difference(name, "it is missing, or differs"))
+        return found
+
+    @property
+    def _companions(self) -> dict[str, bytes]:
+        """The small files, and the index of shards."""
+        return self.companions | ({} if self.files.index is None else {INDEX: self.files.index})
 
     def compare(
         self, request: ProbeRequest | None = None, result: MergeResult | None = None, progress: Progress | None = None
@@ -164,9 +203,9 @@ class Merge:
             return compare_models(ComparedModels(self.base, self.finetuned, self.plan), request, progress)
         with open_checkpoint(str(result.output)) as merged:
             measured = None if result.already_done else result.drifts
-            models = ComparedModels(self.base, self.finetuned, self.plan, merged, measured)
+            models = ComparedModels(self.base, self.finetuned, self.plan, merged, measured, result.kept)
             report = compare_models(models, request, progress)
-        names = {"base": _pinned(self.base), "finetuned": _pinned(self.finetuned[0])}
+        names = {"base": self.base.pinned, "finetuned": self.finetuned[0].pinned}
         _require_ours(result)
         return put_beside(result.output, replace(report, models=report.models | names))
 
@@ -342,12 +381,3 @@ def _require_ours(result: MergeResult) -> None:
     found = read_manifest(result.output)
     if found is None or found.merge_id != result.manifest.merge_id:
         raise OutputError(f"another process replaced {result.output} after it was complete", hint="run again")
-
-
-def _pinned(checkpoint: Checkpoint) -> str:
-    """Return the reference of a checkpoint, on the Hub with the commit that was opened: a branch may move."""
-    found = parse_reference(checkpoint.reference) if checkpoint.hub is not None else None
-    if checkpoint.hub is None or not isinstance(found, HubReference):
-        return checkpoint.reference
-    picked = f"#{checkpoint.picked}" if checkpoint.picked else ""
-    return str(replace(found, revision=checkpoint.hub.commit)) + picked

@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from speechft_merge.layouts.naming import Naming, read_naming
+from speechft_merge.layouts.structure import is_decoder
+from speechft_merge.sources.reference import at_commit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,6 +98,21 @@ class Checkpoint:
     def hub(self) -> HubOrigin | None:
         """Where on the Hub it is; None for a local model."""
         return self.folder.hub if self.folder is not None else None
+
+    @property
+    def encoder_spans(self) -> list[TensorSpan]:
+        """The tensors of its encoder, without heads and decoders."""
+        names = self.naming.under().items()
+        return [
+            self.tensors[own]
+            for own, name in names
+            if name.inside and not name.is_head and not is_decoder(name.location.stack)
+        ]
+
+    @property
+    def pinned(self) -> str:
+        """Its reference, on the Hub with the commit that was opened."""
+        return at_commit(self.reference, self.hub)
 
     def close(self) -> None:
         """Close every file; closing twice is allowed."""

@@ -13,10 +13,11 @@ from speechft_merge.cli.groups import with_groups
 from speechft_merge.cli.options import Base, Finetuned, HubOptions, OutputOptions, RecipeOptions, WorkOptions
 from speechft_merge.cli.progress import ProgressLine
 from speechft_merge.cli.sink import Sink
-from speechft_merge.errors import ComparisonError, SpeechFTMergeError
+from speechft_merge.errors import ComparisonError, MismatchError, SpeechFTMergeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from speechft_merge.merging import Merge, MergeResult
     from speechft_merge.push import Pushed, PushTarget
@@ -73,8 +74,12 @@ def merge(
         for line in details(opened, sink.verbose):
             sink.detail(line)
         with ProgressLine(sink) as progress:
-            result = opened.write(path, progress, temporary=target is not None and output.output is None)
+            result = opened.write(
+                path, progress, temporary=target is not None and output.output is None, keep_inputs=cka
+            )
         with _complete(named):
+            if output.verify:
+                _verify(opened, path, named, sink)
             compared = None if request is None else _compare(opened, request, result, sink)
             pushed = None
             if target is not None:
@@ -95,6 +100,18 @@ def _complete(named: str) -> Iterator[None]:
     except SystemExit as stopped:  # also where the reader of stdout is gone, which is told by the code alone
         stopped.add_note(f"the merge is complete: {named}")
         raise
+
+
+def _verify(opened: Merge, path: Path, named: str, sink: Sink) -> None:
+    """Raise MismatchError if the output is not what the merge makes: the disk or the memory is at fault."""
+    with ProgressLine(sink) as progress:
+        found = opened.replay(path, progress)
+    if found:
+        raise MismatchError(
+            f"{named} was written, but it is not what the merge makes: {len(found)} differences, first {found[0]}",
+            hint="check the disk, and merge again with --overwrite",
+        )
+    sink.detail("verified: every byte is what the merge makes")
 
 
 def _push(

@@ -146,6 +146,9 @@ class OutputOptions(OptionGroup):
             "--fsync/--no-fsync", help="Wait until the output is on the disk; --no-fsync is for throw-away merges."
         ),
     ] = True
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Then make it again and compare it with what was written, byte by byte.")
+    ] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False
 
     def read(self, work: WorkOptions) -> MergeOptions:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from speechft_merge.executor.chunk import Result
+    from speechft_merge.executor.kept import Kept
     from speechft_merge.plan.operations import Segment
     from speechft_merge.sources.readahead import ReadAhead
 
@@ -42,8 +43,13 @@ class Target(Protocol):
 Placed = Sequence[tuple["Segment", Target | None]]
 """Segments, and where each goes; None for one that is only measured."""
 
+Execute = Callable[[Placed, "Progress | None"], "dict[str, Drift]"]
+"""`execute` with its means: threads, a device."""
 
-def execute(segments: Placed, workers: int, progress: Progress | None = None, device: str = CPU) -> dict[str, Drift]:
+
+def execute(
+    segments: Placed, workers: int, progress: Progress | None = None, device: str = CPU, keep: Kept | None = None
+) -> dict[str, Drift]:
     """Write every segment to its target; return the drift of each interpolated one, by its name.
 
     Args:
@@ -51,6 +57,7 @@ def execute(segments: Placed, workers: int, progress: Progress | None = None, de
         workers: threads.
         progress: called from time to time.
         device: where to compute, see `device.Device`.
+        keep: gets all that is read.
 
     Raises:
         DeviceError: the device cannot be used, or has not enough memory.
@@ -63,7 +70,7 @@ def execute(segments: Placed, workers: int, progress: Progress | None = None, de
     memory = [_make_buffers(most, device) for _ in range(workers)]
     inputs = [span for segment, _ in segments for span in segment.operation.inputs]
     with read_ahead([(span.source, span.offset, span.nbytes) for span in inputs]) as ahead:
-        drifts = _execute(_Execution(_cut(segments, memory[0].size), segments, ahead, progress), memory)
+        drifts = _execute(_Execution(_cut(segments, memory[0].size), segments, ahead, progress, keep), memory)
     for source in {id(span.source): span.source for span in inputs}.values():
         source.require_unchanged()
     return drifts
@@ -97,6 +104,11 @@ def _make_buffers(inputs: int, device: str) -> Buffers:
     return DeviceBuffers(inputs, DEVICE_CHUNK, open_device(device))
 
 
+def shifted(progress: Progress, done: int, total: int) -> Progress:
+    """Turn the progress of one file into that of all files."""
+    return lambda now, _: progress(done + now, total)
+
+
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     segment: Segment
@@ -115,8 +127,10 @@ class _Execution:
         segments: Placed,
         ahead: Mapping[int, ReadAhead],
         progress: Progress | None,
+        keep: Kept | None,
     ) -> None:
         self._ahead = ahead
+        self._keep = keep
         self.error: BaseException | None = None
         self.drifts: dict[str, list[Drift]] = {
             segment.name: [] for segment, _ in segments if isinstance(segment.operation, Interpolate)
@@ -159,8 +173,10 @@ class _Execution:
         segment = chunk.segment
         for span, buffer in zip(segment.operation.inputs, buffers.inputs, strict=False):
             reader = self._ahead.get(id(span.source), span.source)
-            itemsize = span.dtype.itemsize
-            reader.read_into(span.offset + chunk.start * itemsize, buffer[: chunk.count * itemsize])
+            start, size = chunk.start * span.dtype.itemsize, chunk.count * span.dtype.itemsize
+            reader.read_into(span.offset + start, buffer[:size])
+            if self._keep is not None:
+                self._keep.add(span, start, buffer[:size])
         result = buffers.run(segment.operation, segment.dtype, chunk.count)
         drift = result.drift if result.finite else _look_again(chunk, result)
         if chunk.target is not None:

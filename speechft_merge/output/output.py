@@ -7,8 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import OutputError, WriteError
-from speechft_merge.executor.device import CPU
-from speechft_merge.executor.executor import execute
+from speechft_merge.executor.executor import shifted
 from speechft_merge.output.checksums import matches
 from speechft_merge.output.path import require_space
 from speechft_merge.output.staging import TEMPORARY, FinishedFile, Staging, restore, sweep
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from speechft_merge.executor.executor import Progress
+    from speechft_merge.executor.executor import Execute, Progress
     from speechft_merge.output.files import OutputFile, OutputFiles
 
 _TRIES = 6
@@ -113,31 +112,29 @@ class Output:
         return self._staging
 
     def write_weights(
-        self, files: OutputFiles, workers: int, progress: Progress | None = None, device: str = CPU
+        self, files: OutputFiles, execute: Execute, progress: Progress | None = None
     ) -> list[FinishedFile]:
-        """Write every weights file that an interrupted run of this merge did not finish; see `executor.execute`.
+        """Write every weights file that an interrupted run of this merge did not finish.
 
         Args:
             files: what was begun. Of several, each is kept for a later run as soon as it is finished.
-            workers: threads.
+            execute: carries out segments.
             progress: called from time to time with the bytes done and the total.
-            device: where to compute.
         """
         written: list[FinishedFile] = []
         for planned in files.files:
             finished = self._begun.earlier(planned)
             if finished is None:
                 done = sum(found.entry.size for found in written)
-                shifted = progress and _shifted(progress, done, files.size)
-                finished = self._write_file(planned, workers, shifted, device)
+                finished = self._write_file(planned, execute, progress and shifted(progress, done, files.size))
                 if len(files.files) > 1:
                     self._begun.record(finished)
             written.append(finished)
         return written
 
-    def _write_file(self, planned: OutputFile, workers: int, progress: Progress | None, device: str) -> FinishedFile:
+    def _write_file(self, planned: OutputFile, execute: Execute, progress: Progress | None) -> FinishedFile:
         with FileWriter(self._begun.data, planned) as writer:
-            drifts = execute([(segment, writer) for segment in planned.segments], workers, progress, device)
+            drifts = execute([(segment, writer) for segment in planned.segments], progress)
             return FinishedFile(writer.finish(), drifts)
 
     def put(self, files: Mapping[str, bytes]) -> None:
@@ -185,18 +182,14 @@ def keep(output: Path) -> None:
     (output / TEMPORARY).unlink(missing_ok=True)
 
 
-def _shifted(progress: Progress, done: int, total: int) -> Progress:
-    """Turn the progress of one file into that of all files."""
-    return lambda now, _: progress(done + now, total)
-
-
 def _is_whole(folder: Path, found: Manifest) -> bool:
     return all(matches(folder, entry) for entry in found.outputs) and all(
-        _has_digest(folder / entry.file, entry.sha256) for entry in found.companions
+        has_digest(folder / entry.file, entry.sha256) for entry in found.companions
     )
 
 
-def _has_digest(path: Path, digest: str) -> bool:
+def has_digest(path: Path, digest: str) -> bool:
+    """Return whether a small file is there and has this sha256."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest() == digest
     except OSError:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.executor.drift import Drift
+    from speechft_merge.options import MergeOptions
     from speechft_merge.plan.findings import Finding
     from speechft_merge.plan.plan import Plan
 
@@ -110,6 +111,8 @@ class Manifest:
     merge_id: str
     command: tuple[str, ...]
     recipe: dict[str, Any]
+    max_shard_size: int | None
+    """Most bytes of a weights file; None for a single file."""
     base: InputRecord
     finetuned: tuple[InputRecord, ...]
     counts: dict[str, int]
@@ -184,7 +187,7 @@ class Written:
 
 def make_manifest(
     plan: Plan, merge_id: str, inputs: Sequence[InputRecord], written: Written, findings: Sequence[Finding],
-    command: Sequence[str],
+    options: MergeOptions,
 ) -> Manifest:  # fmt: skip
     """Make the record of a merge."""
     identical = sorted(name for name, drift in written.drifts.items() if not drift.changed)
@@ -192,8 +195,9 @@ def make_manifest(
         format=FORMAT,
         speechft_merge=__version__,
         merge_id=merge_id,
-        command=tuple(command),
+        command=tuple(options.command),
         recipe=plan.recipe.to_json(),
+        max_shard_size=options.max_shard_size,
         base=inputs[0],
         finetuned=tuple(inputs[1:]),
         counts=plan.counts | {"identical": len(identical)},

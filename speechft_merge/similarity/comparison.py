@@ -15,13 +15,14 @@ from speechft_merge.checkpoints.companions import FEATURE_EXTRACTOR
 from speechft_merge.errors import CheckpointError, DeviceError, MismatchError
 from speechft_merge.executor.device import AUTO, CPU, open_device
 from speechft_merge.similarity.cka import LEAST_UTTERANCES
-from speechft_merge.similarity.encoders import build_encoder, exact_products, load_weights
+from speechft_merge.similarity.encoders import build_encoder, exact_products
 from speechft_merge.similarity.inputs import InputMaker, settings_differ
 from speechft_merge.similarity.measure import measure, measure_grid, measure_kept, measure_null, torch_threads
 from speechft_merge.similarity.models import (
     ComparedModels,
     drift_by_layer,
     encoder_sources,
+    load_encoder,
     measure_drifts,
     merge_in_memory,
 )
@@ -106,7 +107,7 @@ def _build_encoders(
 ) -> tuple[list[Encoder], dict[str, Drift]]:
     """Return base, fine-tune and merge, and the drift of each tensor by the names of the encoder's class."""
     encoders = [
-        build_encoder(source.reference, source.config, load_weights(source.tensors)[0], device) for source in sources
+        build_encoder(source.reference, source.config, load_encoder(source, models.kept), device) for source in sources
     ]
     known: dict[str, Drift] = {}
     if models.merged is None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.checkpoints.model_config import ModelConfig
+    from speechft_merge.executor.kept import Kept
     from speechft_merge.plan.plan import Plan
     from speechft_merge.similarity.encoders import Encoder
 
@@ -41,6 +42,8 @@ class ComparedModels:
     """The merge as it was written; None to carry out the plan in memory."""
     drifts: Mapping[str, Drift] | None = None
     """Output name -> drift as the merge measured it, of nothing else; None to measure that of every tensor."""
+    kept: Kept | None = None
+    """What the merge read of them."""
 
     @property
     def warnings(self) -> list[str]:
@@ -96,6 +99,16 @@ def _encoder_source(checkpoint: Checkpoint, model: ModelConfig, shared: dict[str
         span, inner = checkpoint.tensors[own], name.canonical.removeprefix(prefix)
         tensors.append(PlannedTensor(inner, Action.COPIED, "", name.location, span.dtype, span.shape, Copy(span)))
     return EncoderSource(checkpoint.reference, config, model.extractor or {}, tensors)
+
+
+def load_encoder(source: EncoderSource, kept: Kept | None = None) -> dict[str, Tensor]:
+    """Return an encoder's weights by the names of its class: from memory, where a merge just read and kept them."""
+    spans = {tensor.inputs[0].storage_key: tensor.inputs[0] for tensor in source.tensors}
+    if kept is not None:
+        spans = {key: kept.take(span) for key, span in spans.items()}
+    copies = [Copy(spans[tensor.inputs[0].storage_key]) for tensor in source.tensors]
+    tensors = [replace(tensor, operation=copy) for tensor, copy in zip(source.tensors, copies, strict=True)]
+    return load_weights(tensors)[0]
 
 
 def merge_in_memory(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 
 from speechft_merge.errors import NotFoundError, SpeechFTMergeError
+from speechft_merge.sources.base import HubOrigin
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of weights files; what is in them, only their bytes tell."""
@@ -126,6 +127,15 @@ def encoder_of(text: str) -> str:
     """Return what picks one encoder of several: `student` of `last.ckpt#student`; empty in most references."""
     path, mark, picked = text.rpartition("#")
     return picked if mark and path and _existing(text) is None else ""
+
+
+def at_commit(text: str, hub: HubOrigin | None) -> str:
+    """Return a reference to the Hub with the commit that was read: a branch may move. Others stay as they are."""
+    found = parse_reference(text) if hub is not None else None
+    if hub is None or not isinstance(found, HubReference):
+        return text
+    picked = encoder_of(text)
+    return str(replace(found, revision=hub.commit)) + (f"#{picked}" if picked else "")
 
 
 def local_path(text: str) -> Path | None:

@@ -21,6 +21,7 @@ from speechft_merge import merge
 from speechft_merge.checkpoints import DType, TensorSpan
 from speechft_merge.errors import OutputError, WriteError
 from speechft_merge.executor.drift import Drift
+from speechft_merge.executor.executor import Placed, Progress, execute
 from speechft_merge.merging import open_merge
 from speechft_merge.output.files import OutputFile, OutputFiles
 from speechft_merge.output.output import Output, require_replaceable
@@ -48,6 +49,10 @@ ONE_FILE = OutputFiles((FILE,))
 MORE = OutputFiles((FILE, OutputFile("other.safetensors", b"another", (), 7)))
 
 
+def carry_out(segments: Placed, progress: Progress | None) -> dict[str, Drift]:
+    return execute(segments, 1, progress)
+
+
 def manifest_of(folder: Path) -> Any:
     return json.loads((folder / "speechft_merge.json").read_text(encoding="utf-8"))
 
@@ -62,7 +67,7 @@ def names_in(folder: Path) -> set[str]:
 def test_an_output_appears_by_its_commit(tmp_path: Path) -> None:
     with Output(tmp_path / "out", IDENTITY) as output:
         output.begin(ONE_FILE)
-        (written,) = output.write_weights(ONE_FILE, 1)
+        (written,) = output.write_weights(ONE_FILE, carry_out)
         output.put({"config.json": b"{}", "README.md": b""})
         assert not output.path.exists()
         output.commit()
@@ -78,7 +83,7 @@ def test_without_a_commit_nothing_is_left(error: BaseException | None, tmp_path:
     def leave() -> None:
         with Output(tmp_path / "new/out", IDENTITY) as output:
             output.begin(ONE_FILE)
-            output.write_weights(ONE_FILE, 1)
+            output.write_weights(ONE_FILE, carry_out)
             output.put({"config.json": b"{}"})
             if error is not None:
                 raise error
@@ -106,7 +111,7 @@ def test_a_file_that_may_be_kept_is_there_for_the_next_run(tmp_path: Path) -> No
 
     def make_and_fail(output: Output) -> None:
         output.begin(MORE)
-        made.extend(output.write_weights(MORE, 1))
+        made.extend(output.write_weights(MORE, carry_out))
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken") as caught, Output(tmp_path / "out", IDENTITY) as output:
@@ -141,7 +146,7 @@ def test_an_empty_folder_gives_way(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with Output(tmp_path / "out", IDENTITY) as output:
         output.begin(ONE_FILE)
-        output.write_weights(ONE_FILE, 1)
+        output.write_weights(ONE_FILE, carry_out)
         output.commit()
     assert names_in(tmp_path / "out") == {FILE.name}
 
@@ -171,7 +176,7 @@ def test_another_merge_is_replaced_only_if_that_is_asked_for(pair: Pair, tmp_pat
     assert "--overwrite" in str(caught.value.hint)
     with Output(tmp_path / "out", IDENTITY, overwrite=True) as output:
         output.begin(ONE_FILE)
-        output.write_weights(ONE_FILE, 1)
+        output.write_weights(ONE_FILE, carry_out)
         assert (tmp_path / "out/config.json").exists()
         output.commit()
     assert names_in(tmp_path / "out") == {FILE.name}
@@ -182,7 +187,7 @@ def test_another_merge_is_replaced_only_if_that_is_asked_for(pair: Pair, tmp_pat
 def test_what_may_be_replaced_is_asked_again_at_the_commit(overwrite: bool, tmp_path: Path) -> None:
     with Output(tmp_path / "out", IDENTITY, overwrite=overwrite) as output:
         output.begin(ONE_FILE)
-        output.write_weights(ONE_FILE, 1)
+        output.write_weights(ONE_FILE, carry_out)
         (tmp_path / "out").mkdir()
         (tmp_path / "out/thesis.tex").write_text("years of work")
         with pytest.raises(OutputError, match="files that no merge wrote"):
@@ -216,7 +221,7 @@ def test_once_the_output_is_found_finished_nothing_hidden_is_left_of_it(pair: Pa
     shutil.rmtree(tmp_path / "out")
     with Output(tmp_path / "out", made.merge_id) as output:
         assert output.begin(MORE) is None
-        output.write_weights(MORE, 1)
+        output.write_weights(MORE, carry_out)
         merge(*pair.args, tmp_path / "out", options=UNSYNCED)
         assert len(names_in(tmp_path)) == 2
         assert output.commit() == made
@@ -233,7 +238,7 @@ def test_what_a_killed_run_left_of_a_finished_merge_is_swept_up(pair: Pair, tmp_
 def test_what_a_run_leaves_that_is_killed_meanwhile_is_swept_up_by_the_one_that_commits(tmp_path: Path) -> None:
     with Output(tmp_path / "out", IDENTITY) as output:
         output.begin(ONE_FILE)
-        output.write_weights(ONE_FILE, 1)
+        output.write_weights(ONE_FILE, carry_out)
         leave_as_killed(tmp_path / "out", IDENTITY)
         output.commit()
         assert names_in(tmp_path) == {"out"}

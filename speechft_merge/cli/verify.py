@@ -1,0 +1,44 @@
+"""Defines `speechft-merge verify OUTPUT [BASE FINETUNED...]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from speechft_merge.cli.groups import with_groups
+from speechft_merge.cli.options import WorkOptions
+from speechft_merge.cli.progress import ProgressLine
+from speechft_merge.cli.show_verification import show_verification
+from speechft_merge.cli.sink import Sink
+from speechft_merge.errors import MismatchError
+
+Folder = Annotated[Path, typer.Argument(metavar="OUTPUT", help="The output of a merge.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[BASE FINETUNED...]", help="Where the models lie now; default: where they were, by its manifest."
+    ),
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Compare the checksums of its files alone; read no model.")]
+
+
+@with_groups
+def verify(folder: Folder, models: Models = None, *, quick: Quick = False, work: WorkOptions, sink: Sink) -> None:
+    """Make a merge again from its manifest and compare it with its output, byte by byte; nothing is written."""
+    from speechft_merge.options import MergeOptions
+    from speechft_merge.verifying import verify as verify_output
+
+    work.require_effect(not quick, "with --quick", "leave out --quick")
+    options = MergeOptions(
+        download=work.download, verify_inputs=work.verify_inputs, workers=work.workers, device=work.device
+    )
+    with ProgressLine(sink) as progress:
+        found = verify_output(folder, models or (), quick=quick, options=options, progress=progress)
+    sink.show(show_verification(found, str(folder)))
+    if found.differences:
+        raise MismatchError(
+            f"{folder} is not what the merge makes: {len(found.differences)} differences, first {found.differences[0]}",
+            hint="merge again with --overwrite",
+        )
