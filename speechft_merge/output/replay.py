@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.errors import CheckpointError
 from speechft_merge.executor.executor import shifted
 from speechft_merge.output.crc32 import Pieces
@@ -37,8 +37,9 @@ class Difference:
     """The largest of their differences; None where it is no tensor of numbers."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON document."""
-        return asdict(self)
+        """Return it as a JSON document, in which a difference that is not finite has no place."""
+        finite = self.largest is not None and math.isfinite(self.largest)
+        return asdict(self) | {"largest": self.largest if finite else None}
 
     def __str__(self) -> str:
         of = f" of {self.file}" if self.tensor else ""
@@ -166,8 +167,8 @@ def _compare(segment: Segment, expected: bytes, found: bytes) -> tuple[int, floa
     if not count or not segment.dtype.interpolated:
         return count, None
     numbers = [np.empty(len(odd), np.float64) for _ in raw]
-    for content, values in zip(raw, numbers, strict=True):
-        widen(content, DType[segment.dtype.name], values)
     with np.errstate(all="ignore"):
+        for content, values in zip(raw, numbers, strict=True):
+            widen(content, segment.dtype, values)
         largest = float(np.abs(numbers[0][odd] - numbers[1][odd]).max())
     return count, largest
