@@ -100,7 +100,7 @@ def test_written_again_a_merge_is_already_done(
     with open_merge(*pair.args, RECIPE, replace(UNSYNCED, overwrite=overwrite)) as opened:
         first = opened.write(tmp_path / "out")
         changed = (tmp_path / "out/model.safetensors").stat().st_mtime_ns
-        monkeypatch.setattr("speechft_merge.output.output.execute", never)
+        monkeypatch.setattr("speechft_merge.merging.execute", never)
         again = opened.write(tmp_path / "out")
     assert (first.already_done, again.already_done) == (False, True)
     assert again.manifest == first.manifest

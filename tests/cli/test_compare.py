@@ -234,7 +234,7 @@ def test_a_merge_that_is_interrupted_while_features_are_compared_keeps_the_code_
         ([*PAIR, "--cka", "--probe", "nowhere", "-o", "out"], 66, "there is no audio file or folder nowhere"),
         ([*PAIR, "--cka", "--plot", "figure.bmp", "-o", "out"], 2, "end its name in one of"),
         ([*PAIR, "--cka", "--probe-seconds", "0", "-o", "out"], 2, "holds nothing"),
-        ([*PAIR, "--cka", "--device", "nowhere", "-o", "out"], 65, "device 'nowhere' cannot be used"),
+        ([*PAIR, "--cka", "--device", "nowhere", "-o", "out"], 2, "device 'nowhere' is unknown"),
     ],
 )
 def test_invalid_arguments_are_reported_before_anything_is_done(

@@ -130,7 +130,7 @@ def test_room_is_wanted_for_what_is_not_finished(tmp_path: Path, monkeypatch: py
     with Output(tmp_path / "out", IDENTITY) as output:
         output.begin(more)
         with pytest.raises(AssertionError):
-            output.write_weights(more, 1)
+            output.write_weights(more, carry_out)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=6))
     with pytest.raises(WriteError, match="needs 17 bytes"), Output(tmp_path / "out", IDENTITY) as output:
         output.begin(more)

@@ -499,7 +499,7 @@ def test_the_models_run_on_as_many_threads_as_asked_and_torch_keeps_its_own(
 
 
 def test_an_unknown_device_or_estimator_is_refused(save_pair: SavePair) -> None:
-    with pytest.raises(CheckpointError, match="device 'quantum' cannot be used"):
+    with pytest.raises(UsageError, match="device 'quantum' is unknown"):
         compare(*save_pair("Hubert"), request=ProbeRequest(device="quantum"))
     with pytest.raises(UsageError, match="use one of utterance, frame, biased"):
         ProbeRequest(estimator="debiased")  # type: ignore[arg-type]
