@@ -19,7 +19,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from local_merge import ALPHA, ENVIRONMENT, Check, Run, machine, measure
+from machine import facts
+from runs import ENVIRONMENT, Run, measure, together
+from targets import Check
+from tools import ALPHA
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hub"))
 from harness import HubServer, serving  # the folder is not a package
@@ -87,12 +90,10 @@ def once(variant: Variant, hub: HubServer, latency: float, scratch: Path) -> Fet
     runs = [measure(command, scratch / "log", ENVIRONMENT | hub.env()) for command in variant.commands]
     log = hub.log()
     taken = Fetched(
-        sum(run.wall for run in runs),
-        sum(run.cpu for run in runs),
-        max(run.rss for run in runs),
-        len(log),
-        sum(entry.sent for entry in log),
-        size_of(output) + size_of(hub.home),
+        **asdict(together(runs)),
+        requests=len(log),
+        received=sum(entry.sent for entry in log),
+        disk=size_of(output) + size_of(hub.home),
     )
     shutil.rmtree(output)
     return taken
@@ -161,7 +162,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mergekit-python", type=Path, help="Python that has mergekit (default: not run)")
     parser.add_argument("--json", type=Path, help="also write every run to this file")
     options = parser.parse_args()
-    options.sd_mecha_python = None
     if options.rounds < 1:
         parser.error("--rounds must be 1 or more")
     return options
@@ -169,11 +169,11 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    facts = machine(options)
-    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    machine = facts(options.mergekit_python)
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
     folder = options.pairs / "hubert"
     needed = sum(tensor_bytes(folder / "safetensors" / side / WEIGHTS["safetensors"]) for side in ("base", "finetuned"))
-    record: dict[str, object] = {"machine": facts, "latency": options.latency}
+    record: dict[str, object] = {"machine": machine, "latency": options.latency}
     with tempfile.TemporaryDirectory(dir=options.pairs.resolve(), prefix="bench-") as temporary:
         scratch = Path(temporary)
         with serving(scratch / "hub") as hub:

@@ -2,16 +2,43 @@
 
 python rounding.py BASE FINETUNED OUTPUT ALPHA: prints the share of elements whose bits are not
 those of (1 - alpha) * base + alpha * finetuned rounded once, to the nearest and ties to even.
-BASE and FINETUNED are safetensors files, OUTPUT a folder that holds one or more.
+Each is a folder that holds files of weights; OUTPUT must have the base's tensors, and no others.
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from tools import weights
 
 STRIDE = 7  # shares no factor with the 16 tensors of a layer, so that all kinds are met
+
+
+class Model:
+    """The tensors of files, each read when it is asked for."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.pickled: dict[str, torch.Tensor] = {}
+        self.files: dict[str, Path] = {}
+        for path in files:
+            if path.suffix == ".bin":
+                self.pickled |= torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                continue
+            with safe_open(path, "pt") as file:
+                self.files |= dict.fromkeys(file.keys(), path)
+
+    @property
+    def names(self) -> set[str]:
+        return {*self.pickled, *self.files}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name in self.pickled:
+            return self.pickled[name]
+        with safe_open(self.files[name], "pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
 
 
 def rounded(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -34,14 +61,14 @@ def differing(output: torch.Tensor, base: torch.Tensor, finetuned: torch.Tensor,
 
 
 def main() -> None:
-    alpha = float(sys.argv[4])
-    base, finetuned = (load_file(path) for path in sys.argv[1:3])
-    outputs = {name: t for path in Path(sys.argv[3]).rglob("*.safetensors") for name, t in load_file(path).items()}
-    if names := set(base) ^ set(outputs):
+    base, finetuned, output = (Model(weights(Path(argument))) for argument in sys.argv[1:4])
+    if names := base.names ^ output.names:
         raise SystemExit(f"names on one side only: {sorted(names)[:5]}")
-    sample = sorted(base)[::STRIDE]
-    wrong = sum(differing(outputs[name], base[name], finetuned[name], alpha) for name in sample)
-    total = sum(base[name].numel() for name in sample)
+    wrong = total = 0
+    for name in sorted(base.names)[::STRIDE]:
+        tensor = base[name]
+        wrong += differing(output[name], tensor, finetuned[name], float(sys.argv[4]))
+        total += tensor.numel()
     print(wrong / total)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,10 @@ from safetensors.torch import load_file
 
 from speechft_merge import LiveMerge, MergeOptions, merge, merge_state_dicts
 
-PAIRS = Path(__file__).parents[1] / "benchmarks/pairs.py"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from runs import evict, warm  # the folder is not a package
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 ALPHAS = [number / 20 for number in range(21)]
 MB = 1_000_000
 
@@ -46,22 +50,6 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def forget(paths: list[Path]) -> None:
-    """Drop files from the page cache."""
-    os.sync()
-    for path in paths:
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def read(paths: list[Path]) -> None:
-    buffer = bytearray(8 << 20)
-    for path in paths:
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-
-
 def bus(device: torch.device, rounds: int) -> tuple[float, float]:
     """Bytes a second up to the device from pinned memory, and down."""
     host = torch.empty(256 << 20, dtype=torch.uint8, pin_memory=device.type == "cuda")
@@ -77,8 +65,8 @@ def from_files(pair: Path, device: torch.device, rounds: int, scratch: Path) -> 
     size = inputs[0].stat().st_size
     up, down = bus(device, rounds)
     yield f"| bus: {up / 1e9:.1f} GB/s up, {down / 1e9:.1f} GB/s down; both inputs up: | {2 * size / up:.2f} | |"
-    for where, before in (("page cache", lambda: read(inputs)), ("disk", lambda: forget(inputs))):
-        yield f"| reading both, from {where} | {seconds(lambda: read(inputs), device, rounds, before):.2f} | |"
+    for where, before in (("page cache", lambda: warm(inputs)), ("disk", lambda: evict(inputs))):
+        yield f"| reading both, from {where} | {seconds(lambda: warm(inputs), device, rounds, before):.2f} | |"
         for name in ("cpu", str(device)):
             options = MergeOptions(device=name, fsync=False, overwrite=True)
             peak = 0
@@ -89,7 +77,8 @@ def from_files(pair: Path, device: torch.device, rounds: int, scratch: Path) -> 
                 merge(*(path.parent for path in inputs), scratch / "out", options=options)
 
             def again(before: Callable[[], object] = before) -> None:
-                subprocess.run(["rm", "-rf", scratch / "out"], check=True)
+                shutil.rmtree(scratch / "out", ignore_errors=True)
+                os.sync()
                 before()
 
             wall = seconds(work, device, rounds, again)
@@ -143,7 +132,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         for pair in [options.only] if options.only else ["hubert", "xlsr"]:
-            subprocess.run([sys.executable, PAIRS, folder, "--only", pair], check=True, stdout=subprocess.DEVNULL)
+            command = [sys.executable, BENCHMARKS / "pairs.py", folder, "--only", pair, "--kind", "safetensors"]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             print(f"| {pair} | wall s | device MB |\n|---|---|---|")
             for row in (
                 *from_files(folder / pair, device, options.rounds, Path(temporary)),
