@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -27,7 +27,7 @@ from speechft_merge.recipe.rules import parse_rule
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
     from speechft_merge.plan.operations import Operation, Segment
-    from speechft_merge.plan.plan import Plan
+    from speechft_merge.plan.plan import Plan, PlannedTensor
 
 Weights = Mapping[str, Tensor] | torch.nn.Module
 """A state dict, or a module that has one."""
@@ -117,30 +117,26 @@ class LiveMerge:
         self, module: torch.nn.Module, base: Weights, finetuned: Weights | Sequence[Weights],
         weight: Sequence[float] = (), options: MergeOptions | None = None,
     ) -> None:  # fmt: skip
-        targets = _state(module)
-        firsts = [_state(model) for model in (base, _listed(finetuned)[0])]
-        keep_head = targets.keys() != firsts[0].keys()
-        if targets.keys() != firsts[keep_head].keys():
-            odd = sorted(targets.keys() ^ firsts[0].keys())
+        self._module = module
+        targets, models = _state(module), [_state(base), *map(_state, _listed(finetuned))]
+        keep_head = _shapes(targets) != _shapes(models[0])
+        if _shapes(targets) != _shapes(models[keep_head]):
+            odd = sorted(name for name, _ in _shapes(targets).items() ^ _shapes(models[0]).items())
             raise UsageError(
-                f"the module has the names of neither model; {len(odd)} differ from the base's, first {odd[0]!r}",
-                hint="give a module of the class of the base or of the fine-tune",
+                f"the module has the tensors of neither model; {len(odd)} differ from the base's in name or shape, "
+                f"first {odd[0]!r}",
+                hint="give a module of the class of the base or of the fine-tune, unwrapped (model.module)",
             )
-        own = {tensor.untyped_storage().data_ptr() for tensor in targets.values()}
-        apart = [_apart(model, own) for model in (base, *_listed(finetuned))]
+        apart = [_apart(model, targets) for model in models]
         self._recipe = Recipe(alpha=1.0, weight=tuple(weight), keep_head=keep_head)
-        self._models, plan = _decide(apart[0], apart[1:], self._recipe, options)
-        self._mixed: dict[str, _LiveTensor] = {}
+        self._models, self._plan = _decide(apart[0], apart[1:], self._recipe, options)
         with torch.no_grad():
-            for tensor in plan.tensors:
-                target = targets[tensor.name]
-                if isinstance(tensor.operation, Interpolate):
-                    self._mixed[tensor.name] = _LiveTensor.of(tensor.operation, target)
-                else:
-                    target.copy_(_make(tensor.at(0)).reshape(target.shape))
+            _require_finite({span.source.name: _load(span) for tensor in self._plan.tensors for span in tensor.inputs})
+        self._replans = not all(map(_is_loaded, self._plan.tensors))
+        """Whether some are computed, such as the two parts of a folded kernel: of what, depends on alpha."""
 
     def set(self, alpha: float, layer_alpha: Sequence[str] = ()) -> None:
-        """Write the merge with this alpha into the module.
+        """Write the merge with this alpha into the module, as its tensors are now.
 
         Args:
             alpha: weight of the fine-tune, from 0 to 1.
@@ -148,54 +144,65 @@ class LiveMerge:
 
         Raises:
             UsageError: alpha lies outside of [0, 1], or a rule matches nothing.
+            MismatchError: a result does not fit the module's type; the module holds it all the same.
         """
         recipe = replace(self._recipe, alpha=alpha, layer_alpha=tuple(map(parse_rule, layer_alpha)))
-        alphas: Mapping[str, float | None] = dict.fromkeys(self._mixed, recipe.alpha)
-        if layer_alpha:
-            alphas = {
-                tensor.name: tensor.alpha for tensor in make_plan(self._models[0], self._models[1:], recipe).tensors
-            }
-        with torch.no_grad():
-            for name, mixed in self._mixed.items():
-                mixed.set(alphas[name] or 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class _LiveTensor:
-    """A tensor of a live module, and what it is mixed of: on its device, in their own element types."""
-
-    target: Tensor
-    base: Tensor
-    finetuned: tuple[Tensor, ...]
-    operation: Interpolate
-
-    @classmethod
-    def of(cls, operation: Interpolate, target: Tensor) -> _LiveTensor:
-        base, *finetuned = (_load(span, target.device).reshape(target.shape) for span in operation.inputs)
-        for span, tensor in zip(operation.inputs, (base, *finetuned), strict=True):
-            if not tensor.isfinite().all():
-                raise MismatchError(f"{span.source.name} holds numbers that are not finite, and would break the merge")
-        return cls(target, base, tuple(finetuned), operation)
-
-    def set(self, alpha: float) -> None:
-        """Write the mix; without other memory where all is of one type, which saves half of the time, too."""
-        inputs = (self.base, *self.finetuned)
-        types, real = {tensor.dtype for tensor in inputs}, _real(inputs)
-        if alpha == 0:
-            narrow(self.base, self.target)
-        elif len(inputs) == 2 and self.operation.terms[0].weight == 1 and types == {real} == {self.target.dtype}:
-            from_finetuned, factor = choose_side([1.0], alpha)
-            start, other = (self.finetuned[0], self.base) if from_finetuned else inputs
-            torch.subtract(start, other, out=self.target)
-            add_share(torch, start, self.target, factor, self.target)
+        if layer_alpha or self._replans:
+            planned = make_plan(self._models[0], self._models[1:], recipe).tensors
         else:
-            numbers = [tensor.to(real, copy=True).reshape(-1) for tensor in inputs]
-            values, _ = mix(torch, self.operation._replace(alpha=alpha), numbers)
-            narrow(values.reshape(self.target.shape), self.target)
+            planned = tuple(_with_alpha(tensor, recipe.alpha) for tensor in self._plan.tensors)
+        targets = _state(self._module)
+        with torch.no_grad():
+            for tensor in planned:
+                _write(tensor.at(0).operation, targets[tensor.name])
+            _require_finite(targets)
+
+
+def _with_alpha(tensor: PlannedTensor, alpha: float) -> PlannedTensor:
+    """Return an interpolated tensor with another alpha, as the plan would have it."""
+    operation = tensor.operation
+    if not isinstance(operation, Interpolate):
+        return tensor
+    mixed = Copy(operation.base) if alpha == 0 else operation._replace(alpha=alpha)
+    return replace(tensor, operation=mixed)
+
+
+def _write(operation: Operation, target: Tensor) -> None:
+    """Write what an operation makes, rounded to the target's type.
+
+    Where all is of one type it takes no other memory, and half of the time.
+    """
+    inputs = [_load(span).to(target.device).reshape(target.shape) for span in operation.inputs]
+    types, real = {tensor.dtype for tensor in inputs}, _real(inputs)
+    if isinstance(operation, Copy):
+        narrow(inputs[0], target)
+    elif len(inputs) == 2 and operation.terms[0].weight == 1 and types == {real} == {target.dtype}:
+        from_finetuned, factor = choose_side([1.0], operation.alpha)
+        start, other = reversed(inputs) if from_finetuned else inputs
+        torch.subtract(start, other, out=target)
+        add_share(torch, start, target, factor, target)
+    else:
+        values, _ = mix(torch, operation, [tensor.to(real, copy=True).reshape(-1) for tensor in inputs])
+        narrow(values.reshape(target.shape), target)
+
+
+def _require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise MismatchError if a number is not finite; what a GPU finds is fetched at once."""
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    flags = [tensor.isfinite().all() for tensor in floats.values()]
+    if flags and not torch.stack([flag.to(flags[0].device) for flag in flags]).all():
+        name = next(name for name, flag in zip(floats, flags, strict=True) if not flag)
+        raise MismatchError(
+            f"{name} holds numbers that are not finite",
+            hint="a model with such weights is broken; of a merge, they do not fit the module's type",
+        )
 
 
 def _state(model: Weights) -> Mapping[str, Tensor]:
-    return model.state_dict() if isinstance(model, torch.nn.Module) else model
+    state = model.state_dict() if isinstance(model, torch.nn.Module) else model
+    if not isinstance(state, Mapping):
+        raise UsageError(f"a model is given as {type(model).__name__}", hint="give a module or its state dict")
+    return state
 
 
 def _listed(finetuned: Weights | Sequence[Weights]) -> Sequence[Weights]:
@@ -205,14 +212,22 @@ def _listed(finetuned: Weights | Sequence[Weights]) -> Sequence[Weights]:
     return listed
 
 
-def _apart(model: Weights, taken: set[int]) -> Mapping[str, Tensor]:
-    """Return a state dict of which no tensor lies in a storage that is written to; ties are kept."""
-    copies: dict[tuple[int, torch.Size], Tensor] = {}
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
+def _apart(state: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return a state dict on the targets' device, of which no tensor lies in a storage of theirs; ties are kept."""
+    taken = {tensor.untyped_storage().data_ptr() for tensor in targets.values()}
+    copies: dict[object, Tensor] = {}
     found = {}
-    for name, tensor in _state(model).items():
+    for name, tensor in state.items():
+        key = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
         if tensor.untyped_storage().data_ptr() in taken:
-            tensor = copies.setdefault((tensor.data_ptr(), tensor.shape), tensor.detach().clone())
-        found[name] = tensor
+            copies.setdefault(key, tensor.detach().clone())
+        elif name in targets and tensor.device != targets[name].device:
+            copies.setdefault(key, tensor.detach().to(targets[name].device))
+        found[name] = copies.get(key, tensor)
     return found
 
 
@@ -231,13 +246,18 @@ def _decide(
     return chosen, decision.plan
 
 
-def _load(span: TensorSpan, device: torch.device) -> Tensor:
-    """Return a planned input on a device: the very tensor, or what is computed of several, such as a folded kernel."""
+def _is_loaded(tensor: PlannedTensor) -> bool:
+    """Return whether a tensor is made of whole tensors of the models."""
+    return all(isinstance(span.source, TensorSource) for span in tensor.inputs)
+
+
+def _load(span: TensorSpan) -> Tensor:
+    """Return a planned input: the very tensor, or what is computed of several, such as a folded kernel."""
     source = span.source
     if isinstance(source, TensorSource) and (span.offset, span.nbytes) == (0, source.size):
-        return source.tensor.to(device)
+        return source.tensor
     raw = torch.frombuffer(bytearray(source.read(span.offset, span.nbytes)), dtype=torch_type(span.dtype))
-    return raw.reshape(span.shape).to(device)
+    return raw.reshape(span.shape).to(_device(span))
 
 
 def _device(span: TensorSpan) -> torch.device:
@@ -251,7 +271,7 @@ def _make(segment: Segment) -> Tensor:
     """Return the elements of a planned tensor: (n,), in new memory."""
     operation, dtype = segment.operation, torch_type(segment.dtype)
     device = _device(operation.inputs[0])
-    inputs = [_load(span, device) for span in operation.inputs]
+    inputs = [_load(span).to(device) for span in operation.inputs]
     out = torch.empty(segment.elements, dtype=dtype, device=device)
     if isinstance(operation, Copy):
         narrow(inputs[0].reshape(-1), out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from speechft_merge.output.files import OutputFiles
     from speechft_merge.plan.relation import Relation
     from speechft_merge.push import Pushed, PushTarget
+    from speechft_merge.record.manifest import InputRecord
     from speechft_merge.similarity.report import Report
     from speechft_merge.similarity.request import ProbeRequest
     from speechft_merge.sources.reference import Reference
@@ -100,6 +102,17 @@ class Merge:
         """Base and fine-tunes."""
         return self.base, *self.finetuned
 
+    @cached_property
+    def inputs(self) -> tuple[InputRecord, ...]:
+        """What identifies the models; a little of the weights is read for it."""
+        return tuple(map(describe_input, self.models))
+
+    @cached_property
+    def identity(self) -> str:
+        """What identifies the merge: equal merges have equal ones."""
+        prints = [entry.fingerprint for entry in self.inputs]
+        return identify(self.plan.recipe, prints, self.files.digest, self.companions)
+
     def write(
         self,
         output: str | Path,
@@ -121,17 +134,14 @@ class Merge:
             MismatchError: an input holds numbers that are not finite, or a result does not fit its type.
         """
         path = require_path(output, [model.reference for model in self.models])
-        inputs = [describe_input(model) for model in self.models]
-        prints = [entry.fingerprint for entry in inputs]
-        identity = identify(self.plan.recipe, prints, self.files.digest, self.companions)
         overwrite, fsync = self.options.overwrite, self.options.fsync
         kept = Kept([*self.base.encoder_spans, *self.finetuned[0].encoder_spans]) if keep_inputs else None
-        with Output(path, identity, overwrite=overwrite, fsync=fsync, temporary=temporary) as target:
+        with Output(path, self.identity, overwrite=overwrite, fsync=fsync, temporary=temporary) as target:
             earlier = target.begin(self.files)
             if earlier is None:
                 written = self._write_files(target, progress, kept)
                 findings = self._findings_after(written.drifts)
-                made = make_manifest(self.plan, identity, inputs, written, findings, self.options)
+                made = make_manifest(self.plan, self.identity, self.inputs, written, findings, self.options)
                 target.put({manifest.NAME: made.encode()})
                 earlier = target.commit()
                 if earlier is None:

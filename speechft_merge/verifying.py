@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.errors import MismatchError, NotFoundError, UsageError
+from speechft_merge.errors import CheckpointError, MismatchError, NotFoundError, UsageError
 from speechft_merge.merging import open_merge
 from speechft_merge.options import MergeOptions
 from speechft_merge.output.checksums import matches
 from speechft_merge.output.output import has_digest
 from speechft_merge.output.replay import Difference
 from speechft_merge.recipe import Recipe
-from speechft_merge.record.manifest import NAME, describe_input, read_manifest
-from speechft_merge.sources.reference import at_commit
+from speechft_merge.record.identity import FORMAT
+from speechft_merge.record.manifest import NAME, read_manifest
+from speechft_merge.sources.reference import at_commit, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from speechft_merge.executor.executor import Progress
     from speechft_merge.merging import Merge
-    from speechft_merge.record.manifest import Manifest
+    from speechft_merge.record.manifest import InputRecord, Manifest
     from speechft_merge.sources.reference import Reference
+
+
+_GIVE = "give the models as they were merged: speechft-merge verify OUTPUT BASE FINETUNED..."
+_DAMAGED = "it is missing, or its checksum is not that of the manifest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,7 @@ def verify(
 
     Raises:
         NotFoundError: there is no manifest of this version, or an input is gone.
+        CheckpointError: the manifest is damaged.
         MismatchError: an input is not the one that was merged.
 
     Example:
@@ -74,37 +81,70 @@ def verify(
     """
     folder = Path(output)
     found = read_manifest(folder)
-    if found is None:
+    if found is None or found.format != FORMAT:
         raise NotFoundError(
             f"{folder} has no {NAME} that this version can read",
-            hint="name the output of a merge; one of an older version is to be merged again",
+            hint="name the output of a merge; one of another version is to be merged again",
         )
     files = (*(entry.file for entry in found.outputs), *(entry.file for entry in found.companions))
+    damaged = [Difference(file, _DAMAGED) for file in _damaged(folder, found)]
     if quick:
-        return Verification(folder, True, files, tuple(_damaged(folder, found)))
-    records = (found.base, *found.finetuned)
-    references = [*models] or [at_commit(entry.reference, entry.hub) for entry in records]
-    if len(references) != len(records):
-        raise UsageError(f"{len(references)} models are given, {len(records)} were merged", hint="give them all")
-    with open_merge(references[0], references[1:], Recipe.from_json(found.recipe), _options(found, options)) as opened:
+        if models:
+            raise UsageError("models have no effect with --quick", hint="leave them out, or --quick")
+        return Verification(folder, True, files, tuple(damaged))
+    recipe, options = _asked(folder, found, options)
+    references = [*models] or [_reference(entry) for entry in (found.base, *found.finetuned)]
+    if len(references) != 1 + len(found.finetuned):
+        raise UsageError(f"{len(references)} models are given, {1 + len(found.finetuned)} were merged", hint=_GIVE)
+    with _opened(folder, references, recipe, options) as opened:
         _require_inputs(opened, found)
-        return Verification(folder, False, files, tuple(opened.replay(folder, progress)))
+        differences = opened.replay(folder, progress)
+        if opened.identity != found.merge_id:
+            differences.append(Difference(NAME, "it is the record of another merge"))
+    known = {difference.file for difference in differences}
+    return Verification(folder, False, files, (*differences, *(one for one in damaged if one.file not in known)))
 
 
-def _options(found: Manifest, options: MergeOptions | None) -> MergeOptions:
-    """Return the options under which the merge was made, as far as they have an effect on its files."""
-    size = sum(entry.size for entry in found.outputs)
-    return replace(
-        options or MergeOptions(), max_shard_size=found.max_shard_size, max_output=size, allow_unrelated=True,
-        allow_partial=True,
-    )  # fmt: skip
-
-
-def _damaged(folder: Path, found: Manifest) -> list[Difference]:
+def _damaged(folder: Path, found: Manifest) -> list[str]:
     """Return the files whose checksums are not those of the manifest."""
     damaged = [entry.file for entry in found.outputs if not matches(folder, entry)]
-    damaged += [entry.file for entry in found.companions if not has_digest(folder / entry.file, entry.sha256)]
-    return [Difference(file, "it is missing, or its checksum differs") for file in damaged]
+    return damaged + [entry.file for entry in found.companions if not has_digest(folder / entry.file, entry.sha256)]
+
+
+def _asked(folder: Path, found: Manifest, options: MergeOptions | None) -> tuple[Recipe, MergeOptions]:
+    """Return the recipe of a merge, and the options that had an effect on its files.
+
+    Raises:
+        CheckpointError: the manifest has values that no merge has.
+    """
+    free = replace(options or MergeOptions(), max_output=sys.maxsize, allow_unrelated=True, allow_partial=True)
+    try:
+        return Recipe.from_json(found.recipe), replace(free, max_shard_size=found.max_shard_size)
+    except UsageError as error:
+        raise CheckpointError(f"{folder / NAME} is damaged: {error.message}") from error
+
+
+def _reference(entry: InputRecord) -> str:
+    """Return where an input was: on the Hub at its commit, or on disk; a path that is gone is no name on the Hub.
+
+    Raises:
+        NotFoundError: there is no such path.
+    """
+    if entry.hub is None and local_path(entry.reference) is None:
+        raise NotFoundError(f"{entry.reference}, which was merged, is not there", hint=_GIVE)
+    return at_commit(entry.reference, entry.hub)
+
+
+def _opened(folder: Path, references: Sequence[Reference], recipe: Recipe, options: MergeOptions) -> Merge:
+    """Open the models as they were merged.
+
+    Raises:
+        MismatchError: the recipe does not go with them.
+    """
+    try:
+        return open_merge(references[0], references[1:], recipe, options)
+    except UsageError as error:
+        raise MismatchError(f"the merge in {folder} is not one of these models: {error.message}", hint=_GIVE) from error
 
 
 def _require_inputs(opened: Merge, found: Manifest) -> None:
@@ -113,9 +153,6 @@ def _require_inputs(opened: Merge, found: Manifest) -> None:
     Raises:
         MismatchError: one has other weights.
     """
-    for model, entry in zip(opened.models, (found.base, *found.finetuned), strict=True):
-        if describe_input(model).fingerprint != entry.fingerprint:
-            raise MismatchError(
-                f"{model.reference} is not what was merged: its weights changed since",
-                hint="give the models as they were: speechft-merge verify OUTPUT BASE FINETUNED...",
-            )
+    for model, now, then in zip(opened.models, opened.inputs, (found.base, *found.finetuned), strict=True):
+        if now.fingerprint != then.fingerprint:
+            raise MismatchError(f"{model.reference} is not what was merged: it has other weights", hint=_GIVE)

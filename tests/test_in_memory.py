@@ -167,9 +167,80 @@ def test_models_that_do_not_belong_together_are_refused(base: Tensors, finetuned
             merge_state_dicts(base, wrong)
     with pytest.raises(SpeechFTMergeError, match="not finite"):
         LiveMerge(Live(base), base, broken)
-    with pytest.raises(SpeechFTMergeError, match="the names of neither model"):
+    with pytest.raises(SpeechFTMergeError, match="the tensors of neither model"):
         LiveMerge(torch.nn.Linear(2, 2), base, finetuned)
     with pytest.raises(SpeechFTMergeError, match="cannot be read"):
         merge_state_dicts(base | {name: base[name].to("meta")}, finetuned)
     with pytest.raises(SpeechFTMergeError, match=r"outside of \[0, 1\]|alpha"):
         LiveMerge(Live(base), base, finetuned).set(1.5)
+
+
+def folded(module: Any) -> Any:
+    """Its weight norm folded into one kernel."""
+    torch.nn.utils.parametrize.remove_parametrizations(module.encoder.pos_conv_embed.conv, "weight")
+    return module
+
+
+@pytest.mark.parametrize("which", ["base", "finetuned", "module"])
+def test_a_kernel_in_two_parts_on_one_side_is_mixed_at_every_alpha(which: str) -> None:
+    """Its norm is computed from the mixed kernel: of what, depends on alpha."""
+    sides = {"base": build("Hubert"), "finetuned": build("Hubert"), "module": build("Hubert")}
+    sides["finetuned"].load_state_dict(moved(sides["base"].state_dict()))
+    for name in {"base": ["base"], "finetuned": ["finetuned"], "module": ["base", "module"]}[which]:
+        folded(sides[name])
+    keep_head = which == "base"
+    live = LiveMerge(sides["module"], sides["base"], sides["finetuned"])
+    for alpha in (*ALPHAS, 0.0):
+        live.set(alpha)
+        recipe = Recipe(alpha=alpha, keep_head=keep_head)
+        assert same_bytes(sides["module"].state_dict(), merge_state_dicts(sides["base"], sides["finetuned"], recipe))
+
+
+def test_a_module_whose_tensors_were_replaced_is_followed() -> None:
+    model = build("Hubert")
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    finetuned = moved(base)
+    live = LiveMerge(model, base, finetuned)
+    model.half()
+    live.set(0.7)
+    assert same_bytes(model.state_dict(), merge_state_dicts(base, finetuned, Recipe(alpha=0.7, dtype="float16")))
+    model.load_state_dict({name: tensor.clone() for name, tensor in base.items()}, assign=True)
+    live.set(0.25)
+    assert same_bytes(model.state_dict(), merge_state_dicts(base, finetuned))
+
+
+def test_what_does_not_fit_the_module_is_told(base: Tensors, finetuned: Tensors) -> None:
+    name = next(name for name, tensor in base.items() if tensor.dim() == 2)
+    large = {key: tensor.float() for key, tensor in base.items()}
+    large[name][0, 0] = 1e5
+    live = LiveMerge(Live(base), large, moved(large))
+    with pytest.raises(SpeechFTMergeError, match="not finite"):
+        live.set(0.25)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_ends_are_the_models_bit_for_bit_zeros_with_a_sign_too(dtype: torch.dtype) -> None:
+    base = {"encoder.layers.0.weight": torch.tensor([[-1.0, -0.0, 0.0], [1.0, -0.0, 3.0]], dtype=dtype)}
+    finetuned = {"encoder.layers.0.weight": torch.tensor([[-0.0, 1.0, -0.0], [-0.0, -0.0, 0.0]], dtype=dtype)}
+    module = Live(base)
+    live = LiveMerge(module, base, finetuned)
+    for alpha, end in ((1.0, finetuned), (0.0, base)):
+        live.set(alpha)
+        assert same_bytes(module.tensors, end)
+
+
+def test_models_of_equal_names_and_other_sizes_are_told_apart() -> None:
+    tuned, base = build("Hubert", "ForCTC", vocab_size=20), build("Hubert", "ForCTC")
+    base.hubert.load_state_dict(moved(tuned.hubert.state_dict()))
+    expected = merge_state_dicts(base, tuned, Recipe(alpha=0.25, keep_head=True))
+    interpolate_(tuned, base, tuned, 0.25)
+    assert same_bytes(tuned.state_dict(), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"model": {}, "step": 3}, "'model' is of type dict"), ("a/path", "given as str"), ({}, "no tensors")],
+)
+def test_what_is_no_state_dict_is_told(wrong: Any, told: str, base: Tensors) -> None:
+    with pytest.raises(SpeechFTMergeError, match=told):
+        merge_state_dicts(base, wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from options import UNSYNCED
 from safetensors.numpy import load_file, save_file
 
 from speechft_merge import MergeOptions, Recipe, SpeechFTMergeError, Verification, merge, verify
+from speechft_merge.errors import NotFoundError
 
 if TYPE_CHECKING:
     from conftest import Pair, Run, Snapshot, Tiny
@@ -202,3 +204,75 @@ def test_an_output_of_unrelated_models_that_was_allowed_is_verified(tiny: Tiny, 
     assert verify(tmp_path / "out").differences == ()
     with pytest.raises(SpeechFTMergeError):
         merge(*pair.args, tmp_path / "other", options=UNSYNCED)
+
+
+# What may be wrong with an output that somebody else made.
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "endless"])
+def test_a_small_file_that_is_none_is_neither_waited_for_nor_read(kind: str, output: Path) -> None:
+    path = output / "config.json"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    for quick in (False, True):
+        assert [difference.file for difference in verify(output, quick=quick).differences] == ["config.json"]
+
+
+def test_models_in_another_order_are_not_what_was_merged(output: Path, pair: Pair, run: Run) -> None:
+    wrong = run("verify", "out", pair.finetuned, pair.base)
+    assert wrong.code == NOT_WHAT_IT_MAKES
+    assert "speechft-merge verify OUTPUT BASE FINETUNED" in wrong.err
+    assert run("verify", "out", *pair.args, "--quick").code == 2
+
+
+def test_a_path_that_is_gone_is_not_asked_of_the_hub(tiny: Tiny, run: Run, tmp_path: Path) -> None:
+    """`models/base` could be a repository's name, and a stranger's repository."""
+    base = tiny.weights()
+    tiny.write_pair(tmp_path / "models", base, tiny.ctc(tiny.finetuned(base)))
+    assert run("models/base", "models/finetuned", "-o", "out").code == 0
+    (tmp_path / "elsewhere").mkdir()
+    gone = run("verify", "../out", cwd=tmp_path / "elsewhere")
+    assert gone.code == GONE
+    assert "models/base, which was merged, is not there" in gone.err
+    assert run("verify", "../out", "../models/base", "../models/finetuned", cwd=tmp_path / "elsewhere").code == 0
+
+
+def test_a_record_that_is_not_this_merge_s_is_told(output: Path) -> None:
+    path = output / "speechft_merge.json"
+    whole = json.loads(path.read_text())
+    spoiled: Any = {"merge_id": "0" * 64, "outputs": [{**whole["outputs"][0], "xxh128": "00"}]}
+    for key, value in spoiled.items():
+        path.write_text(json.dumps(whole | {key: value}))
+        assert len(verify(output).differences) == 1
+    path.write_text(json.dumps(whole | {"format": 99}))
+    with pytest.raises(NotFoundError, match="merged again"):
+        verify(output)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"max_shard_size": 0}, {"recipe": {"alpha": "x"}}, {"recipe": {"foo": 1}}, {"recipe": {"weight": [1.0]}}]
+)
+def test_a_damaged_record_is_told_as_such(damage: dict[str, Any], output: Path, run: Run) -> None:
+    path = output / "speechft_merge.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    refused = run("verify", "out")
+    assert refused.code == NOT_WHAT_IT_MAKES
+    assert "out" in refused.err
+
+
+def test_a_number_that_is_not_finite_hides_no_other_difference(output: Path, tiny: Tiny) -> None:
+    weights = tiny.read(output)
+    name = next(name for name, values in weights.items() if values.ndim == 2)
+    spoiled = weights[name].copy()
+    spoiled[0, :2] = [np.nan, spoiled[0, 1] + 0.5]
+    content = (output / "model.safetensors").read_bytes()
+    (output / "model.safetensors").write_bytes(content.replace(weights[name].tobytes(), spoiled.tobytes()))
+    (difference,) = verify(output).differences
+    assert difference.elements == 2
+    assert difference.largest == pytest.approx(0.5)

@@ -8,7 +8,7 @@ import torch
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
-from speechft_merge.errors import CheckpointError
+from speechft_merge.errors import CheckpointError, quote
 from speechft_merge.sources import ByteSource
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ def index_tensors(reference: str, tensors: Mapping[str, Tensor]) -> Checkpoint:
     spans: dict[object, TensorSpan] = {}
     indexed = {}
     for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(
+                f"{reference}: {quote(name)} is of type {type(tensor).__name__}",
+                hint="give the state dict itself, all of whose values are tensors of torch",
+            )
         dtype = DTYPES.get(tensor.dtype)
         if dtype is None or tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
             kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"

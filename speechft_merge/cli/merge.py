@@ -108,7 +108,7 @@ def _verify(opened: Merge, path: Path, named: str, sink: Sink) -> None:
         found = opened.replay(path, progress)
     if found:
         raise MismatchError(
-            f"{named} was written, but it is not what the merge makes: {len(found)} differences, first {found[0]}",
+            f"{named} was written, but it is not what the merge makes, in {len(found)} places, first {found[0]}",
             hint="check the disk, and merge again with --overwrite",
         )
     sink.detail("verified: every byte is what the merge makes")

@@ -39,6 +39,6 @@ def verify(folder: Folder, models: Models = None, *, quick: Quick = False, work:
     sink.show(show_verification(found, str(folder)))
     if found.differences:
         raise MismatchError(
-            f"{folder} is not what the merge makes: {len(found.differences)} differences, first {found.differences[0]}",
+            f"{folder} is not what the merge makes, in {len(found.differences)} places, first {found.differences[0]}",
             hint="merge again with --overwrite",
         )

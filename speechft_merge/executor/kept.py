@@ -31,7 +31,9 @@ class Kept:
         if key not in self._wanted:
             return
         with self._lock:
-            memory = self._memory.setdefault(key, bytearray(span.nbytes))
+            if key not in self._memory:
+                self._memory[key] = bytearray(span.nbytes)
+            memory = self._memory[key]
             self._there.setdefault(key, {})[start] = len(data)
         memory[start : start + len(data)] = data
 

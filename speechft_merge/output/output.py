@@ -6,7 +6,8 @@ import hashlib
 import time
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import OutputError, WriteError
+from speechft_merge.checkpoints.companions import MAX_SIZE
+from speechft_merge.errors import OutputError, SpeechFTMergeError, WriteError
 from speechft_merge.executor.executor import shifted
 from speechft_merge.output.checksums import matches
 from speechft_merge.output.path import require_space
@@ -14,6 +15,7 @@ from speechft_merge.output.staging import TEMPORARY, FinishedFile, Staging, rest
 from speechft_merge.output.writer import FileWriter
 from speechft_merge.record import card, manifest
 from speechft_merge.record.manifest import Manifest, read_manifest, read_names
+from speechft_merge.sources import LocalFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -189,10 +191,11 @@ def _is_whole(folder: Path, found: Manifest) -> bool:
 
 
 def has_digest(path: Path, digest: str) -> bool:
-    """Return whether a small file is there and has this sha256."""
+    """Return whether a small file, no larger than those that a merge copies, is there and has this sha256."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == digest
-    except OSError:
+        with LocalFile(path) as file:
+            return file.size <= MAX_SIZE and hashlib.sha256(file.read(0, file.size)).hexdigest() == digest
+    except SpeechFTMergeError:
         return False
 
 

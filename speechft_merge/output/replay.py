@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.errors import CheckpointError
+from speechft_merge.errors import NotFoundError
 from speechft_merge.executor.executor import shifted
 from speechft_merge.output.crc32 import Pieces
 from speechft_merge.sources import LocalFile
@@ -34,12 +33,11 @@ class Difference:
     elements: int = 0
     """Elements of the tensor that differ."""
     largest: float | None = None
-    """The largest of their differences; None where it is no tensor of numbers."""
+    """The largest finite one of their differences; None where it is no tensor of numbers."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON document, in which a difference that is not finite has no place."""
-        finite = self.largest is not None and math.isfinite(self.largest)
-        return asdict(self) | {"largest": self.largest if finite else None}
+        """Return it as a JSON document."""
+        return asdict(self)
 
     def __str__(self) -> str:
         of = f" of {self.file}" if self.tensor else ""
@@ -86,10 +84,8 @@ class _Compared:
         self._file: LocalFile | None = None
         try:
             self._file = LocalFile(folder / planned.name)
-        except CheckpointError as error:
-            self._tell(error.message)
-        except FileNotFoundError:
-            self._tell("it is missing")
+        except NotFoundError:
+            self._tell("it is missing, or no regular file")
 
     def __enter__(self) -> _Compared:
         return self
@@ -170,5 +166,5 @@ def _compare(segment: Segment, expected: bytes, found: bytes) -> tuple[int, floa
     with np.errstate(all="ignore"):
         for content, values in zip(raw, numbers, strict=True):
             widen(content, segment.dtype, values)
-        largest = float(np.abs(numbers[0][odd] - numbers[1][odd]).max())
-    return count, largest
+        apart = np.abs(numbers[0][odd] - numbers[1][odd])
+    return count, float(apart[np.isfinite(apart)].max(initial=0))

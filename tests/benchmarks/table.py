@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -165,11 +166,12 @@ def table(found: dict[str, Variant]) -> str:
 
 def held(pair: Pair, found: dict[str, Variant]) -> list[Check]:
     """This tool with one worker, against the targets."""
-    mergekit = found.get("mergekit-pytorch")
-    beside = mergekit.taken if mergekit and not mergekit.failure else None
     if found[OURS].failure:
         return []
-    return list(checks(TARGETS.get(pair.name), *(found[name].taken for name in (OURS, COPY, START)), beside))
+    mergekit = found.get("mergekit-pytorch")
+    beside = mergekit.taken if mergekit and not mergekit.failure else None
+    mine, copy, start = (found[name].taken for name in (OURS, COPY, START))
+    return list(checks(TARGETS.get(pair.name), mine, copy, start, beside))
 
 
 def make(pair: Pair, kind: str, folder: Path) -> bool:
@@ -216,6 +218,8 @@ def compare(pair: Pair, kind: str, tools: list[Tool], options: argparse.Namespac
     finally:
         if made and not options.keep:
             shutil.rmtree(models)
+            with suppress(OSError):  # it holds other containers
+                models.parent.rmdir()
     checked = held(pair, found)
     print(
         f"\n## {pair.title}, {pair.dtype}, {KINDS[kind]}\n\n{table(found)}\n\n{OURS}:", *checked, sep="\n", flush=True
