@@ -144,6 +144,15 @@ def test_extrapolation_equals_torch(alpha: float, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("alpha", [-0.5, 0.25, 0.75, 1.5])
+def test_what_did_not_move_comes_out_as_it_is_zeros_with_their_sign(alpha: float, dtype: torch.dtype) -> None:
+    base = torch.tensor([1.5, -0.0, 0.0, -2.0], dtype=dtype)
+    for finetunes in ((base,), (base, base)):
+        weights = (1 / len(finetunes),) * len(finetunes)
+        assert run(mixed(base, *finetunes, alpha=alpha, weights=weights)).out == to_bytes(base)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_several_finetunes_of_several_types_equal_torch(dtype: torch.dtype) -> None:
     base, first = pair(LONGEST + 5, dtype, torch.float32)
     second = pair(LONGEST + 5, dtype, torch.bfloat16, seed=0)[1]

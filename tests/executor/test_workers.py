@@ -53,6 +53,17 @@ def test_where_the_system_does_not_tell_which_cores_are_free_all_are(
     assert choose_workers(1 << 40).count == count
 
 
+def test_half_types_keep_no_more_than_two_threads_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    for cores, count in ((1, 1), (2, 2), (64, 2)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert choose_workers(1 << 40, converting=True).count == count
+
+
+def test_on_a_device_the_workers_overlap_whatever_the_cores() -> None:
+    assert choose_workers(0, on_cpu=False).count == 4
+
+
 def test_as_many_workers_as_asked() -> None:
     assert choose_workers(0, 7).count == 7
 
