@@ -14,7 +14,7 @@ from speechft_merge.checkpoints.memory import TensorSource, index_tensors
 from speechft_merge.errors import MismatchError, UsageError
 from speechft_merge.executor.arithmetic import add_share, choose_side, mix
 from speechft_merge.executor.device_buffers import narrow, torch_type
-from speechft_merge.executor.finite import is_finite, require_finite
+from speechft_merge.executor.finite import require_finite
 from speechft_merge.options import MergeOptions
 from speechft_merge.plan.decision import decide
 from speechft_merge.plan.encoders import choose_encoders
@@ -268,20 +268,12 @@ def _device(span: TensorSpan) -> torch.device:
 
 
 def _make(segment: Segment) -> Tensor:
-    """Return the elements of a planned tensor: (n,), in new memory."""
-    operation, dtype = segment.operation, torch_type(segment.dtype)
-    device = _device(operation.inputs[0])
-    inputs = [_load(span).to(device) for span in operation.inputs]
-    out = torch.empty(segment.elements, dtype=dtype, device=device)
-    if isinstance(operation, Copy):
-        narrow(inputs[0].reshape(-1), out)
-        finite = not segment.dtype.interpolated or bool(out.isfinite().all())
-    else:
-        values, drift = mix(torch, operation, [tensor.to(_real(inputs), copy=True).reshape(-1) for tensor in inputs])
-        narrow(values, out)
-        finite = not segment.elements or is_finite(operation, segment.dtype, values, drift)
-    if not finite:
-        require_finite(segment, 0, segment.elements, out.view(torch.uint8).cpu().numpy())
+    """Return what a planned tensor becomes, in new memory: of the shape of its first input."""
+    first = segment.operation.inputs[0]
+    out = torch.empty(first.shape, dtype=torch_type(segment.dtype), device=_device(first))
+    _write(segment.operation, out)
+    if segment.dtype.interpolated and not out.isfinite().all():
+        require_finite(segment, 0, segment.elements, out.reshape(-1).view(torch.uint8).cpu().numpy())
     return out
 
 

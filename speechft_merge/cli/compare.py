@@ -33,12 +33,10 @@ def compare(models: Models, mixing: AlphaOptions, features: FeatureOptions, work
     recipe, request = mixing.read(), features.read(work)
     from speechft_merge.cli.show_report import seconds_in_words, show_report
     from speechft_merge.merging import compare as compare_models
-    from speechft_merge.options import MergeOptions
 
-    options = MergeOptions(download=work.download, verify_inputs=work.verify_inputs)
     with ProgressLine(sink, "clips") as progress:
         report = compare_models(
-            models[0], models[1], merged, request, recipe=recipe, options=options, progress=progress
+            models[0], models[1], merged, request, recipe=recipe, options=work.read(), progress=progress
         )
     features.write(report)
     sink.detail(seconds_in_words(report))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -116,6 +116,14 @@ class WorkOptions(OptionGroup):
         ),
     ] = "auto"
 
+    def read(self) -> MergeOptions:
+        """Return how the work is done, without what is said of an output."""
+        from speechft_merge.options import MergeOptions  # not for --help
+
+        return MergeOptions(
+            download=self.download, verify_inputs=self.verify_inputs, workers=self.workers, device=self.device
+        )
+
 
 @dataclass(frozen=True)
 class OutputOptions(OptionGroup):
@@ -153,16 +161,11 @@ class OutputOptions(OptionGroup):
 
     def read(self, work: WorkOptions) -> MergeOptions:
         """Return how the merge is done."""
-        from speechft_merge.options import MergeOptions  # not for --help
-
-        return MergeOptions(
+        return replace(
+            work.read(),
             overwrite=self.overwrite,
             allow_unrelated=self.allow_unrelated,
             allow_partial=self.allow_partial,
-            download=work.download,
-            verify_inputs=work.verify_inputs,
-            workers=work.workers,
-            device=work.device,
             fsync=self.fsync,
             max_shard_size=None if self.max_shard_size is None else parse_size(self.max_shard_size),
             max_output=None if self.max_output is None else parse_size(self.max_output),

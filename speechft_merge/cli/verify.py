@@ -27,15 +27,11 @@ Quick = Annotated[bool, typer.Option("--quick", help="Compare the checksums of i
 @with_groups
 def verify(folder: Folder, models: Models = None, *, quick: Quick = False, work: WorkOptions, sink: Sink) -> None:
     """Make a merge again from its manifest and compare it with its output, byte by byte; nothing is written."""
-    from speechft_merge.options import MergeOptions
     from speechft_merge.verifying import verify as verify_output
 
     work.require_effect(not quick, "with --quick", "leave out --quick")
-    options = MergeOptions(
-        download=work.download, verify_inputs=work.verify_inputs, workers=work.workers, device=work.device
-    )
     with ProgressLine(sink) as progress:
-        found = verify_output(folder, models or (), quick=quick, options=options, progress=progress)
+        found = verify_output(folder, models or (), quick=quick, options=work.read(), progress=progress)
     sink.show(show_verification(found, str(folder)))
     if found.differences:
         raise MismatchError(

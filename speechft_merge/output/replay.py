@@ -60,7 +60,7 @@ def replay(folder: Path, files: OutputFiles, execute: Execute, progress: Progres
     done = 0
     for planned in files.files:
         with _Compared(folder, planned) as compared:
-            if compared.comparable:
+            if compared.begin():
                 told = progress and shifted(progress, done, files.size)
                 execute([(segment, compared) for segment in planned.segments], told)
             found += compared.differences()
@@ -97,9 +97,8 @@ class _Compared:
     def _tell(self, what: str) -> None:
         self._whole.append(Difference(self._planned.name, what))
 
-    @property
-    def comparable(self) -> bool:
-        """Whether the file is there and of the right size; if not, it is told."""
+    def begin(self) -> bool:
+        """Compare size and header; return whether the rest can be compared, chunk by chunk."""
         if self._file is None:
             return False
         if self._file.size != self._planned.size:

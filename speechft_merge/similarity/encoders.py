@@ -49,13 +49,14 @@ def load_weights(tensors: Sequence[PlannedTensor]) -> tuple[dict[str, Tensor], d
     Raises:
         MismatchError, CheckpointError: see `executor.execute`.
     """
+    from speechft_merge.executor.device_buffers import torch_type
     from speechft_merge.executor.executor import execute
 
     buffers = {tensor.name: _Buffer(tensor.nbytes) for tensor in tensors}
     drifts = execute([(tensor.at(0), buffers[tensor.name]) for tensor in tensors], workers=1)
     loaded = {}
     for tensor in tensors:
-        raw, kind = buffers.pop(tensor.name).raw, getattr(torch, tensor.dtype.torch_name)
+        raw, kind = buffers.pop(tensor.name).raw, torch_type(tensor.dtype)
         values = torch.from_numpy(raw).view(kind) if len(raw) else torch.empty(0, dtype=kind)
         loaded[tensor.name] = (values.float() if tensor.dtype.interpolated else values).reshape(tensor.shape)
     return loaded, drifts
