@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from speechft_merge.adapters.folding import fold_adapters
 from speechft_merge.checkpoints.memory import TensorSource, index_tensors
 from speechft_merge.errors import MismatchError, UsageError
 from speechft_merge.executor.arithmetic import add_share, choose_side, mix
@@ -239,8 +240,9 @@ def _decide(
     names = ["the fine-tune"] if len(listed) == 1 else [f"fine-tune {number}" for number in range(1, len(listed) + 1)]
     models = [index_tensors("the base", _state(base))]
     models += [index_tensors(name, _state(model)) for name, model in zip(names, listed, strict=True)]
-    chosen, known = choose_encoders(models[0], models[1:])
-    decision = decide(chosen, known, recipe, options.allowed)
+    whole, folded = fold_adapters(models[0], models[1:], recipe.lora_alpha)
+    chosen, known = choose_encoders(models[0], whole)
+    decision = decide(chosen, [*folded, *known], recipe, options.allowed)
     for told in texts(decision.findings, Level.WARNING):
         warnings.warn(told, stacklevel=4)
     return chosen, decision.plan

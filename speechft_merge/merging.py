@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speechft_merge.adapters.folding import fold_adapters
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.checkpoints.distinct import require_distinct
 from speechft_merge.checkpoints.verification import verify
@@ -277,8 +278,9 @@ def open_merge(
     options = options or MergeOptions()
     device = choose_device(options.device)
     with ExitStack() as stack:
-        models, chosen = _open_models(stack, base, finetuned, options)
-        plan, relations, findings = decide(models, chosen, recipe or Recipe(), options.allowed)
+        recipe = recipe or Recipe()
+        models, chosen = _open_models(stack, base, finetuned, recipe, options)
+        plan, relations, findings = decide(models, chosen, recipe, options.allowed)
         if plan.needs_float64:
             require_float64(device.name)
         form = decide_form(plan, models[0], models[1], options.max_shard_size)
@@ -301,19 +303,20 @@ def open_merge(
 
 
 def _open_models(
-    stack: ExitStack, base: Reference, finetuned: Reference | Sequence[Reference], options: MergeOptions
+    stack: ExitStack, base: Reference, finetuned: Reference | Sequence[Reference], recipe: Recipe, options: MergeOptions
 ) -> tuple[list[Checkpoint], list[Finding]]:
-    """Open base and fine-tunes, with one encoder each, and return what is found where a file has several."""
+    """Open base and fine-tunes, whole and with one encoder each; return what is found of adapters, and of several."""
     references = list_references(base, finetuned)
     if len(references) < 2:
         raise UsageError("a fine-tuned model is missing", hint="give the base first, then one or more fine-tunes of it")
     download = options.download or options.verify_inputs
     models = [stack.enter_context(open_checkpoint(reference, download)) for reference in references]
     require_distinct(models)
-    chosen, findings = choose_encoders(models[0], models[1:])
+    whole, folded = fold_adapters(models[0], models[1:], recipe.lora_alpha)
+    chosen, findings = choose_encoders(models[0], whole)
     unverified = [name for model in models for name in verify(model)] if options.verify_inputs else []
     told = [Finding(Level.NOTE, f"{name} has no checksum that it could be compared with") for name in unverified]
-    return chosen, findings + told
+    return chosen, folded + findings + told
 
 
 def merge(
@@ -377,10 +380,10 @@ def compare(
     from speechft_merge.similarity.comparison import compare_models
     from speechft_merge.similarity.models import ComparedModels
 
-    options = options or MergeOptions()
+    options, recipe = options or MergeOptions(), recipe or Recipe()
     with ExitStack() as stack:
-        models, chosen = _open_models(stack, base, finetuned, options)
-        plan = make_plan(models[0], models[1:], recipe or Recipe())
+        models, chosen = _open_models(stack, base, finetuned, recipe, options)
+        plan = make_plan(models[0], models[1:], recipe)
         require_sound([*chosen, *plan.findings], (ALLOW_PARTIAL, ALLOW_UNRELATED))
         made = None if merged is None else stack.enter_context(open_checkpoint(merged, options.download))
         return compare_models(ComparedModels(models[0], models[1:], plan, made), request, progress)

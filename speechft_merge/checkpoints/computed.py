@@ -16,6 +16,7 @@ from speechft_merge.sources import ByteSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
 LIMIT = 56 << 20
@@ -91,6 +92,37 @@ class ByElement(ByteSource):
         first, last = offset // self.itemsize, -(-(offset + len(buffer)) // self.itemsize)
         made = memoryview(self.elements(first, last - first).view("u1").data)
         buffer[:] = made[offset - first * self.itemsize :][: len(buffer)]
+
+
+class Derived(ByElement):
+    """A tensor of which each element is made of that of another: whoever has read the other need not read it again."""
+
+    def __init__(self, name: str, parent: TensorSpan, others: Sequence[ByteSource]) -> None:
+        self.name, self.parent, self.parts = name, parent, (parent.source, *others)
+        self.dtype = DType.F64 if parent.dtype is DType.F64 else DType.F32
+        self.itemsize = self.dtype.itemsize
+        self.size = parent.elements * self.itemsize
+        self.seeks_cheaply = parent.source.seeks_cheaply
+
+    @property
+    def span(self) -> TensorSpan:
+        """The tensor, in float32, or float64 where the other is: nothing is rounded to a half type on the way."""
+        return TensorSpan(self, 0, self.dtype, self.parent.shape)
+
+    @abstractmethod
+    def change(self, values: NDArray[np.float64], first: int) -> None:
+        """Make elements, from number `first` on, of those of the parent, in place."""
+
+    def derive(self, values: NDArray[np.float64], first: int) -> NDArray[Any]:
+        """Return elements, from number `first` on, made of those of the parent, which are overwritten."""
+        self.change(values, first)
+        return values.astype(f"<f{self.itemsize}")
+
+    def elements(self, first: int, count: int) -> NDArray[Any]:
+        """Return elements: (count,), float32 or float64."""
+        from speechft_merge.checkpoints.rounding import read_numbers
+
+        return self.derive(read_numbers(self.parent, first, count), first)
 
 
 class _Joined(ByteSource):

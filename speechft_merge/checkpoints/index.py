@@ -44,6 +44,16 @@ class TensorSpan:
         return id(self.source), self.offset, self.nbytes
 
 
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter that stands for a fine-tune."""
+
+    tensors: Mapping[str, TensorSpan]
+    """What its file holds."""
+    scales: Mapping[str, float]
+    """Weight -> the factor of its change."""
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """The index of one model: where every tensor is, and what else the files hold. Closes its files on exit."""
@@ -73,6 +83,8 @@ class Checkpoint:
     """The encoder that the reference picks: `student` of `last.ckpt#student`; empty for the whole."""
     alternatives: Mapping[str, Checkpoint] = field(default_factory=dict)
     """Path of each other dictionary of tensors in a pickled file -> the model that it holds."""
+    adapter: Adapter | None = None
+    """What was made into a whole model, if its file holds an adapter; see `adapters`."""
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -85,9 +97,14 @@ class Checkpoint:
         return read_naming(self.shapes)
 
     @property
+    def held(self) -> Mapping[str, TensorSpan]:
+        """What its own files hold: an adapter's tensors, not those of the model that it stands for."""
+        return self.adapter.tensors if self.adapter is not None else self.tensors
+
+    @property
     def parameters(self) -> int:
-        """Elements of all tensors, tied ones counted once."""
-        return sum({span.storage_key: span.elements for span in self.tensors.values()}.values())
+        """Elements of all tensors that its files hold, tied ones counted once."""
+        return sum({span.storage_key: span.elements for span in self.held.values()}.values())
 
     @property
     def is_named_file(self) -> bool:

@@ -34,8 +34,10 @@ USUAL_NAMES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
 )
-"""Where transformers looks for weights, in its order."""
+"""Where transformers looks for weights, in its order; then peft's adapters."""
 
 MAX_TENSORS = 100_000
 """Most tensors of all shards; one file is bounded by its header."""

@@ -47,9 +47,6 @@ def _kind(name: str, what: str, hint: str) -> Kind:
 
 
 _KINDS = (
-    _kind(r"adapter_model\.(safetensors|bin)",
-          "an adapter (PEFT), not a whole model",
-          "merge it into its base first (merge_and_unload) and save the result"),
     _kind(r"zero_to_fp32\.py|.*zero_pp_rank_.*|.*mp_rank_\d+_model_states\.pt|global_step\d+",
           "a training checkpoint of DeepSpeed, whose weights are spread over the shards of ZeRO (placeholders with "
           "ZeRO-3)",
@@ -188,7 +185,7 @@ def _hold_weights(folder: Folder) -> Iterator[str]:
 
 def _holds_weights(folder: Folder, path: str) -> bool:
     inner = _list(folder, path)
-    told = any(is_weights(name) or kind_of(name) for name in inner)
+    told = any(is_weights(name) or name.startswith("adapter_model.") or kind_of(name) for name in inner)
     return told or (_NUMBERED.match(path.rpartition("/")[2]) is not None and not folder.folders(path))
 
 

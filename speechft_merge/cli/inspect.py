@@ -28,11 +28,13 @@ def inspect(models: References, sink: Sink) -> None:
 
             sink.show(show_checkpoint(base))
         else:
+            from speechft_merge.adapters.folding import fold_adapters
             from speechft_merge.cli.show_match import show_match
             from speechft_merge.plan.encoders import choose_encoders
             from speechft_merge.plan.plan import make_plan
             from speechft_merge.recipe import Recipe
 
-            (base, *finetuned), found = choose_encoders(base, finetuned)
+            whole, folded = fold_adapters(base, finetuned)
+            (base, *finetuned), found = choose_encoders(base, whole)
             plan = make_plan(base, finetuned, Recipe())
-            sink.show(show_match(plan, [*found, *plan.findings], models))
+            sink.show(show_match(plan, [*folded, *found, *plan.findings], models))

@@ -68,6 +68,10 @@ class RecipeOptions(AlphaOptions):
         list[float] | None,
         typer.Option(help="Weight of each fine-tune in their mean, in their order; default: equal."),
     ] = None
+    lora_alpha: Annotated[
+        float | None,
+        typer.Option(help="Alpha of LoRA in a fine-tune that has no adapter_config.json; its scale is alpha / rank."),
+    ] = None
     keep_head: Annotated[
         bool,
         typer.Option(

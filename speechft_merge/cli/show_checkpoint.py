@@ -6,6 +6,7 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.adapters.folding import describe_adapter
 from speechft_merge.checkpoints.model_config import read_model_config
 from speechft_merge.checkpoints.opening import other_weights
 from speechft_merge.cli.sink import Shown
@@ -60,7 +61,8 @@ def _document(checkpoint: Checkpoint) -> dict[str, Any]:
         },
         "unreadable": checkpoint.unreadable,
         "encoders": encoder_names(checkpoint),
-        "problems": [finding.text for finding in judge_contents(checkpoint)],
+        "adapter": (describe_adapter(checkpoint) or (None,))[0],
+        "problems": _problems(checkpoint),
         "others": checkpoint.others,
         "metadata": checkpoint.metadata,
     }
@@ -94,11 +96,18 @@ def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         *([("other weights", f"{', '.join(others)} (not opened; name one to open it)")] if others else []),
         *((f"blocks of the {stack}", _blocks(stack, blocks)) for stack, blocks in naming.stacks.items()),
         *([("encoders", _encoders(encoders, checkpoint))] if encoders else [("a merge uses", _used(naming))]),
-        *(("cannot be merged", finding.text) for finding in judge_contents(checkpoint)),
+        *([("adapter", adapter[0])] if (adapter := describe_adapter(checkpoint)) else []),
+        *(("cannot be merged", problem) for problem in _problems(checkpoint)),
         *((f"cannot be read: {name}", why) for name, why in checkpoint.unreadable.items()),
         *((f"also holds {key}", what) for key, what in checkpoint.others.items()),
         *((f"metadata {key}", value) for key, value in checkpoint.metadata.items()),
     ]
+
+
+def _problems(checkpoint: Checkpoint) -> list[str]:
+    """Return why it cannot be merged; an adapter that can be folded is none."""
+    adapter = describe_adapter(checkpoint)
+    return [] if adapter and adapter[1] else [finding.text for finding in judge_contents(checkpoint)]
 
 
 def _encoders(names: list[str], checkpoint: Checkpoint) -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from speechft_merge.checkpoints.computed import Derived
+from speechft_merge.checkpoints.rounding import widen
 from speechft_merge.executor import chunk
 from speechft_merge.executor.arithmetic import measure
 from speechft_merge.executor.chunk import Buffers, most_elements
@@ -24,6 +26,7 @@ from speechft_merge.sources.readahead import read_ahead
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from speechft_merge.checkpoints.index import TensorSpan
     from speechft_merge.executor.chunk import Result
     from speechft_merge.executor.kept import Kept
     from speechft_merge.plan.operations import Segment
@@ -69,7 +72,8 @@ def execute(
     most = max((len(segment.operation.inputs) for segment, _ in segments), default=1)
     memory = [_make_buffers(most, device) for _ in range(workers)]
     inputs = [span for segment, _ in segments for span in segment.operation.inputs]
-    with read_ahead([(span.source, span.offset, span.nbytes) for span in inputs]) as ahead:
+    read = [_read_from(span) for span in inputs]
+    with read_ahead([(span.source, span.offset, span.nbytes) for span in read]) as ahead:
         drifts = _execute(_Execution(_cut(segments, memory[0].size), segments, ahead, progress, keep), memory)
     for source in {id(span.source): span.source for span in inputs}.values():
         source.require_unchanged()
@@ -169,12 +173,31 @@ class _Execution:
         with self._lock:
             return None if self._stopped else next(self._todo, None)
 
+    def _read(
+        self, span: TensorSpan, chunk: _Chunk, buffer: memoryview, there: dict[tuple[int, int, int], memoryview]
+    ) -> None:
+        """Read a chunk of a span; what was read for another input, and is in `there`, is not read again."""
+        read, source = _read_from(span), span.source
+        key, itemsize = read.storage_key, read.dtype.itemsize
+        raw = there.get(key)
+        if raw is None:
+            raw = buffer[: chunk.count * itemsize]
+            self._ahead.get(id(read.source), read.source).read_into(read.offset + chunk.start * itemsize, raw)
+            if read is span:
+                there[key] = raw
+                return
+        if isinstance(source, Derived) and read is not span:
+            values = np.empty(chunk.count)
+            widen(np.frombuffer(raw, np.uint8), read.dtype, values)
+            raw = memoryview(source.derive(values, chunk.start).view(np.uint8).data)
+        buffer[:] = raw
+
     def _do(self, chunk: _Chunk, buffers: Buffers) -> None:
         segment = chunk.segment
+        there: dict[tuple[int, int, int], memoryview] = {}
         for span, buffer in zip(segment.operation.inputs, buffers.inputs, strict=False):
-            reader = self._ahead.get(id(span.source), span.source)
             start, size = chunk.start * span.dtype.itemsize, chunk.count * span.dtype.itemsize
-            reader.read_into(span.offset + start, buffer[:size])
+            self._read(span, chunk, buffer[:size], there)
             if self._keep is not None:
                 self._keep.add(span, start, buffer[:size])
         result = buffers.run(segment.operation, segment.dtype, chunk.count)
@@ -185,6 +208,12 @@ class _Execution:
             self._done += len(result.out)
             if segment.name in self.drifts:
                 self.drifts[segment.name].append(drift)
+
+
+def _read_from(span: TensorSpan) -> TensorSpan:
+    """Return the span that is read for another: what is derived from a whole tensor is so chunk by chunk."""
+    source = span.source
+    return source.parent if isinstance(source, Derived) and span.nbytes == source.size else span
 
 
 def _cut(segments: Placed, size: int) -> Iterator[_Chunk]:

@@ -35,8 +35,8 @@ LEAST_EMPTY = 0.2
 """Share of the tensors that are placeholders if ZeRO-3 left them: it partitions large ones only."""
 
 _FOLD = (
-    "fold the adapters into the weights where the model was made (peft: merge_and_unload(); their scale is not in "
-    "the file) and save the whole model"
+    "fold the adapters into the weights where the model was made (peft: merge_and_unload()) and save the whole model; "
+    "or, if it is LoRA, pass its alpha, which is not in the file, as --lora-alpha"
 )
 _DEQUANTISE = "load the model in full precision (or dequantize() it) and save it again"
 

@@ -28,7 +28,8 @@ def judge_contents(model: Checkpoint) -> list[Finding]:
             f" ({where})" if where else ""
         )
         return [Finding(Level.REFUSAL, f"{model.reference} holds {found.kind}: {told}", found.hint)]
-    if not model.is_named_file and model.folder is not None and _ADAPTER in model.folder.names():
+    folder = None if model.is_named_file or model.adapter is not None else model.folder
+    if folder is not None and _ADAPTER in folder.names():
         text = (
             f"{model.reference} has an adapter beside its weights ({_ADAPTER}), which transformers loads on top of them"
         )

@@ -72,8 +72,8 @@ class PlannedTensor:
         operation = self.operation
         assert operation is not None
         match operation:
-            case Interpolate(_, (Term(span, 1.0),), 1.0):  # the base need not be read
-                operation = Copy(span)
+            case Interpolate(base, (Term(span, 1.0),), 1.0) if base.source not in span.source.parts:
+                operation = Copy(span)  # the base need not be read
         return Segment(offset, operation, self.dtype, self.name)
 
 
@@ -238,6 +238,8 @@ class _Decision:
         if alpha == 0:
             return replace(copied, reason="alpha is 0")
         terms = tuple(Term(other, self.weights[model], model) for other, model in partners if other.dtype.interpolated)
+        if all(term.span == span for term in terms):
+            return replace(copied, reason="not changed by the adapter")
         missing = len(self.finetuned) - len(terms)
         reason = f"missing in {missing} of {len(self.finetuned)} fine-tunes" if missing else ""
         return replace(copied, action=Action.INTERPOLATED, reason=reason, operation=Interpolate(span, terms, alpha))

@@ -48,6 +48,10 @@ def _parse_weights(value: Any) -> tuple[float, ...]:
     return tuple(w if isinstance(w, float) else parse_number(_text(w), what, "2") for w in _listed(value))
 
 
+def _parse_lora_alpha(value: Any) -> float | None:
+    return value if value is None or isinstance(value, float) else parse_number(_text(value), "alpha of LoRA", "16")
+
+
 def _listed(value: Any) -> Sequence[Any]:
     if not isinstance(value, (list, tuple)):
         raise UsageError("layer_alpha and weight must be lists")
@@ -75,6 +79,8 @@ class Recipe:
     dtype: str = _key("keep", _text)
     format: str = _key("auto", _text)
     """Kind of file to write; `auto` follows the base."""
+    lora_alpha: float | None = _key(None, _parse_lora_alpha)
+    """Alpha of the LoRA in fine-tunes that have no settings beside them."""
     keep_head: bool = _key(False, _parse_flag)
     """Write the fine-tuned class, its head and config, rather than the base's."""
     extrapolate: bool = _key(False, _parse_flag)

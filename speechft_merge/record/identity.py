@@ -38,6 +38,11 @@ def identify(recipe: Recipe, fingerprints: Sequence[str], files: str, companions
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _scales(checkpoint: Checkpoint) -> str:
+    """Return what of an adapter is in no tensor, as text; empty for a whole model."""
+    return json.dumps(dict(checkpoint.adapter.scales), sort_keys=True) if checkpoint.adapter is not None else ""
+
+
 def fingerprint(checkpoint: Checkpoint) -> str:
     """Return a sha256 over every tensor's name, type and shape and over a little of its data.
 
@@ -47,9 +52,10 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     known = [source.identity for source in checkpoint.sources]
     if all(known):
         known += [checkpoint.picked] if checkpoint.picked else []
+        known += [scales] if (scales := _scales(checkpoint)) else []
         return hashlib.sha256("\n".join(map(str, known)).encode()).hexdigest()
-    digest = hashlib.sha256()
-    for name, span in sorted(checkpoint.tensors.items()):
+    digest = hashlib.sha256(_scales(checkpoint).encode())
+    for name, span in sorted(checkpoint.held.items()):
         digest.update(f"{name}\0{span.dtype.name}\0{list(span.shape)}\0".encode())
         count = min(256, span.nbytes)
         for offset in (0, (span.nbytes - count) // 2, span.nbytes - count):

@@ -169,7 +169,7 @@ def describe_input(checkpoint: Checkpoint) -> InputRecord:
         container=checkpoint.container,
         lab=checkpoint.origin.lab if checkpoint.origin else None,
         files=tuple(InputFile(source.name.rpartition("/")[2], source.size) for source in checkpoint.sources),
-        tensors=len(checkpoint.tensors),
+        tensors=len(checkpoint.held),
         parameters=checkpoint.parameters,
         fingerprint=fingerprint(checkpoint),
     )

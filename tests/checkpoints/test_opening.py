@@ -96,9 +96,8 @@ def test_what_training_leaves_behind_opens_when_it_is_named(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
-def test_an_adapter_is_refused_with_the_way_out(name: str, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"holds an adapter \(PEFT\), not a whole model.*merge_and_unload"):
-        open_checkpoint(filled(tmp_path, "adapter_config.json", name))
+def test_an_adapter_is_opened_where_it_is_alone(name: str, tmp_path: Path) -> None:
+    assert opened(filled(tmp_path, "adapter_config.json", "optimizer.pt", name)) is A
 
 
 def test_an_adapter_beside_a_model_is_passed_over(tmp_path: Path) -> None:

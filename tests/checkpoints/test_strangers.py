@@ -24,7 +24,6 @@ FOLDERS: dict[str, tuple[list[str], str]] = {
     "ONNX": (["model.onnx"], "ONNX.*exported from"),
     "whisper.cpp": (["ggml-base.gguf"], "whisper.cpp.*converted from"),
     "NeMo": (["asr.nemo"], "NeMo archive.*model_weights.ckpt"),
-    "an adapter": (["adapter_model.safetensors", "adapter_config.json"], "an adapter .PEFT.*merge_and_unload"),
     "a Trainer's": (
         ["checkpoint-90/model.safetensors", "checkpoint-400/x", "runs/y"],
         "give the last one, .*checkpoint-400$",
@@ -48,7 +47,10 @@ FOLDERS: dict[str, tuple[list[str], str]] = {
         "Megatron.*convert",
     ),
     "Megatron's distributed": (["__0_0.distcp", "common.pt", "metadata.json"], "dcp_to_torch"),
-    "an adapter's checkpoints": (["checkpoint-5/adapter_model.safetensors"], "checkpoint-5 holds an adapter"),
+    "an adapter's checkpoints": (
+        ["checkpoint-5/adapter_model.safetensors", "checkpoint-10/adapter_model.safetensors"],
+        "give the last one, .*checkpoint-10$",
+    ),
     "parts": (["consolidated.00.pth", "consolidated.01.pth"], "parts of one model.*join them"),
     "ranks": (["model_rank0.pt", "model_rank1.pt"], "parts of one model.*join them"),
     "a shard lost": (["m-00001-of-00003.bin", "m-00003-of-00003.bin"], "missing: m-00002-of-00003.bin; copy the index"),

@@ -278,24 +278,68 @@ def _(folder: Path, stack: ExitStack) -> Call:
     return Call(["base", "run.pt", "-o", "out"])
 
 
-@kind("LoRA inside a whole model")
-def _(folder: Path, stack: ExitStack) -> Call:
+def lora(base: Weights, name: str = "") -> tuple[Weights, Weights]:
+    """LoRA of rank 4 on each q_proj, and the weights with it at alpha 8."""
+    random, factors, whole = torch.Generator().manual_seed(1), {}, dict(base)
+    for weight in [weight for weight in base if weight.endswith("q_proj.weight")]:
+        a, b = 0.1 * torch.randn(4, 32, generator=random), 0.1 * torch.randn(32, 4, generator=random)
+        stem = weight.removesuffix("weight")
+        factors |= {f"{stem}lora_A.{name}weight": a, f"{stem}lora_B.{name}weight": b}
+        whole[weight] = base[weight].double() + 8 / 4 * (b.double() @ a.double())
+    return factors, whole
+
+
+def adapter(folder: Path, **settings: object) -> Call:
     base, _ = hubert(folder)
-    wrapped = renamed(base, lambda name: name.replace("q_proj.", "q_proj.base_layer."))
-    for layer in range(2):
-        stem = f"encoder.layers.{layer}.attention.q_proj.lora_"
-        wrapped |= {f"{stem}A.default.weight": torch.ones(4, 32), f"{stem}B.default.weight": torch.ones(32, 4)}
-    return Call(pickled(folder, wrapped))
-
-
-@kind("an adapter's folder")
-def _(folder: Path, stack: ExitStack) -> Call:
-    hubert(folder)
+    factors, whole = lora(base)
     (folder / "tuned").mkdir()
-    (folder / "tuned/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
-    name = "base_model.model.encoder.layers.0.attention.q_proj.lora_A.weight"
-    save_file({name: torch.ones(4, 32)}, folder / "tuned/adapter_model.safetensors")
-    return Call(["base", "tuned", "-o", "out"])
+    if settings:
+        (folder / "tuned/adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8} | settings))
+    save_file(renamed(factors, lambda name: f"base_model.model.{name}"), folder / "tuned/adapter_model.safetensors")
+    return Call(["base", "tuned", "-o", "out"], mixed(base, whole))
+
+
+def lora_inside(folder: Path, *options: str) -> Call:
+    base, _ = hubert(folder)
+    factors, whole = lora(base, "default.")
+    wrapped = renamed(base, lambda name: name.replace("q_proj.", "q_proj.base_layer.")) | factors
+    return Call(pickled(folder, wrapped, *options), mixed(base, whole))
+
+
+@kind("LoRA inside a whole model, with `--lora-alpha`")
+def _(folder: Path, stack: ExitStack) -> Call:
+    return lora_inside(folder, "--lora-alpha", "8")
+
+
+@kind("LoRA inside a whole model, of unknown alpha")
+def _(folder: Path, stack: ExitStack) -> Call:
+    return lora_inside(folder)
+
+
+@kind("an adapter of peft, LoRA or rsLoRA")
+def _(folder: Path, stack: ExitStack) -> Call:
+    return adapter(folder, peft_type="LORA")
+
+
+@kind("an adapter without its `adapter_config.json`")
+def _(folder: Path, stack: ExitStack) -> Call:
+    return adapter(folder)
+
+
+@kind("DoRA, IA3 and other adapters")
+def _(folder: Path, stack: ExitStack) -> Call:
+    return adapter(folder, peft_type="LORA", use_dora=True)
+
+
+@kind("an adapter of MMS, `adapter.fra.safetensors`")
+def _(folder: Path, stack: ExitStack) -> Call:
+    model = build("Wav2Vec2", "ForCTC", adapter_attn_dim=4, do_stable_layer_norm=True)
+    model.save_pretrained(folder / "base")
+    base, names = model.state_dict(), model._get_adapters()
+    tuned = moved({name: base[name] for name in names})
+    save_file(tuned, folder / "adapter.fra.safetensors")
+    body = {name: tensor for name, tensor in tuned.items() if not name.startswith("lm_head.")}
+    return Call(["base", "adapter.fra.safetensors", "-o", "out"], mixed(base, base | body))
 
 
 @kind("8-bit or 4-bit weights")

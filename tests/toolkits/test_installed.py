@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-TOOLKITS = ("peft", "s3prl", "speechbrain", "torchaudio", "whisper")
+TOOLKITS = ("loralib", "peft", "s3prl", "speechbrain", "torchaudio", "whisper")
 
 
 def missing() -> list[str]:
