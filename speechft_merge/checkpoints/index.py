@@ -60,7 +60,8 @@ class Checkpoint:
 
     reference: str
     container: str
-    """How it is stored: `safetensors`, `torch zip`, `torch legacy`; `sharded ...` when in several files."""
+    """How it is stored: `safetensors`, `torch zip`, `torch legacy`, these two also `... in tar` (NVIDIA's `.nemo`);
+    `sharded ...` when in several files."""
     tensors: Mapping[str, TensorSpan]
     sources: Sequence[ByteSource]
     file: str = ""
@@ -77,6 +78,8 @@ class Checkpoint:
     """What else a pickled file holds, each described in a few words."""
     modules: Sequence[str] = ()
     """Paths of whole pickled modules beside the state dict; they cannot be read without running their code."""
+    stale: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+    """Path in a pickled file -> what is there that belongs to these weights: an optimizer's state, a copy of them."""
     origin: Origin | None = None
     """The lab whose file it is; None for any other."""
     picked: str = ""

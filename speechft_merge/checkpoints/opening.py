@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from os import fspath
 from typing import TYPE_CHECKING
 
-from speechft_merge.checkpoints import torch_legacy, torch_zip
+from speechft_merge.checkpoints import tar, torch_legacy, torch_zip
 from speechft_merge.checkpoints.computed import computed
 from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
 from speechft_merge.checkpoints.labs import recognise
@@ -17,11 +17,12 @@ from speechft_merge.checkpoints.picking import pick_encoder
 from speechft_merge.checkpoints.safetensors import read_safetensors
 from speechft_merge.checkpoints.shards import is_shard, join_shards, read_weight_map, require_all_shards, require_shards
 from speechft_merge.checkpoints.state_dict import StateDict, find_state_dicts, shorten
-from speechft_merge.checkpoints.strangers import describe_file, explain_folder, is_weights, kind_of
+from speechft_merge.checkpoints.strangers import describe_file, explain_folder, kind_of, list_weights
 from speechft_merge.checkpoints.torch_legacy import read_torch_legacy
 from speechft_merge.checkpoints.torch_tensors import TensorView, TorchFile, span_of
 from speechft_merge.checkpoints.torch_zip import read_torch_zip
 from speechft_merge.errors import CheckpointError, NotFoundError, SpeechFTMergeError, quote
+from speechft_merge.layouts.structure import is_decoder
 from speechft_merge.sources import LocalFolder
 from speechft_merge.sources.reference import WEIGHT_SUFFIXES, HubReference, encoder_of, parse_reference, without_path
 
@@ -39,6 +40,8 @@ USUAL_NAMES = (
 )
 """Where transformers looks for weights, in its order; then peft's adapters."""
 
+MAX_TRIED = 16
+"""Most files of a folder that are opened to find the one with an encoder."""
 MAX_TENSORS = 100_000
 """Most tensors of all shards; one file is bounded by its header."""
 
@@ -100,7 +103,7 @@ def find_weights(folder: Folder) -> list[str]:
     usual = next((usual for usual in USUAL_NAMES if usual in names), None)
     if usual is not None:
         return [usual]
-    indexes, loose = _candidates(names)
+    indexes, loose = _candidates(folder)
     candidates = indexes or loose
     shards = [] if indexes else [name for name in loose if is_shard(name)]
     if shards:
@@ -111,10 +114,7 @@ def find_weights(folder: Folder) -> list[str]:
     if explained is not None:
         raise explained
     if candidates:
-        raise NotFoundError(
-            f"{folder.name} holds {len(candidates)} candidates for the weights: {', '.join(candidates[:8])}",
-            hint="name one of them",
-        )
+        return _encoders_among(folder, candidates)
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
     raise NotFoundError(
         f"{folder.name} holds no weights (expected {', '.join(USUAL_NAMES)}, or one "
@@ -127,14 +127,36 @@ def other_weights(checkpoint: Checkpoint) -> list[str]:
     """Return the files that could have been opened instead: another precision, another container."""
     if checkpoint.folder is None:
         return []
-    indexes, loose = _candidates(checkpoint.folder.names())
+    indexes, loose = _candidates(checkpoint.folder)
     return [name for name in (*indexes, *loose) if name != checkpoint.file and not is_shard(name)]
 
 
-def _candidates(names: list[str]) -> tuple[list[str], list[str]]:
+def _candidates(folder: Folder) -> tuple[list[str], list[str]]:
     """Return the indexes of shards, and the weights files."""
-    indexes = [name for name in names if _INDEX.search(name)]
-    return indexes, [name for name in names if is_weights(name)]
+    return [name for name in folder.names() if _INDEX.search(name)], list_weights(folder)
+
+
+def _encoders_among(folder: Folder, candidates: list[str]) -> list[str]:
+    """Return the one file of several that holds an encoder: SpeechBrain saves each module in a file of its own.
+
+    Raises:
+        NotFoundError: several do, or none.
+    """
+    sizes: dict[str, int] = {}
+    encoders: list[str] = []
+    for name in candidates if len(candidates) <= MAX_TRIED else ():
+        with ExitStack() as files, suppress(CheckpointError):
+            held = _open_in(folder, [name], name, files)
+            sizes[name] = held.parameters
+            if not all(map(is_decoder, held.naming.stacks)):
+                encoders.append(name)
+    if len(encoders) == 1:
+        return encoders
+    listed = sorted(sizes, key=lambda name: -sizes[name]) or candidates
+    raise NotFoundError(
+        f"{folder.name} holds {len(listed)} candidates for the weights: {', '.join(listed[:8])}",
+        hint="name one of them",
+    )
 
 
 def _open_in(folder: Folder, names: list[str], reference: str, files: ExitStack) -> Checkpoint:
@@ -157,7 +179,11 @@ def _open_in(folder: Folder, names: list[str], reference: str, files: ExitStack)
 def _open_file(folder: Folder, file: str, reference: str, files: ExitStack) -> Checkpoint:
     """Index one file; its first bytes say what it is, not its name."""
     source = files.enter_context(folder.open(file))
-    start = source.read(0, min(source.size, 512))
+    start = source.read(0, min(source.size, tar.BLOCK))
+    if tar.is_tar(start):
+        window = tar.find_weights(source)
+        read = read_torch_zip if window.read(0, len(torch_zip.MAGIC)) == torch_zip.MAGIC else read_torch_legacy
+        return _from_pickle(read(window).within(source, window.offset, "tar"), reference, file, folder)
     if start.startswith(torch_zip.MAGIC):
         return _from_pickle(read_torch_zip(source), reference, file, folder)
     if start[:1] == b"\x80" and torch_legacy.MAGIC in start[:32]:
@@ -195,8 +221,9 @@ def _from_state_dict(state: StateDict, opened: TorchFile, reference: str, file: 
     odd = {name: tensor.reason for name, tensor in state.odd.items()}
     path = ".".join(map(shorten, state.path)) or ("''" if state.path else "")
     return Checkpoint(
-        reference, opened.container, tensors, [opened.source], file, folder, {}, odd, path, state.others, state.modules
-    )
+        reference, opened.container, tensors, [opened.source], file, folder, {}, odd, path, state.others, state.modules,
+        state.stale,
+    )  # fmt: skip
 
 
 def _require_usable(checkpoint: Checkpoint) -> None:

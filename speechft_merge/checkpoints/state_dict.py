@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checkpoints.numpy_arrays import ArrayTensor, read_array
@@ -13,7 +14,7 @@ from speechft_merge.checkpoints.torch_tensors import OddTensor, TensorView
 from speechft_merge.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 MAX_KEY = 80
 """Characters of a key that are shown."""
@@ -31,8 +32,13 @@ LEAST_SIZE = 0.01
 LEAST_MODULE = 0.5
 """Likewise a module that cannot be read to be told; that of a loss is smaller."""
 
+LEAST_COPY = 0.5
+"""Share of the model's parameters that another dictionary must have, in tensors alike, to be a copy of it."""
+
 _OPTIMIZERS = re.compile(r".*(optimizer|scheduler|scaler).*|optim|amp", re.IGNORECASE)
 """Keys of what is no model."""
+
+_SCHEDULERS = re.compile(r".*scheduler.*", re.IGNORECASE)
 
 _PREFERRED = ("state_dict", "model_state_dict", "model", "model_weight", "Upstream", "module", "net")
 """Keys under which training code keeps the model, the usual ones first; they decide where sizes do not."""
@@ -48,6 +54,8 @@ class StateDict:
     others: dict[str, str]
     modules: tuple[str, ...] = ()
     """Paths of whole pickled modules beside it, which cannot be read and are about as large."""
+    stale: dict[tuple[str, ...], str] = field(default_factory=dict)
+    """Path -> what is there that belongs to these very weights: an optimizer's state, a copy of them."""
 
     @property
     def parameters(self) -> int:
@@ -67,7 +75,8 @@ def find_state_dicts(root: Any, name: str, known: tuple[str, ...] | None = None)
         CheckpointError: there is none, or the file is a whole pickled module.
     """
     modules: dict[str, Inert] = {}
-    found = list(_search((), root, set(), modules))
+    optimizers: dict[tuple[str, ...], Any] = {}
+    found = list(_search((), root, set(), modules, optimizers))
     if not found:
         raise CheckpointError(f"{name} holds no state dict: {_explain(root)}")
     best = max(found, key=lambda one: (one.path == known, one.parameters, -_rank(one.path), -len(one.path)))
@@ -75,15 +84,51 @@ def find_state_dicts(root: Any, name: str, known: tuple[str, ...] | None = None)
     sizes = {path: _size(module, seen) for path, module in modules.items()}
     whole = tuple(path for path, size in sizes.items() if size >= LEAST_MODULE * best.parameters)
     beside = [one for one in found if one is not best and one.parameters >= LEAST_SIZE * best.parameters]
+    kept = [best, *beside[:MAX_BESIDE]]
+    training = _of_training(optimizers)
     return [
-        replace(one, others=_describe_others(root, one.path), modules=whole) for one in (best, *beside[:MAX_BESIDE])
+        replace(one, others=_describe_others(root, one.path), modules=whole, stale=training | _copies(one, kept))
+        for one in kept
     ]
 
 
-def _search(path: tuple[str, ...], value: Any, seen: set[int], modules: dict[str, Inert]) -> Iterator[StateDict]:
-    """Yield every dictionary that holds tensors, but for an optimizer's; `modules` gets whole modules by their paths.
+def _of_training(found: dict[tuple[str, ...], Any]) -> dict[tuple[str, ...], str]:
+    """Return which of these are states of optimizers, and of schedulers beside them; others are settings or empty."""
+    seen: set[int] = set()
+    states = {path: "an optimizer's state" for path, value in found.items() if _holds_tensors(value, seen)}
+    beside = {path[:-1] for path in states}
+    schedulers = [path for path in found if path[:-1] in beside and _SCHEDULERS.fullmatch(path[-1])]
+    return dict.fromkeys(schedulers, "a scheduler's state") | states
 
-    `seen` has what was looked at.
+
+def _copies(state: StateDict, others: Sequence[StateDict]) -> dict[tuple[str, ...], str]:
+    """Return the paths of those that are copies of a state dict, such as its average, and do not share its bytes."""
+    mine, views = _kinds(state.tensors), set(state.tensors.values())
+    found = {}
+    for other in (other for other in others if other is not state):
+        theirs = _kinds({name: view for name, view in other.tensors.items() if view not in views})
+        alike = sum(math.prod(shape) * count for (_, shape), count in (mine & theirs).items())
+        if alike >= max(1, LEAST_COPY * state.parameters):
+            found[other.path] = "another copy of the weights"
+    return found
+
+
+def _kinds(tensors: Mapping[str, TensorView | ArrayTensor]) -> Counter[tuple[str, tuple[int, ...]]]:
+    """Count tensors by the last words of their names and by shape: copies may have wrappers in their names."""
+    return Counter((".".join(name.rsplit(".", 2)[-2:]), view.shape) for name, view in tensors.items())
+
+
+def _search(
+    path: tuple[str, ...],
+    value: Any,
+    seen: set[int],
+    modules: dict[str, Inert],
+    optimizers: dict[tuple[str, ...], Any],
+) -> Iterator[StateDict]:
+    """Yield every dictionary that holds tensors, but for an optimizer's.
+
+    `modules` gets whole modules and `optimizers` what is called as their states are, by their paths; `seen` has what
+    was looked at.
     """
     container = _container(value)
     if isinstance(value, Inert) and _is_module(value):
@@ -99,10 +144,27 @@ def _search(path: tuple[str, ...], value: Any, seen: set[int], modules: dict[str
             tensors[key] = tensor
         elif isinstance(item, OddTensor) and isinstance(key, str):
             odd[key] = item
-        elif isinstance(item, (dict, list, tuple, Inert)) and not _OPTIMIZERS.fullmatch(str(key)):
-            yield from _search((*path, str(key)), item, seen, modules)
+        elif isinstance(item, (dict, list, tuple, Inert)):
+            if _OPTIMIZERS.fullmatch(str(key)):
+                optimizers[*path, str(key)] = item
+            else:
+                yield from _search((*path, str(key)), item, seen, modules, optimizers)
     if tensors:
         yield StateDict(path, tensors, odd, {})
+
+
+def _holds_tensors(value: Any, seen: set[int]) -> bool:
+    """Return whether there is a tensor anywhere in a value; `seen` has what was looked at."""
+    left = [value]
+    while left and len(seen) < MAX_CONTAINERS:
+        item = left.pop()
+        if isinstance(item, TensorView):
+            return True
+        container = _container(item)
+        if container is not None and id(container) not in seen:
+            seen.add(id(container))
+            left += container.values() if isinstance(container, dict) else container
+    return False
 
 
 def _container(value: Any) -> dict[Any, Any] | Sequence[Any] | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from speechft_merge.checkpoints import torch_legacy, torch_zip
 from speechft_merge.errors import NotFoundError
-from speechft_merge.sources.reference import WEIGHT_SUFFIXES
+from speechft_merge.sources.reference import AMBIGUOUS_SUFFIXES, WEIGHT_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,6 +18,8 @@ MAX_LISTED = 8
 """Names that a message lists."""
 MAX_FOLDERS = 200
 """Folders in a folder that are looked into for weights."""
+MAX_LOOKED = 32
+"""Files of which a folder's listing does not tell whether they are weights, and that are looked into."""
 MAX_DEPTH = 3
 """How deep; Lightning has its checkpoints in lightning_logs/version_0/checkpoints."""
 
@@ -27,7 +29,7 @@ NOT_WEIGHTS = re.compile(
 )
 """What training code leaves beside the weights under the same suffixes."""
 
-_TORCH_SUFFIXES = (".tar", ".model", ".th", ".t7", ".pkl")
+_TORCH_SUFFIXES = (".tar", ".t7", ".pkl")
 """Suffixes under which torch's files lie, too; a folder's weights are not looked for under them."""
 
 _NUMBERED = re.compile(r"(checkpoint|ckpt|epoch|step|iter|version)s?[-_+=]?\d.*", re.IGNORECASE)
@@ -75,9 +77,6 @@ _KINDS = (
     _kind(r".*\.(gguf|ggml)",
           "a model of whisper.cpp (GGML)",
           "give the checkpoint that it was converted from"),
-    _kind(r".*\.nemo",
-          "a NeMo archive",
-          "unpack it (tar -xf) and give its model_weights.ckpt"),
     _kind(r".*\.np[yz]",
           "arrays of numpy",
           "load them with numpy and save them with safetensors or torch.save"),
@@ -87,6 +86,7 @@ _KINDS = (
 )  # fmt: skip
 """The first that fits is told: of a file by its name, of a folder without weights by the names in it."""
 
+_GZIP = b"\x1f\x8b"
 _BEGINNINGS = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself (git lfs pull)"),
     (b"\x89HDF", "is an HDF5 file (TensorFlow weights?)"),
@@ -96,7 +96,7 @@ _BEGINNINGS = (
     (b"\x93NUMPY", "is an array of numpy: give the checkpoint that it belongs to"),
     (b"7z\xbc\xaf", "is compressed; unpack it first"),
     (b"Rar!", "is compressed; unpack it first"),
-    (b"\x1f\x8b", "is compressed; unpack it first"),
+    (_GZIP, "is compressed; unpack it first"),
     (b"BZh", "is compressed; unpack it first"),
     (b"\xfd7zXZ", "is compressed; unpack it first"),
     (b"\x28\xb5\x2f\xfd", "is compressed; unpack it first"),
@@ -115,10 +115,11 @@ def describe_file(start: bytes, name: str) -> str:
         return _BEGINNINGS[0][1]
     if kind := kind_of(name):
         return f"looks like {kind.what}: {kind.hint}"
-    if start[257:262] == b"ustar":
-        if start[:100].strip(b"\0./").startswith((b"sys_info", b"pickle", b"storages", b"tensors")):
-            return "is a tar archive of torch before 0.4: load it with an old torch and save it again"
-        return "is a tar archive: unpack it (tar -xf) and give the file of weights in it (of NeMo, model_weights.ckpt)"
+    if name.endswith(".nemo") and start.startswith(_GZIP):
+        return (
+            "is a compressed archive, which cannot be read in place: unpack it (tar -xzf) and give its "
+            "model_weights.ckpt, or give what gunzip -c FILE > NEW.nemo writes"
+        )
     if name.endswith("model.bin") and b"\0" < start[:1] < b"\x10" and start[1:4] == b"\0\0\0":
         return "is a model of CTranslate2 (faster-whisper): give the one that it was converted from"
     if start.lstrip()[:1] in (b"{", b"["):
@@ -132,6 +133,13 @@ def is_weights(name: str) -> bool:
     return (
         name.endswith(WEIGHT_SUFFIXES) and not name.startswith(("adapter_", "adapter.")) and not NOT_WEIGHTS.match(name)
     )
+
+
+def list_weights(folder: Folder) -> list[str]:
+    """Return the files of a folder that may be a model's weights: by their names or, where these do not tell, bytes."""
+    names = folder.names()
+    unclear = [name for name in names if name.endswith(AMBIGUOUS_SUFFIXES)][:MAX_LOOKED]
+    return [name for name in names if is_weights(name) or (name in unclear and _is_torch_file(folder, name))]
 
 
 def explain_folder(folder: Folder, candidates: Sequence[str]) -> NotFoundError | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from speechft_merge.checkpoints.dtypes import DType
@@ -80,6 +80,11 @@ class TorchFile:
     """Record -> (offset in the file, bytes held)."""
     folder: str = ""
     """Prefix of a storage's key in the name of its record."""
+
+    def within(self, source: ByteSource, offset: int, archive: str) -> TorchFile:
+        """Return the same as it lies in an archive that has this file at `offset`."""
+        records = {name: (start + offset, held) for name, (start, held) in self.records.items()}
+        return replace(self, container=f"{self.container} in {archive}", source=source, records=records)
 
     def locate(self, storage: Storage) -> tuple[int, int]:
         """Return offset and bytes held of a storage.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from typing import TYPE_CHECKING
 
+from speechft_merge.checkpoints import tar
 from speechft_merge.checkpoints.torch_zip import MAGIC, open_archive
 from speechft_merge.errors import CheckpointError, quote
 from speechft_merge.sources.content import has_checksum, has_content
@@ -31,6 +32,9 @@ def _is_verified(source: ByteSource) -> bool:
                 hint="remove it from the cache, and run again",
             )
         return True
+    start = source.read(0, min(source.size, tar.BLOCK))
+    if tar.is_tar(start):
+        source = tar.find_weights(source)
     if source.size < len(MAGIC) or source.read(0, len(MAGIC)) != MAGIC:
         return False
     try:

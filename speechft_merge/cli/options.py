@@ -89,6 +89,12 @@ class RecipeOptions(AlphaOptions):
             help="auto (the base's own kind; default), safetensors (for transformers), s3prl or fairseq.",
         ),
     ] = None
+    strip: Annotated[
+        bool,
+        typer.Option(
+            "--strip", help="Leave optimizer states, schedulers and copies of the weights (EMA) out of a pickled file."
+        ),
+    ] = False
     extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow alphas below 0 and above 1.")] = False
 
 

@@ -39,6 +39,10 @@ class Record(NamedTuple):
         """Offset after its last byte."""
         return self.offset + self.size
 
+    def moved(self, by: int) -> Record:
+        """Return it in a file that has the archive at offset `by`."""
+        return Record(self.offset + by, self.size, tuple(offset + by for offset in self.crc_offsets))
+
 
 def read_records(source: ByteSource) -> tuple[tuple[Record, ...], bytes]:
     """Read the directory of a file that `read_torch_zip` has read.

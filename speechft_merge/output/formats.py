@@ -22,9 +22,10 @@ from speechft_merge.layouts.heads import heads_of, task_of
 from speechft_merge.layouts.naming import TRANSFORMERS
 from speechft_merge.output.companions import choose_companions, config_like
 from speechft_merge.output.files import OutputFiles
-from speechft_merge.output.lab_file import lay_out_lab_file
+from speechft_merge.output.lab_file import lay_out_lab_file, note_stale
 from speechft_merge.output.loadable import check_loadable, has_class_names
 from speechft_merge.output.shards import lay_out_safetensors
+from speechft_merge.output.stripped_file import lay_out_stripped_file
 from speechft_merge.plan.plan import Action
 
 if TYPE_CHECKING:
@@ -69,7 +70,11 @@ def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_s
             raise UsageError(
                 "a pickled checkpoint is one file", hint="omit --max-shard-size or pass --format safetensors"
             )
-        return OutputForm(plan, lay_out_lab_file(plan.tensors, owner), {}, ())
+        if plan.recipe.strip:
+            return OutputForm(plan, lay_out_stripped_file(plan.tensors, owner), {}, ())
+        return OutputForm(plan, lay_out_lab_file(plan.tensors, owner), {}, note_stale(owner))
+    if plan.recipe.strip:
+        raise UsageError("--strip has no effect on a model directory, which holds tensors only", hint="leave it out")
     findings: tuple[Finding, ...] = ()
     if plan.recipe.format == "safetensors" and (_is_foreign(owner) or _has_other_names(owner)):
         first = plan.alignments[0]
@@ -136,7 +141,7 @@ def _has_other_names(owner: Checkpoint) -> bool:
 
 
 def _is_pickled(owner: Checkpoint) -> bool:
-    return owner.container in ("torch zip", "torch legacy")
+    return owner.container.startswith("torch ")
 
 
 def _is_of_its_class(owner: Checkpoint) -> bool:

@@ -9,25 +9,30 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, bisect_right
 from itertools import pairwise
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
+from speechft_merge.checkpoints.tar import find_weights
 from speechft_merge.checkpoints.torch_zip import MAX_PICKLE
 from speechft_merge.errors import CheckpointError, UsageError, quote
 from speechft_merge.output.crc32 import changed_records, read_records
 from speechft_merge.output.files import OutputFile, OutputFiles
+from speechft_merge.plan.findings import Finding, Level
 from speechft_merge.plan.operations import Copy, Segment
-from speechft_merge.sources.reference import WEIGHT_SUFFIXES
+from speechft_merge.sources.reference import weight_suffix
+from speechft_merge.sources.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.output.crc32 import Record
     from speechft_merge.plan.plan import PlannedTensor
+    from speechft_merge.sources import ByteSource
 
 STEM = "merged_model"
+MAX_LISTED = 8
 
 
 def lay_out_lab_file(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> OutputFiles:
@@ -42,26 +47,53 @@ def lay_out_lab_file(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> Out
         CheckpointError: a tensor that is to be merged shares bytes with another, or is not a contiguous range.
     """
     (source,) = owner.sources
-    placed = _place(tensors, owner)
-    if owner.container == "torch zip":
-        records, rest = read_records(source)
-    else:  # a legacy file has its pickles before the first tensor
-        records, rest = (), source.read(0, min(next(iter(placed), 0), MAX_PICKLE))
-    records = changed_records(
-        records, [at for at, tensor in placed.items() if tensor.at(at).operation != Copy(owner.tensors[tensor.name])]
-    )
+    placed = place(tensors, owner)
+    records, rest = _read_rest(source, owner.container, next(iter(placed), 0))
+    records = changed_records(records, [at for at, tensor in placed.items() if is_changed(tensor, owner)])
     edges = sorted({0, source.size, *(edge for record in records for edge in (record.offset, record.end))})
-    segments = tuple(_filled(placed, edges, owner))
+    segments = tuple(filled(placed, edges, owner))
     digest = hashlib.sha256(rest).hexdigest()
-    return OutputFiles((OutputFile(_name(source.name), b"", segments, source.size, records, digest),))
+    return OutputFiles((OutputFile(name_of_copy(source.name), b"", segments, source.size, records, digest),))
 
 
-def _name(copied: str) -> str:
-    suffix = PurePath(copied).suffix
-    return STEM + (suffix if suffix in WEIGHT_SUFFIXES else ".pt")
+def note_stale(owner: Checkpoint) -> tuple[Finding, ...]:
+    """Return a note on what the copied file holds that belongs to the weights before the merge."""
+    if not owner.stale:
+        return ()
+    told = [f"{quote('.'.join(path))} ({what})" for path, what in owner.stale.items()]
+    listed = ", ".join(told[:MAX_LISTED]) + (", ..." if len(told) > MAX_LISTED else "")
+    where = f"those under {quote(owner.state_path)}" if owner.state_path else "the model's tensors"
+    text = f"the output has {listed} of {owner.reference} as before the merge: only {where} are merged"
+    return (Finding(Level.NOTE, text),)
 
 
-def _place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, PlannedTensor]:
+def _read_rest(source: ByteSource, container: str, first: int) -> tuple[tuple[Record, ...], bytes]:
+    """Return the records of a zip, and bytes that identify what the file holds beside tensors.
+
+    A zip tells in its directory what its records are; a legacy file has its pickles before its first tensor, which is
+    at `first`; a tar has other files before and after.
+    """
+    in_tar = container.endswith(" in tar")
+    window = find_weights(source) if in_tar else Window(source, 0, source.size, source.name)
+    start, end = window.offset, window.offset + window.size
+    around = source.read(0, min(start, MAX_PICKLE)) + source.read(end, min(source.size - end, MAX_PICKLE))
+    if container.startswith("torch legacy"):
+        return (), window.read(0, min(max(first - start, 0), MAX_PICKLE)) + around
+    records, directory = read_records(window)
+    return tuple(record.moved(start) for record in records), directory + around
+
+
+def name_of_copy(copied: str) -> str:
+    """Return what a copy of a file is called: it keeps the suffix."""
+    return STEM + (weight_suffix(copied) or ".pt")
+
+
+def is_changed(tensor: PlannedTensor, owner: Checkpoint) -> bool:
+    """Return whether a tensor is not the owner's own."""
+    return tensor.at(0).operation != Copy(owner.tensors[tensor.name])
+
+
+def place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, PlannedTensor]:
     """Return offset in the file -> tensor, in order: tied ones once, none that is copied and not contiguous."""
     (source,) = owner.sources
     placed: dict[int, PlannedTensor] = {}
@@ -98,7 +130,7 @@ def _shared(owner: Checkpoint, one: PlannedTensor, other: PlannedTensor) -> Chec
     )
 
 
-def _filled(placed: dict[int, PlannedTensor], edges: list[int], owner: Checkpoint) -> Iterator[Segment]:
+def filled(placed: dict[int, PlannedTensor], edges: list[int], owner: Checkpoint) -> Iterator[Segment]:
     """Yield the tensors, and between them copies of everything else in the file, cut at the edges."""
     (source,) = owner.sources
     position = 0

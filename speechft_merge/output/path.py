@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import OutputError, UsageError, WriteError
-from speechft_merge.sources.reference import WEIGHT_SUFFIXES, local_path, parse_reference
+from speechft_merge.sources.reference import WEIGHT_SUFFIXES, local_path, parse_reference, weight_suffix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,8 @@ def default_name(finetuned: str, recipe: Recipe) -> str:
     """Return a directory name that says what is in it: the fine-tune's name and the alpha."""
     found = parse_reference(finetuned)
     path = found if isinstance(found, Path) else Path(found.path or found.repo)
-    stem = path.stem if path.suffix in WEIGHT_SUFFIXES else path.resolve().name
+    suffix = weight_suffix(path.name)
+    stem = path.name.removesuffix(suffix) if suffix else path.resolve().name
     return f"{stem or 'model'}-merged-{'layerwise' if recipe.layer_alpha else format(recipe.alpha, 'g')}"
 
 
@@ -34,7 +35,7 @@ def require_path(output: str | Path, references: Iterable[str]) -> Path:
         UsageError: it is, holds or lies in an input, or is the current directory.
         OutputError: no file can have this name.
     """
-    if Path(output).suffix in WEIGHT_SUFFIXES:
+    if Path(output).name.endswith(WEIGHT_SUFFIXES):
         raise UsageError(f"the output {output} must be a directory: it gets the weights, the config and a manifest")
     try:
         target = Path(output).expanduser().resolve()

@@ -24,12 +24,12 @@ _LOADED = re.compile(
     # what vLLM prefers
     r"|consolidated(\..+)?\.(safetensors|pth)(\.index\.json)?"
     # a lab's file of an earlier merge
-    r"|merged_model\.(pt|pth|ckpt|bin)"
+    r"|merged_model\.(pt|pth|ckpt|bin|pth\.tar|th|nemo|model)"
 )
 """Names at the top of a repository under which loaders find weights."""
 
 _WEIGHTS = re.compile(
-    r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|nemo|tflite|mlmodel|ort)|(.*/)?adapter_config\.json"
+    r".*\.(safetensors|bin|pt|pth|pth\.tar|th|ckpt|h5|msgpack|onnx|onnx_data|gguf|nemo|tflite|mlmodel|ort)|(.*/)?adapter_config\.json"
 )
 _BOOKKEEPING = (".gitattributes",)
 

@@ -60,7 +60,7 @@ def _listed(value: Any) -> Sequence[Any]:
 
 def _parse_flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise UsageError("keep_head and extrapolate must be true or false")
+        raise UsageError("keep_head, strip and extrapolate must be true or false")
     return value
 
 
@@ -83,6 +83,8 @@ class Recipe:
     """Alpha of the LoRA in fine-tunes that have no settings beside them."""
     keep_head: bool = _key(False, _parse_flag)
     """Write the fine-tuned class, its head and config, rather than the base's."""
+    strip: bool = _key(False, _parse_flag)
+    """Leave optimizer states, schedulers and copies of the weights out of a pickled file."""
     extrapolate: bool = _key(False, _parse_flag)
     """Allow alphas outside of [0, 1]."""
 

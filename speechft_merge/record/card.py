@@ -101,7 +101,7 @@ def make_card(
         *_pinned(models),
         _sentence(plan),
         *(f"\n**{finding.level.value.capitalize()}:** {as_markdown(shortened(finding.text))}." for finding in findings),
-        *_pattern(weights, short((finetuned[0] if plan.recipe.keep_head else base).reference)),
+        *_pattern(weights, short((finetuned[0] if plan.recipe.keep_head else base).reference), plan.recipe.strip),
         "",
         "| layer | alpha | drift | interpolated | copied |",
         "|---|---|---|---|---|",
@@ -161,14 +161,12 @@ def _pinned(models: Sequence[Checkpoint]) -> list[str]:
     return [*said, ""] if said else []
 
 
-def _pattern(weights: str, owner: str) -> list[str]:
+def _pattern(weights: str, owner: str, stripped: bool) -> list[str]:
     """Return a note on a lab's file: it is loaded in the same way as the file it copies."""
     if weights.endswith(".safetensors"):
         return []
-    return [
-        "",
-        f"`{weights}` is {as_code(owner)} with merged weights and all else as it was: loaded in the same way.",
-    ]
+    rest = "without its optimizer states and copies of the weights" if stripped else "and all else as it was"
+    return ["", f"`{weights}` is {as_code(owner)} with merged weights {rest}: loaded in the same way."]
 
 
 def _sentence(plan: Plan) -> str:

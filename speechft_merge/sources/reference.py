@@ -11,8 +11,10 @@ from pathlib import Path
 from speechft_merge.errors import NotFoundError, SpeechFTMergeError
 from speechft_merge.sources.base import HubOrigin
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".th", ".nemo")
 """Suffixes of weights files; what is in them, only their bytes tell."""
+AMBIGUOUS_SUFFIXES = (".model",)
+"""Suffixes of weights files, and as often of other files: sentencepiece's tokenizers."""
 
 Reference = str | PathLike[str]
 """What the library's functions take for a model."""
@@ -36,6 +38,11 @@ class HubReference:
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
         return f"{self.repo}{revision}" + (f":{self.path}" if self.path else "")
+
+
+def weight_suffix(name: str) -> str:
+    """Return the suffix of a weights file; empty if a name has none of these."""
+    return next((suffix for suffix in WEIGHT_SUFFIXES + AMBIGUOUS_SUFFIXES if name.endswith(suffix)), "")
 
 
 def list_references(base: Reference, finetuned: Reference | Sequence[Reference]) -> list[str]:

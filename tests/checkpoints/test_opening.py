@@ -4,7 +4,6 @@ import io
 import json
 import os
 import sys
-import tarfile
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -156,13 +155,6 @@ def test_the_container_is_told_by_the_bytes_not_by_the_name(container: str, suff
     assert_holds(checkpoint, A)
 
 
-def tar_file() -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("storages"))
-    return buffer.getvalue()
-
-
 def numpy_file() -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.ones(3))
@@ -180,7 +172,6 @@ OTHERS = {
     "bzip2": (b"BZh91AY&SY" + bytes(20), "is compressed; unpack it first"),
     "xz": (b"\xfd7zXZ\0" + bytes(20), "is compressed; unpack it first"),
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(20), "is compressed; unpack it first"),
-    "tar": (tar_file(), "is a tar archive"),
     "numpy": (numpy_file(), "is an array of numpy"),
     "HTML": (b"<!DOCTYPE html><html><body>404</body></html>", "looks like a web page"),
     "HTML with a mark": (b"\xef\xbb\xbf<html><body>404</body></html>", "looks like a web page"),

@@ -396,3 +396,38 @@ def test_modules_in_modules_are_counted_once_and_at_any_depth() -> None:
     root = {"state_dict": {"weight": weight}, "model": module, "again": [module] * 5000}
     (found,) = find_state_dicts(root, "file")
     assert found.modules == ("model",)
+
+
+# what belongs to the weights
+MODEL = {f"layers.{i}.weight": torch.rand(4, 4) for i in range(4)}
+SETTINGS = {"optimizer": {"name": "Adam"}, "scheduler": {"name": "linear"}}
+BESIDE: dict[str, tuple[dict[str, Any], set[tuple[str, ...]]]] = {
+    "an optimizer": ({"optimizer": OPTIMIZERS["numbered"]}, {("optimizer",)}),
+    "optimizers in a list": ({"optimizer_states": [OPTIMIZERS["numbered"]]}, {("optimizer_states",)}),
+    "an optimizer further in": ({"trainer": {"optim": OPTIMIZERS["in a list"]}}, {("trainer", "optim")}),
+    "a scheduler beside an optimizer": (
+        {"lr_scheduler": {"epoch": 3}, "Optimizer": OPTIMIZERS["in a tuple"]},
+        {("lr_scheduler",), ("Optimizer",)},
+    ),
+    "settings": ({"config": SETTINGS, "optimizer_history": [{"num_updates": 3}], "scheduler": {"epoch": 3}}, set()),
+    "an average of another type": ({"model_avg": {n: t.double() for n, t in MODEL.items()}}, {("model_avg",)}),
+    "an average under wrappers": ({"ema": {f"module.{n}": t + 1 for n, t in MODEL.items()}}, {("ema",)}),
+    "an average of most": ({"ema": {n: t + 1 for n, t in MODEL.items() if "3" not in n}}, {("ema",)}),
+    "an average within the model": ({}, {("model", "_ema")}),
+    "the same tensors again": ({"state_dict": MODEL}, set()),
+    "another model": ({"discriminator": {n: torch.rand(4, 5) for n in MODEL}}, set()),
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_a_merge_would_leave_stale_is_told(kind: str, open_bytes: Open) -> None:
+    beside, stale = BESIDE[kind]
+    inner = {"_ema": {n: t + 1 for n, t in MODEL.items()}} if kind == "an average within the model" else {}
+    checkpoint = open_bytes(saved({"model": {**MODEL, **inner}, **beside}))
+    checkpoint = checkpoint.alternatives.get("model", checkpoint)
+    assert set(checkpoint.stale) == stale
+
+
+def test_a_copy_that_is_picked_has_the_model_as_its_copy(open_bytes: Open) -> None:
+    checkpoint = open_bytes(saved({"model": MODEL, "ema": {n: t + 1 for n, t in MODEL.items()}}))
+    assert checkpoint.alternatives["ema"].stale == {("model",): "another copy of the weights"}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from speechft_merge import open_checkpoint
+from speechft_merge.checkpoints.opening import other_weights
 from speechft_merge.errors import CheckpointError, NotFoundError
 
 FOLDERS: dict[str, tuple[list[str], str]] = {
@@ -23,7 +24,6 @@ FOLDERS: dict[str, tuple[list[str], str]] = {
     "TensorFlow": (["tf_model.h5"], "TensorFlow only.*from_tf"),
     "ONNX": (["model.onnx"], "ONNX.*exported from"),
     "whisper.cpp": (["ggml-base.gguf"], "whisper.cpp.*converted from"),
-    "NeMo": (["asr.nemo"], "NeMo archive.*model_weights.ckpt"),
     "a Trainer's": (
         ["checkpoint-90/model.safetensors", "checkpoint-400/x", "runs/y"],
         "give the last one, .*checkpoint-400$",
@@ -74,7 +74,7 @@ def test_a_folder_is_explained_and_nobody_is_told_to_name_a_part(kind: str, tmp_
     assert "name one of them" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["model_best.pth.tar", "best.model", "last.th", "net.t7", "net.pkl"])
+@pytest.mark.parametrize("name", ["net.t7", "net.pkl", "net.tar"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_file_of_torch_under_another_suffix_is_offered(name: str, zipped: bool, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e words")
@@ -83,8 +83,48 @@ def test_a_file_of_torch_under_another_suffix_is_offered(name: str, zipped: bool
     torch.save({"a.weight": torch.ones(2)}, tmp_path / name, _use_new_zipfile_serialization=zipped)
     with pytest.raises(NotFoundError, match=f"name that file, .*/{name}$"):
         open_checkpoint(tmp_path)
-    torch.save({}, tmp_path / "older.th")
+    torch.save({}, tmp_path / "older.t7")
     with pytest.raises(NotFoundError, match="name the file that holds them"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model_best.pth.tar", "best.model", "last.th"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_tokenizer_is_no_candidate_beside_a_file_of_torch(name: str, zipped: bool, tmp_path: Path) -> None:
+    (tmp_path / "spm.model").write_bytes(b"\n\x0e words")
+    torch.save({"a.weight": torch.ones(2)}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.file == name
+        assert other_weights(checkpoint) == []
+    torch.save({"a.weight": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(NotFoundError, match=f"2 candidates for the weights: {name}, other.pt; name one of them"):
+        open_checkpoint(tmp_path)
+
+
+STACK = {f"model.encoder.layers.{i}.{part}.weight": torch.ones(4, 4) for i in range(2) for part in ("fc1", "fc2")}
+SPEECHBRAIN: dict[str, dict[str, torch.Tensor]] = {
+    "wav2vec2.ckpt": STACK,
+    "model.ckpt": {"0.linear.w.weight": torch.ones(90, 90), "1.w.weight": torch.ones(9, 9)},
+    "wav2vec_opt.ckpt": {"exp_avg": torch.ones(9, 9)},
+    "tokenizer.ckpt": {},
+}
+
+
+def test_the_one_file_with_an_encoder_is_opened_of_a_folder_of_speechbrain(tmp_path: Path) -> None:
+    for name, weights in SPEECHBRAIN.items():
+        torch.save(weights, tmp_path / name)
+    for name in ("brain.ckpt", "counter.ckpt"):
+        (tmp_path / name).write_text("step: 5")
+    (tmp_path / "optimizer.ckpt").write_bytes(b"x")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.file == "wav2vec2.ckpt"
+    decoder = {name.replace("encoder", "decoder"): tensor for name, tensor in STACK.items()}
+    torch.save(decoder, tmp_path / "decoder.ckpt")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.file == "wav2vec2.ckpt"
+    torch.save(STACK, tmp_path / "enc.ckpt")
+    listed = "5 candidates for the weights: model.ckpt, wav2vec_opt.ckpt, decoder.ckpt, enc.ckpt, wav2vec2.ckpt; name"
+    with pytest.raises(NotFoundError, match=listed):
         open_checkpoint(tmp_path)
 
 
@@ -112,10 +152,18 @@ def packed(mode: str, member: str) -> bytes:
 
 
 FILES: dict[str, tuple[str, bytes, str]] = {
-    "NeMo, plain": ("a.nemo", packed("w", "./model_config.yaml"), "NeMo archive.*tar -xf"),
-    "NeMo, packed": ("a.nemo", packed("w:gz", "./model_config.yaml"), "NeMo archive.*tar -xf"),
+    "NeMo, without weights": (
+        "a.nemo",
+        packed("w", "./model_config.yaml"),
+        "no file .*found model_config.yaml.*tar -xf",
+    ),
+    "NeMo, packed": (
+        "a.nemo",
+        packed("w:gz", "./model_config.yaml"),
+        "compressed.*tar -xzf.*gunzip -c FILE > NEW.nemo",
+    ),
     "torch before 0.4": ("a.pt", packed("w", "sys_info"), "torch before 0.4"),
-    "another archive": ("a.tar", packed("w", "model/weights.pt"), "is a tar archive: unpack it"),
+    "another archive": ("a.tar", packed("w", "model/weights.pt"), "is a tar archive with no file.*unpack it"),
     "CTranslate2": ("model.bin", b"\x06\0\0\0" + b"x" * 600, "CTranslate2.*converted from"),
     "GGML": ("ggml-base.bin", b"lmgg" + b"x" * 600, "GGML file.*converted from"),
     "ONNX": ("a.onnx", b"\x08\x07" + b"x" * 600, "ONNX.*exported from"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,16 @@ def zipped(tmp_path: Path) -> Path:
     return tmp_path / "a.bin"
 
 
-def test_the_checksums_of_a_zip_are_compared(zipped: Path) -> None:
+@pytest.fixture
+def archived(zipped: Path) -> Path:
+    with tarfile.open(zipped.with_name("a.nemo"), "w") as archive:
+        archive.add(zipped, "./model_weights.ckpt")
+    return zipped.with_name("a.nemo")
+
+
+@pytest.mark.parametrize("kind", ["zipped", "archived"])
+def test_the_checksums_of_a_zip_are_compared(kind: str, request: pytest.FixtureRequest) -> None:
+    zipped: Path = request.getfixturevalue(kind)
     with open_checkpoint(zipped) as checkpoint:
         assert verify(checkpoint) == []
     content = bytearray(zipped.read_bytes())

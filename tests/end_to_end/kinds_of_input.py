@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -133,6 +134,44 @@ def _(folder: Path, stack: ExitStack) -> Call:
     torch.save({"dims": dims, "model_state_dict": base}, folder / "base.pt")
     words = pickled(folder, {"dims": dims, "model_state_dict": tuned})
     return Call(["base.pt", *words[1:]], mixed(base, tuned))
+
+
+def archived(folder: Path, weights: Weights, mode: str = "w") -> list[str]:
+    """Save a fine-tune as NeMo does; the words that merge it."""
+    torch.save(weights, folder / "model_weights.ckpt")
+    with tarfile.open(folder / "tuned.nemo", mode) as archive:  # type: ignore[call-overload]
+        archive.add(folder / "model_weights.ckpt", "./model_weights.ckpt")
+    return ["base", "tuned.nemo", "-o", "out"]
+
+
+@kind("NVIDIA's `.nemo`")
+def _(folder: Path, stack: ExitStack) -> Call:
+    base, tuned = hubert(folder)
+    return Call(archived(folder, tuned), mixed(base, tuned))
+
+
+@kind("a `.nemo` that is compressed")
+def _(folder: Path, stack: ExitStack) -> Call:
+    return Call(archived(folder, hubert(folder)[1], "w:gz"))
+
+
+@kind("a folder of SpeechBrain's, each module in a file of its own")
+def _(folder: Path, stack: ExitStack) -> Call:
+    base, tuned = hubert(folder)
+    (folder / "CKPT+1").mkdir()
+    torch.save(renamed(tuned, "model.{}".format), folder / "CKPT+1" / "wav2vec2.ckpt")
+    torch.save({"0.linear.w.weight": torch.ones(90, 90)}, folder / "CKPT+1" / "model.ckpt")
+    (folder / "CKPT+1" / "brain.ckpt").write_text("step: 5")
+    return Call(["base", "CKPT+1", "-o", "out"], mixed(base, tuned))
+
+
+@kind("a base's file with an optimizer's state, or a second copy of the weights")
+def _(folder: Path, stack: ExitStack) -> Call:
+    base, tuned = hubert(folder)
+    state = {"state": {0: {"exp_avg": torch.ones(9)}}, "param_groups": []}
+    for name, weights in {"base": base, "tuned": tuned}.items():
+        torch.save({"model_state_dict": weights, "optimizer": state}, folder / f"{name}.pt")
+    return Call(["base.pt", "tuned.pt", "-o", "out"], mixed(base, tuned))
 
 
 @kind("wrapper words in names")

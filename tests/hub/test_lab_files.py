@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,25 @@ def test_a_labs_base_on_the_hub_is_written_back_as_one_here(
     sent = sum(entry.sent for entry in hub.log("GET .*/cdn/"))
     assert whole > 2.5 * size
     assert size < sent < 2.6 * size
+
+
+def test_archives_of_nemo_on_the_hub_are_written_back_as_here(
+    files: tuple[Path, Path], hub: HubServer, spawn: Run, tmp_path: Path
+) -> None:
+    for path in files:
+        with tarfile.open(path.with_suffix(".nemo"), "w") as archive:
+            archive.add(path, "./model_weights.ckpt")
+            archive.add(__file__, "./model_config.yaml")
+    base, finetuned = (path.with_suffix(".nemo") for path in files)
+    hub.repo("alice/base", {base.name: base})
+    hub.repo("alice/asr", {finetuned.name: finetuned})
+    assert spawn(base, finetuned, "-o", "local", "--no-fsync").code == 0
+    ran = spawn("alice/base", "alice/asr", "-o", "out", env=hub.env())
+    assert (ran.code, ran.err) == (0, "")
+    content = (tmp_path / "out" / "merged_model.nemo").read_bytes()
+    assert content == (tmp_path / "local" / "merged_model.nemo").read_bytes()
+    size = base.stat().st_size
+    assert size < sum(entry.sent for entry in hub.log("GET .*/cdn/")) < 2.6 * size
 
 
 def test_a_labs_file_is_pushed_and_replaces_one_of_an_earlier_merge(
