@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from speechft_merge.checkpoints import tar, torch_legacy, torch_zip
 from speechft_merge.checkpoints.computed import computed
 from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
+from speechft_merge.checkpoints.kinds import explain_file, kind_of
 from speechft_merge.checkpoints.labs import recognise
 from speechft_merge.checkpoints.numpy_arrays import ArrayTensor
 from speechft_merge.checkpoints.picking import pick_encoder
 from speechft_merge.checkpoints.safetensors import read_safetensors
 from speechft_merge.checkpoints.shards import is_shard, join_shards, read_weight_map, require_all_shards, require_shards
 from speechft_merge.checkpoints.state_dict import StateDict, find_state_dicts, shorten
-from speechft_merge.checkpoints.strangers import describe_file, explain_folder, kind_of, list_weights
+from speechft_merge.checkpoints.strangers import explain_folder, list_weights
 from speechft_merge.checkpoints.torch_legacy import read_torch_legacy
 from speechft_merge.checkpoints.torch_tensors import TensorView, TorchFile, span_of
 from speechft_merge.checkpoints.torch_zip import read_torch_zip
@@ -193,7 +194,7 @@ def _open_file(folder: Folder, file: str, reference: str, files: ExitStack) -> C
         # the library's save_model drops a tied tensor and writes of which one it was a copy
         tied = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
         return Checkpoint(reference, "safetensors", tensors | tied, [source], file, folder, metadata)
-    raise CheckpointError(f"{source.name} {describe_file(start, file)}; expected safetensors or what torch.save writes")
+    raise explain_file(start, file, source.name)
 
 
 def _from_pickle(opened: TorchFile, reference: str, file: str, folder: Folder) -> Checkpoint:
@@ -203,7 +204,9 @@ def _from_pickle(opened: TorchFile, reference: str, file: str, folder: Folder) -
         states = find_state_dicts(opened.root, opened.source.name, origin.path if origin else None)
     except CheckpointError as error:
         if kind := kind_of(file):  # one rank of many
-            raise CheckpointError(f"{error.message}; it looks like {kind.what}", hint=kind.hint) from error
+            raise CheckpointError(
+                f"{error.message}; it looks like {kind.what}", hint=kind.hint_for(reference)
+            ) from error
         raise
     model, *beside = (_from_state_dict(state, opened, reference, file, folder) for state in states)
     return replace(model, origin=origin, alternatives={state.state_path: state for state in beside})

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.checkpoints.kinds import MODULE
 from speechft_merge.checkpoints.numpy_arrays import ArrayTensor, read_array
 from speechft_merge.checkpoints.pickle_data import Inert, Symbol, encode, name_of, raw_of
 from speechft_merge.checkpoints.torch_tensors import OddTensor, TensorView
@@ -40,6 +41,7 @@ _OPTIMIZERS = re.compile(r".*(optimizer|scheduler|scaler).*|optim|amp", re.IGNOR
 
 _SCHEDULERS = re.compile(r".*scheduler.*", re.IGNORECASE)
 
+_PLAIN_KEY = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _PREFERRED = ("state_dict", "model_state_dict", "model", "model_weight", "Upstream", "module", "net")
 """Keys under which training code keeps the model, the usual ones first; they decide where sizes do not."""
 
@@ -78,7 +80,11 @@ def find_state_dicts(root: Any, name: str, known: tuple[str, ...] | None = None)
     optimizers: dict[tuple[str, ...], Any] = {}
     found = list(_search((), root, set(), modules, optimizers))
     if not found:
-        raise CheckpointError(f"{name} holds no state dict: {_explain(root)}")
+        hint = MODULE.hint_for(name) if isinstance(root, Inert) or modules else None
+        path = next(iter(modules), "").split(".")
+        if hint and all(map(_PLAIN_KEY.fullmatch, path)):  # it is a command that users copy
+            hint = hint.replace(".state_dict()", "".join(f"[{step!r}]" for step in path) + ".state_dict()")
+        raise CheckpointError(f"{name} holds no state dict: {_explain(root)}", hint=hint)
     best = max(found, key=lambda one: (one.path == known, one.parameters, -_rank(one.path), -len(one.path)))
     seen: set[int] = set()  # one for all: a file may name a module again and again
     sizes = {path: _size(module, seen) for path, module in modules.items()}
@@ -241,10 +247,7 @@ def _rank(path: tuple[str, ...]) -> int:
 
 def _explain(root: Any) -> str:
     if isinstance(root, Inert):
-        return (
-            f"it is a pickled {root} object, which cannot be rebuilt without running its code; "
-            "load it where it was made and save its state_dict()"
-        )
+        return f"it is a pickled {root} object, which cannot be rebuilt without running its code"
     if isinstance(root, dict):
         entries = [f"{shorten(key)!r}: {describe(item)}" for key, item in list(root.items())[:8]]
         return "its entries are " + ", ".join(entries)

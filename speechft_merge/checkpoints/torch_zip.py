@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING
 
+from speechft_merge.checkpoints.kinds import TORCHSCRIPT, kind_of
 from speechft_merge.checkpoints.pickle_data import read_pickle
 from speechft_merge.checkpoints.torch_tensors import CONSTRUCTORS, TorchFile, storage_of
 from speechft_merge.errors import CheckpointError, quote
@@ -126,8 +127,10 @@ def _data_offset(source: ByteSource, entry: zipfile.ZipInfo) -> int:
 
 def _require_checkpoint(source: ByteSource, names: list[str]) -> None:
     if any(name.startswith("code/") for name in names) or "constants.pkl" in names:
-        raise CheckpointError(f"{source.name} is a TorchScript program", hint="save the model's state_dict() instead")
+        raise CheckpointError(f"{source.name} is {TORCHSCRIPT.what}", hint=TORCHSCRIPT.hint_for(source.name))
     if "data.pkl" not in names:
+        if known := kind_of(source.name.rpartition("/")[2]):
+            raise CheckpointError(f"{source.name} looks like {known.what}", hint=known.hint_for(source.name))
         kind = "a zip file, such as numpy's .npz or an archive of several files"
         raise CheckpointError(f"{source.name} is {kind}, not a checkpoint that torch.save wrote (no data.pkl in it)")
 

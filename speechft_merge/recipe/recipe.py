@@ -79,14 +79,14 @@ class Recipe:
     dtype: str = _key("keep", _text)
     format: str = _key("auto", _text)
     """Kind of file to write; `auto` follows the base."""
-    lora_alpha: float | None = _key(None, _parse_lora_alpha)
-    """Alpha of the LoRA in fine-tunes that have no settings beside them."""
     keep_head: bool = _key(False, _parse_flag)
     """Write the fine-tuned class, its head and config, rather than the base's."""
     strip: bool = _key(False, _parse_flag)
     """Leave optimizer states, schedulers and copies of the weights out of a pickled file."""
     extrapolate: bool = _key(False, _parse_flag)
     """Allow alphas outside of [0, 1]."""
+    lora_alpha: float | None = _key(None, _parse_lora_alpha)
+    """Alpha of the LoRA in fine-tunes that have no settings beside them."""
 
     def __post_init__(self) -> None:
         for key in fields(self):

@@ -160,18 +160,18 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "NeMo, packed": (
         "a.nemo",
         packed("w:gz", "./model_config.yaml"),
-        "compressed.*tar -xzf.*gunzip -c FILE > NEW.nemo",
+        "compressed.*tar -xzf.*gunzip -c .*a.nemo > new.nemo",
     ),
     "torch before 0.4": ("a.pt", packed("w", "sys_info"), "torch before 0.4"),
     "another archive": ("a.tar", packed("w", "model/weights.pt"), "is a tar archive with no file.*unpack it"),
     "CTranslate2": ("model.bin", b"\x06\0\0\0" + b"x" * 600, "CTranslate2.*converted from"),
-    "GGML": ("ggml-base.bin", b"lmgg" + b"x" * 600, "GGML file.*converted from"),
+    "GGML": ("ggml-base.bin", b"lmgg" + b"x" * 600, "GGML.*converted from"),
     "ONNX": ("a.onnx", b"\x08\x07" + b"x" * 600, "ONNX.*exported from"),
     "OpenVINO": ("openvino_model.xml", b"<?xml version" + b"x" * 600, "OpenVINO.*exported from"),
     "Flax": ("flax_model.msgpack", b"\x84\xa5model" + b"x" * 600, "Flax only.*from_flax"),
     "TensorFlow": ("tf_model.h5", b"\x89HDF\r\n\x1a\n" + b"x" * 600, "TensorFlow only.*from_tf"),
     "HDF5 of any name": ("weights.bin", b"\x89HDF\r\n\x1a\n" + b"x" * 600, "HDF5"),
-    "an array": ("weights.npy", b"\x93NUMPY\x01\0" + b"x" * 600, "arrays of numpy.*load them with numpy"),
+    "an array": ("weights.npy", b"\x93NUMPY\x01\0" + b"x" * 600, "arrays of numpy.*numpy.load"),
     "a pointer to an archive": ("a.nemo", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
 }
 

@@ -417,7 +417,7 @@ def numpy_archive(write: Any, arrays: int) -> bytes:
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("module", [torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GELU())])
 def test_a_torchscript_program_is_told_from_a_checkpoint(module: torch.nn.Module, open_bytes: Open) -> None:
-    with pytest.raises(CheckpointError, match="is a TorchScript program; save the model's state_dict"):
+    with pytest.raises(CheckpointError, match=r"is a TorchScript program; python -c .*torch\.jit\.load"):
         open_bytes(torchscript(module))
 
 
@@ -444,7 +444,7 @@ def test_an_empty_zip_is_refused(open_bytes: Open) -> None:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_whole_module_is_refused_with_the_way_out(legacy: bool, open_bytes: Open) -> None:
     file = saved(torch.nn.Sequential(torch.nn.Linear(2, 2)), legacy=legacy)
-    with pytest.raises(CheckpointError, match=r"pickled torch\.nn\.modules\.container\.Sequential .* state_dict\(\)"):
+    with pytest.raises(CheckpointError, match=r"pickled torch\.nn\.modules\.container\.Sequential .*\.state_dict\(\)"):
         open_bytes(file)
 
 
