@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from speechft_merge.merging import open_merge as open_merge
     from speechft_merge.options import MergeOptions as MergeOptions
     from speechft_merge.plan.plan import Plan as Plan
+    from speechft_merge.recipe.file import read_recipe as read_recipe
     from speechft_merge.recipe.recipe import Recipe as Recipe
-    from speechft_merge.recipe.recipe import read_recipe as read_recipe
     from speechft_merge.similarity.report import Report as Report
     from speechft_merge.similarity.request import ProbeRequest as ProbeRequest
     from speechft_merge.verifying import Verification as Verification
@@ -54,7 +54,7 @@ _HOMES = {
     "merge_state_dicts": "in_memory",
     "open_checkpoint": "checkpoints",
     "open_merge": "merging",
-    "read_recipe": "recipe.recipe",
+    "read_recipe": "recipe.file",
     "verify": "verifying",
 }
 

@@ -22,6 +22,7 @@ from speechft_merge.plan.encoders import choose_encoders
 from speechft_merge.plan.findings import Level, texts
 from speechft_merge.plan.operations import Copy, Interpolate
 from speechft_merge.plan.plan import make_plan
+from speechft_merge.plan.stock import resolve
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.recipe.rules import parse_rule
 
@@ -173,6 +174,8 @@ def _write(operation: Operation, target: Tensor) -> None:
 
     Where all is of one type it takes no other memory, and half of the time.
     """
+    if isinstance(operation, Interpolate):
+        operation = resolve(operation)
     inputs = [_load(span).to(target.device).reshape(target.shape) for span in operation.inputs]
     types, real = {tensor.dtype for tensor in inputs}, _real(inputs)
     if isinstance(operation, Copy):

@@ -31,6 +31,7 @@ def compare(models: Models, mixing: AlphaOptions, features: FeatureOptions, work
     merged = models[2] if len(models) == 3 else None
     mixing.require_effect(merged is None, f"on a merge that is given ({merged})", "leave out the merge")
     recipe, request = mixing.read(), features.read(work)
+    models = [*mixing.models(models)]
     from speechft_merge.cli.show_report import seconds_in_words, show_report
     from speechft_merge.merging import compare as compare_models
 

@@ -42,8 +42,8 @@ Cka = Annotated[
 
 @with_groups
 def merge(
-    base: Base,
-    finetuned: Finetuned,
+    base: Base = None,
+    finetuned: Finetuned = None,
     *,
     mixing: RecipeOptions,
     output: OutputOptions,
@@ -62,6 +62,7 @@ def merge(
 
     features.require_effect(cka, "without --cka", "pass --cka")
     hub.require_effect(push_to_hub is not None, "without --push-to-hub", "pass --push-to-hub")
+    base, *finetuned = mixing.models([*filter(None, [base]), *(finetuned or ())])
     recipe, options = mixing.read(), output.read(work)
     request = features.read(work, "matplotlib") if cka else None
     named = str(output.output or default_name(finetuned[0], recipe))

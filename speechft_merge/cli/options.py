@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from speechft_merge.cli.groups import OptionGroup
+from speechft_merge.errors import UsageError
 from speechft_merge.sizes import parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from speechft_merge.options import MergeOptions
     from speechft_merge.push import PushTarget
     from speechft_merge.recipe import Recipe
+    from speechft_merge.recipe.file import RecipeFile
 
 Base = Annotated[
-    str,
+    str | None,
     typer.Argument(
         metavar="BASE",
         help="The pre-trained model: a directory, a weights file, or org/name[@revision][:file] on the Hub.",
     ),
 ]
-Finetuned = Annotated[list[str], typer.Argument(metavar="FINETUNED...", help="One or more fine-tunes of it, likewise.")]
+Finetuned = Annotated[
+    list[str] | None, typer.Argument(metavar="FINETUNED...", help="One or more fine-tunes of it, likewise.")
+]
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,10 @@ class AlphaOptions(OptionGroup):
     panel: ClassVar[str] = "Recipe"
     alpha: Annotated[
         float | None,
-        typer.Option(help="Weight of the fine-tune: 0 gives the base, 1 the fine-tune. Default: 0.25."),
+        typer.Option(
+            help="Weight of the fine-tune: 0 gives the base, 1 the fine-tune. Of several it scales what --method "
+            "makes. Default: 0.25 for the mean, else 1."
+        ),
     ] = None
     layer_alpha: Annotated[
         list[str] | None,
@@ -46,27 +56,66 @@ class AlphaOptions(OptionGroup):
         ),
     ] = None
     recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML file with all of this, or the manifest of a merge.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="YAML file with all of this, the manifest of a merge, or a merge of mergekit's (linear, "
+            "task_arithmetic, model_stock), which names the models, too.",
+        ),
     ] = None
 
     def read(self) -> Recipe:
         """Return the recipe of the file, if there is one, with the options on top; they have the names of its keys."""
-        from speechft_merge.recipe.recipe import Recipe, override, read_recipe  # not for --help
+        from speechft_merge.recipe.recipe import override  # not for --help
         from speechft_merge.recipe.rules import parse_rule
 
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in vars(self).items()}
-        del given["recipe"]
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "recipe"}
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
         given["layer_alpha"] = tuple(map(parse_rule, self.layer_alpha or ()))
-        return override(read_recipe(self.recipe) if self.recipe else Recipe(), **given)
+        return override(self._file.recipe, **given)
+
+    def models(self, given: Sequence[str]) -> Sequence[str]:
+        """Return the models that are merged: those of the command line, or of the recipe.
+
+        Raises:
+            UsageError: both name some, or neither does.
+        """
+        named = self._file.models
+        if named and given:
+            raise UsageError(
+                f"the recipe {self.recipe} names the models, and so does the command line",
+                hint="name them in one place",
+            )
+        if not named and len(given) < 2:
+            raise UsageError(f"Missing argument '{'FINETUNED...' if given else 'BASE'}'.")
+        return named or given
+
+    @cached_property
+    def _file(self) -> RecipeFile:
+        from speechft_merge.recipe.file import RecipeFile, read_recipe_file
+        from speechft_merge.recipe.recipe import Recipe
+
+        return read_recipe_file(self.recipe) if self.recipe else RecipeFile(Recipe())
 
 
 @dataclass(frozen=True)
 class RecipeOptions(AlphaOptions):
     """What is mixed, and how."""
 
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="What becomes of the fine-tunes' differences from the base: mean (default), task-arithmetic (their "
+            "sum by weights of any sign) or model-stock (their mean by a ratio estimated for each tensor).",
+        ),
+    ] = None
     weight: Annotated[
         list[float] | None,
-        typer.Option(help="Weight of each fine-tune in their mean, in their order; default: equal."),
+        typer.Option(
+            help="Weight of each fine-tune, in their order: in their mean (positive; default: equal), or its "
+            "coefficient in task arithmetic (any but 0; default: 1)."
+        ),
     ] = None
     lora_alpha: Annotated[
         float | None,

@@ -102,7 +102,9 @@ def add_share(xp: Any, start: Array, delta: Array, factor: float, out: Array) ->
     The difference is `start` less the other end and its factor negative: the same rounding as the other way round, and
     where both ends are equal the share is -0, which leaves every number as it is, -0 included.
     """
-    if factor <= 0:
+    if factor == 0:  # +0 would turn -0 into 0
+        out[...] = start
+    elif factor < 0:
         xp.multiply(delta, factor, out=delta)
         xp.add(start, delta, out=out)
     else:  # beyond the ends; the same with the difference turned round, and +0 where both sides are equal

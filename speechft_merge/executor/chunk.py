@@ -12,11 +12,13 @@ from speechft_merge.executor.arithmetic import mix
 from speechft_merge.executor.drift import NO_DRIFT, Drift
 from speechft_merge.executor.finite import all_finite, fits, is_finite
 from speechft_merge.plan.operations import Copy
+from speechft_merge.plan.stock import BLOCK, dots
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.rounding import Bytes
     from speechft_merge.executor.arithmetic import Array
     from speechft_merge.plan.operations import Interpolate, Operation, Segment
+    from speechft_merge.plan.stock import Dots
 
 CHUNK = 1 << 20
 """Bytes of an input read at once: enough to hide the system call, few enough to stay in a core's cache. Smaller chunks
@@ -76,6 +78,18 @@ class Buffers:
             if isinstance(operation, Copy):
                 return self._convert(operation.span.dtype, dtype, count)
             return self._mix(operation, dtype, count)
+
+    def dots(self, operation: Interpolate, count: int) -> list[Dots]:
+        """Return the dot products of the differences in the buffers, block by block, computed here on every device."""
+        found = []
+        for start in range(0, count, BLOCK):
+            numbers = [np.empty(min(BLOCK, count - start), np.float64) for _ in operation.inputs]
+            for raw, span, values in zip(self._raw, operation.inputs, numbers, strict=False):
+                size = span.dtype.itemsize
+                widen(raw[start * size : (start + len(values)) * size], span.dtype, values)
+            with np.errstate(all="ignore"):
+                found.append(dots(numbers[0], numbers[1:]))
+        return found
 
     def _copy(self, dtype: DType, count: int) -> Result:
         raw = self._raw[0][: count * dtype.itemsize]

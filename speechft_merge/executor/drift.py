@@ -18,6 +18,8 @@ class Drift:
     delta: float
     changed: bool
     """Whether any element differs."""
+    ratio: float = 1.0
+    """What alpha was multiplied by: Model Stock's estimate, of a whole tensor."""
 
     @classmethod
     def total(cls, drifts: Sequence[Drift]) -> Drift:

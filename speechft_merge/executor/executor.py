@@ -1,14 +1,16 @@
 """Executes a plan: reads, interpolates and writes chunks on worker threads, in file order; collects drift statistics.
 
+What needs a ratio of a whole tensor (Model Stock) is read once before, in the same chunks, and the ratio estimated.
 Memory is the workers' buffers, on the host and on a device, for a model or a tensor of any size.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from speechft_merge.executor.device import CPU, open_device
 from speechft_merge.executor.drift import Drift
 from speechft_merge.executor.finite import require_finite
 from speechft_merge.plan.operations import Interpolate
+from speechft_merge.plan.stock import with_ratio
 from speechft_merge.sources.readahead import read_ahead
 
 if TYPE_CHECKING:
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import TensorSpan
     from speechft_merge.executor.chunk import Result
     from speechft_merge.executor.kept import Kept
-    from speechft_merge.plan.operations import Segment
+    from speechft_merge.plan.operations import Operation, Segment
+    from speechft_merge.plan.stock import Dots
     from speechft_merge.sources.readahead import ReadAhead
 
 Progress = Callable[[int, int], None]
@@ -71,16 +75,41 @@ def execute(
     """
     most = max((len(segment.operation.inputs) for segment, _ in segments), default=1)
     memory = [_make_buffers(most, device) for _ in range(workers)]
+    segments, ratios = _with_ratios(segments, memory)
+    drifts = _carry_out(segments, memory, progress, keep).drifts
     inputs = [span for segment, _ in segments for span in segment.operation.inputs]
-    read = [_read_from(span) for span in inputs]
-    with read_ahead([(span.source, span.offset, span.nbytes) for span in read]) as ahead:
-        drifts = _execute(_Execution(_cut(segments, memory[0].size), segments, ahead, progress, keep), memory)
     for source in {id(span.source): span.source for span in inputs}.values():
         source.require_unchanged()
-    return drifts
+    return {name: replace(Drift.total(parts), ratio=ratios.get(name, 1.0)) for name, parts in drifts.items()}
 
 
-def _execute(execution: _Execution, memory: Sequence[Buffers]) -> dict[str, Drift]:
+def _with_ratios(segments: Placed, memory: Sequence[Buffers]) -> tuple[Placed, dict[str, float]]:
+    """Return the segments with every ratio estimated, and the ratios by name."""
+    pending = {segment.operation: segment for segment, _ in segments if _is_pending(segment.operation)}
+    if not pending:
+        return segments, {}
+    dots = _carry_out([(segment, None) for segment in pending.values()], memory).dots
+    found = {operation: with_ratio(operation, dots[operation]) for operation in pending}
+    ratios = {segment.name: found[segment.operation][1] for segment, _ in segments if segment.operation in found}
+    made = [s._replace(operation=found[s.operation][0]) if s.operation in found else s for s, _ in segments]
+    return [(segment, target) for segment, (_, target) in zip(made, segments, strict=True)], ratios
+
+
+def _is_pending(operation: Operation) -> TypeGuard[Interpolate]:
+    return isinstance(operation, Interpolate) and operation.stock > 0
+
+
+def _carry_out(
+    segments: Placed, memory: Sequence[Buffers], progress: Progress | None = None, keep: Kept | None = None
+) -> _Execution:
+    read = [_read_from(span) for segment, _ in segments for span in segment.operation.inputs]
+    with read_ahead([(span.source, span.offset, span.nbytes) for span in read]) as ahead:
+        execution = _Execution(_cut(segments, memory[0].size), segments, ahead, progress, keep)
+        _execute(execution, memory)
+    return execution
+
+
+def _execute(execution: _Execution, memory: Sequence[Buffers]) -> None:
     started: list[threading.Event] = []
     try:
         for buffers in memory:
@@ -97,7 +126,6 @@ def _execute(execution: _Execution, memory: Sequence[Buffers]) -> dict[str, Drif
     if execution.error is not None:
         raise execution.error
     execution.report()
-    return {name: Drift.total(drifts) for name, drifts in execution.drifts.items()}
 
 
 def _make_buffers(inputs: int, device: str) -> Buffers:
@@ -139,6 +167,8 @@ class _Execution:
         self.drifts: dict[str, list[Drift]] = {
             segment.name: [] for segment, _ in segments if isinstance(segment.operation, Interpolate)
         }
+        self.dots: dict[Interpolate, list[Dots]] = defaultdict(list)
+        """Of operations whose ratio is to be estimated: these are read, and nothing else is done."""
         self._progress = progress
         self._total = sum(segment.nbytes for segment, _ in segments)
         self._done = 0
@@ -200,6 +230,11 @@ class _Execution:
             self._read(span, chunk, buffer[:size], there)
             if self._keep is not None:
                 self._keep.add(span, start, buffer[:size])
+        if _is_pending(segment.operation):
+            found = buffers.dots(segment.operation, chunk.count)
+            with self._lock:
+                self.dots[segment.operation] += found
+            return
         result = buffers.run(segment.operation, segment.dtype, chunk.count)
         drift = result.drift if result.finite else _look_again(chunk, result)
         if chunk.target is not None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 OVERFLOW = {DType.F32: (2 - 2**-24) * 2.0**127, DType.F16: 65520.0, DType.BF16: (2 - 2**-8) * 2.0**127}
 """The least magnitude that rounds to infinity."""
 
+_ONE = 1 + 1e-9
+"""More than weights of a mean sum to."""
 _EXPONENT = {DType.F16: 0x7C00, DType.BF16: 0x7F80}
 
 
@@ -42,7 +44,9 @@ def fits(values: Array, dtype: DType) -> bool:
 def is_finite(operation: Interpolate, dtype: DType, values: Array, drift: Drift) -> bool:
     """Return whether inputs, result as `dtype` and drift of a mix all are; the drift of large inputs may not be."""
     finite = math.isfinite(drift.base + drift.delta)
-    if 0 <= operation.alpha <= 1 and {span.dtype for span in operation.inputs} == {dtype}:
+    weights = [term.weight for term in operation.terms]
+    between = 0 <= operation.alpha <= 1 and min(weights) > 0 and math.fsum(weights) < _ONE
+    if between and {span.dtype for span in operation.inputs} == {dtype}:
         return finite  # the result lies between the inputs
     return finite and fits(values, dtype)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge.checkpoints.computed import computed
 from speechft_merge.layouts.weight_norm import WeightNorm, find_weight_norms
 from speechft_merge.plan.operations import Copy, Interpolate
+from speechft_merge.plan.stock import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,12 +96,13 @@ def _norms(mixed: Interpolate, g: TensorSpan, name: str) -> TensorSpan:
     def make() -> memoryview:
         kernel = _numbers(mixed.base)
         mean: Any = None
-        for term in mixed.terms:
+        operation = resolve(mixed)
+        for term in operation.terms:
             delta = _numbers(term.span)
             delta -= kernel
             delta *= term.weight
             mean = delta if mean is None else mean + delta
-        mean *= mixed.alpha
+        mean *= operation.alpha
         kernel += mean
         return _encode(_norm(kernel, g.shape), g)
 

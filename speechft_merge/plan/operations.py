@@ -25,7 +25,7 @@ class Term(NamedTuple):
 
     span: TensorSpan
     weight: float
-    """The weights of all terms sum to 1, or to less if some fine-tune lacks the tensor."""
+    """Of a mean they sum to 1, or to less if some fine-tune lacks the tensor; of task arithmetic to anything."""
     model: int
     """The fine-tune, by its position in the call."""
 
@@ -36,6 +36,8 @@ class Interpolate(NamedTuple):
     base: TensorSpan
     terms: tuple[Term, ...]
     alpha: float
+    stock: int = 0
+    """Model Stock: the number of fine-tunes, by whose ratio, yet to be estimated, alpha is multiplied; 0: none is."""
 
     @property
     def inputs(self) -> tuple[TensorSpan, ...]:

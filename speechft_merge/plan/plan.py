@@ -124,7 +124,7 @@ def make_plan(base: Checkpoint, finetuned: Sequence[Checkpoint], recipe: Recipe)
     Raises:
         UsageError: a rule of the recipe matches nothing, or the weights do not fit.
     """
-    weights = recipe.normalised_weights(len(finetuned))
+    weights = recipe.coefficients(len(finetuned))
     pairing = pair_models(base, finetuned, recipe.keep_head)
     decision = _Decision(pairing.base, pairing.finetuned, weights, pairing.alignments, recipe)
     planned = decision.of_finetuned_class() if recipe.keep_head else decision.of_base_class()
@@ -242,7 +242,10 @@ class _Decision:
             return replace(copied, reason="not changed by the adapter")
         missing = len(self.finetuned) - len(terms)
         reason = f"missing in {missing} of {len(self.finetuned)} fine-tunes" if missing else ""
-        return replace(copied, action=Action.INTERPOLATED, reason=reason, operation=Interpolate(span, terms, alpha))
+        if len(self.finetuned) == 1:  # its coefficient is an alpha, and has the same bytes
+            terms, alpha = (terms[0]._replace(weight=1.0),), alpha * terms[0].weight
+        mixed = Interpolate(span, terms, alpha, len(self.finetuned) if self.recipe.method == "model-stock" else 0)
+        return replace(copied, action=Action.INTERPOLATED, reason=reason, operation=mixed, alpha=alpha)
 
     def _why_copied(self, name: str, partners: list[tuple[TensorSpan, int]]) -> str:
         if self._known(name).is_head:

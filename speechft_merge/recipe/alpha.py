@@ -6,8 +6,9 @@ import math
 
 from speechft_merge.errors import UsageError
 
-DEFAULT_ALPHA = 0.25
-"""Speech-FT's own (Lin et al. 2026): three quarters pre-trained."""
+DEFAULT_ALPHAS = {"mean": 0.25, "task-arithmetic": 1.0, "model-stock": 1.0}
+"""Method -> alpha. A mean has Speech-FT's own (Lin et al. 2026), three quarters pre-trained; the others say by their
+coefficients, or estimate, how much goes in."""
 
 
 def parse_alpha(text: str) -> float:

@@ -1,26 +1,22 @@
-"""Defines the recipe, what is mixed and how: validated once, written to the manifest, readable from a file."""
+"""Defines the recipe, what is mixed and how: validated once, and written to the manifest."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.checkpoints.json_text import MAX_TEXT, parse_json
-from speechft_merge.errors import QUOTED, CheckpointError, NotFoundError, UsageError, quote
-from speechft_merge.recipe.alpha import DEFAULT_ALPHA, check_alpha, parse_alpha, parse_number
+from speechft_merge.errors import QUOTED, UsageError, quote
+from speechft_merge.recipe.alpha import DEFAULT_ALPHAS, check_alpha, parse_alpha, parse_number
 from speechft_merge.recipe.rules import MOST, AlphaRule, parse_rule
-from speechft_merge.sources import LocalFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
-MAX_YAML = 256 << 10
-"""Most characters of one in YAML, which takes 10 s a megabyte to parse."""
 FORMATS = ("auto", "safetensors", "s3prl", "fairseq")
+_BY_METHOD: Any = object()
+"""The alpha of a recipe that gives none."""
 
 
 def _key(default: Any, parse: Callable[[Any], Any]) -> Any:
@@ -66,16 +62,18 @@ def _parse_flag(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is mixed: merged = base + alpha * weighted mean of (finetuned - base).
+    """What is mixed: merged = base + alpha * what the method makes of all (finetuned - base).
 
     A field is a key of a recipe file and an option of the command line under the same name.
     """
 
-    alpha: float = _key(DEFAULT_ALPHA, lambda value: parse_alpha(_text(value)))
+    alpha: float = _key(_BY_METHOD, lambda value: parse_alpha(_text(value)))
+    """By default the method's own, see `DEFAULT_ALPHAS`."""
     layer_alpha: tuple[AlphaRule, ...] = _key((), _parse_rules)
     """Alphas of some layers or tensors; later rules win."""
     weight: tuple[float, ...] = _key((), _parse_weights)
-    """One for each fine-tune, normalised to sum 1; empty: equal weights."""
+    """One for each fine-tune: of a mean normalised to sum 1, of task arithmetic as they are, of any sign. Empty: equal
+    weights, in task arithmetic of 1."""
     dtype: str = _key("keep", _text)
     format: str = _key("auto", _text)
     """Kind of file to write; `auto` follows the base."""
@@ -85,10 +83,19 @@ class Recipe:
     """Leave optimizer states, schedulers and copies of the weights out of a pickled file."""
     extrapolate: bool = _key(False, _parse_flag)
     """Allow alphas outside of [0, 1]."""
+    method: str = _key("mean", _text)
+    """What the fine-tunes' differences from the base become: their mean, `task-arithmetic` their sum by weights of any
+    sign, `model-stock` their mean by a ratio that is estimated for each tensor."""
     lora_alpha: float | None = _key(None, _parse_lora_alpha)
     """Alpha of the LoRA in fine-tunes that have no settings beside them."""
 
     def __post_init__(self) -> None:
+        if _text(self.method) not in DEFAULT_ALPHAS:
+            raise UsageError(
+                f"method {quote(_text(self.method))} is unknown", hint=f"use one of {', '.join(DEFAULT_ALPHAS)}"
+            )
+        if self.alpha is _BY_METHOD:
+            object.__setattr__(self, "alpha", DEFAULT_ALPHAS[self.method])
         for key in fields(self):
             object.__setattr__(self, key.name, key.metadata["parse"](getattr(self, key.name)))
         if self.dtype not in DTYPES:
@@ -98,17 +105,34 @@ class Recipe:
         for alpha in (self.alpha, *(value for rule in self.layer_alpha for value in (rule.start, rule.stop))):
             check_alpha(alpha, self.extrapolate)
         for weight in self.weight:
-            if not math.isfinite(weight) or weight <= 0:
-                raise UsageError(f"the weight of a fine-tune must be a positive number, got {weight:g}")
+            self._check_weight(weight)
 
-    def normalised_weights(self, count: int) -> tuple[float, ...]:
-        """Return weights of `count` fine-tunes that sum to 1.
+    def _check_weight(self, weight: float) -> None:
+        if self.method == "model-stock":
+            raise UsageError("model-stock takes no weights", hint="leave them out: its ratio is estimated")
+        if self.method == "mean" and not (math.isfinite(weight) and weight > 0):
+            raise UsageError(
+                f"the weight of a fine-tune in a mean must be a positive number, got {weight:g}",
+                hint="one of any sign is for --method task-arithmetic",
+            )
+        if not math.isfinite(weight) or weight == 0:
+            raise UsageError(f"the weight of a fine-tune must be a number other than 0, got {weight:g}")
+
+    def coefficients(self, count: int) -> tuple[float, ...]:
+        """Return how much of each of `count` differences the method adds up; of a mean they sum to 1.
 
         Raises:
-            UsageError: there are weights, but not as many as fine-tunes, or for one fine-tune alone.
+            UsageError: there are weights, but not as many as fine-tunes, or for the mean of one; or too few fine-tunes.
         """
+        if self.method == "model-stock" and count < 2:
+            raise UsageError(
+                "model-stock estimates its ratio from two or more fine-tunes; there is one",
+                hint="name the others, or leave --method out",
+            )
         if self.weight and len(self.weight) != count:
             raise UsageError(f"{len(self.weight)} weights for {count} fine-tuned models", hint="give one each, or none")
+        if self.method == "task-arithmetic":
+            return self.weight or (1.0,) * count
         if self.weight and count == 1:
             raise UsageError(
                 "--weight has no effect with one fine-tune",
@@ -142,63 +166,13 @@ class Recipe:
         return cls(**content)
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read a recipe from a YAML file, or from the manifest of an earlier merge.
-
-    Raises:
-        NotFoundError: the file cannot be read.
-        UsageError: it is not YAML, or not a recipe.
-    """
-    content = _parse(_read_text(path), path)
-    of_manifest = isinstance(content, dict) and isinstance(content.get("recipe"), dict)
-    try:
-        recipe = Recipe.from_json(content["recipe"] if of_manifest else content)
-    except UsageError as error:
-        raise error.within(f"the recipe {path}") from error
-    # a single fine-tune could have a weight in earlier versions; it changed nothing
-    return replace(recipe, weight=()) if of_manifest and len(recipe.weight) == 1 else recipe
-
-
-def _read_text(path: Path) -> str:
-    try:
-        with LocalFile(path) as file:
-            if file.size > MAX_TEXT:
-                raise UsageError(f"the recipe {path} has {file.size} bytes, at most {MAX_TEXT} are allowed")
-            return file.read(0, file.size).decode()
-    except NotFoundError as error:
-        why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else "it is not a regular file"
-        raise NotFoundError(f"cannot read the recipe {path}: {why}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the recipe {path} is not valid YAML: {error}") from error
-
-
-def _parse(text: str, path: Path) -> Any:
-    """Return the content of a recipe. A manifest is JSON, which YAML is as well, and takes a hundredth of the time.
-
-    References to other parts of the file are refused: ten lines of them make more values than memory holds.
-    """
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise UsageError(f"the recipe {path} refers to parts of itself (*name)", hint="write them out")
-            return super().compose_node(parent, index)
-
-    with contextlib.suppress(CheckpointError):
-        return parse_json(text.encode(), str(path))
-    if len(text) > MAX_YAML:
-        raise UsageError(f"the recipe {path} has {len(text)} characters of YAML, at most {MAX_YAML} are allowed")
-    try:
-        return yaml.load(text, Loader)
-    except UsageError:
-        raise
-    except Exception as error:  # a tag on what does not go with it may raise anything
-        raise UsageError(f"the recipe {path} is not valid YAML: {error}") from error
-
-
 def override(recipe: Recipe, **given: Any) -> Recipe:
-    """Return the recipe with what was given on top; None and empty values were not given, rules come after its own."""
+    """Return the recipe with what was given on top; None and empty values were not given, rules come after its own.
+
+    An alpha that is but the default of its method goes with the method.
+    """
     changes = {key: value for key, value in given.items() if value is not None and value is not False and value != ()}
     changes["layer_alpha"] = (*recipe.layer_alpha, *changes.get("layer_alpha", ()))
+    if changes.get("method", recipe.method) != recipe.method and recipe.alpha == DEFAULT_ALPHAS[recipe.method]:
+        changes.setdefault("alpha", _BY_METHOD)
     return replace(recipe, **changes)

@@ -41,6 +41,14 @@ CITATION = """@article{lin2026speechft,
 }"""
 
 
+_METHODS = {
+    "mean": "merged = base + alpha * (finetuned - base), {alphas} (Speech-FT, Lin et al. 2026)",
+    "task-arithmetic": "merged = base + alpha * sum of weight * (finetuned - base), {alphas}, weights {weights} (task "
+    "arithmetic, Ilharco et al. 2023)",
+    "model-stock": "merged = base + alpha * mean of (finetuned - base), {alphas}, in each tensor multiplied by a ratio "
+    "estimated from the angles between the fine-tunes (Model Stock, Jang et al. 2024); the table has the products",
+}
+
 SECTION = "## What the merge did to the features"
 """Heading of the section that a comparison adds."""
 _MADE_BY = "Made by speechft-merge:"
@@ -90,13 +98,14 @@ def make_card(
     shortened = shortener([model.reference for model in models])
     rules = ", ".join(as_code(str(rule)) for rule in plan.recipe.layer_alpha)
     alphas = f"alpha = {plan.recipe.alpha:g}" + (f", but {rules}" if rules else "")
+    weighted = ", ".join(f"{weight:g}" for weight in plan.recipe.coefficients(len(finetuned)))
     lines = [
         *_front_matter(models, config),
         "",
         f"# {as_markdown(first)} merged into {as_markdown(onto)}",
         "",
-        f"Weights of {as_code(onto)} interpolated with {names}: merged = base + alpha * (finetuned - base), {alphas} "
-        "(Speech-FT, Lin et al. 2026).",
+        f"Weights of {as_code(onto)} interpolated with {names}: "
+        f"{_METHODS[plan.recipe.method].format(alphas=alphas, weights=weighted)}.",
         "",
         *_pinned(models),
         _sentence(plan),

@@ -28,9 +28,12 @@ def identify(recipe: Recipe, fingerprints: Sequence[str], files: str, companions
         files: digest of the weight files to the byte, their content aside.
         companions: name -> content of the files beside the weights.
     """
+    asked = recipe.to_json()
+    if asked["method"] == "mean":  # the only one before there were methods
+        del asked["method"]
     content = {
         "format": FORMAT,
-        "recipe": recipe.to_json(),
+        "recipe": asked,
         "inputs": list(fingerprints),
         "files": files,
         "companions": {name: hashlib.sha256(text).hexdigest() for name, text in sorted(companions.items())},

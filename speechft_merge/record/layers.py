@@ -116,7 +116,7 @@ def _position(key: LayerKey) -> tuple[bool, bool, str, int, int]:
 
 
 def _summarise(key: LayerKey, tensors: list[PlannedTensor], drifts: Mapping[str, Drift] | None) -> LayerRow:
-    alphas = sorted({tensor.alpha for tensor in tensors if tensor.alpha is not None})
+    alphas = sorted({_alpha(tensor.alpha, drifts, tensor.name) for tensor in tensors if tensor.alpha is not None})
     mixed = [tensor for tensor in tensors if tensor.action is Action.INTERPOLATED]
     measured = [drifts[tensor.name] for tensor in mixed if tensor.name in drifts] if drifts is not None else []
     return LayerRow(
@@ -132,6 +132,11 @@ def _summarise(key: LayerKey, tensors: list[PlannedTensor], drifts: Mapping[str,
         parameters=sum(math.prod(t.shape) for t in tensors if t.action is not Action.LEFT_OUT),
         reasons=tuple(sorted({_reason(tensor) for tensor in tensors if tensor.reason})),
     )
+
+
+def _alpha(alpha: float, drifts: Mapping[str, Drift] | None, name: str) -> float:
+    """Return an alpha as it was applied: multiplied by the ratio that was estimated, if one was."""
+    return alpha * drifts[name].ratio if drifts and name in drifts else alpha
 
 
 def _reason(tensor: PlannedTensor) -> str:

@@ -143,7 +143,8 @@ def measure_drifts(models: ComparedModels, base: EncoderSource, known: Mapping[s
     if models.drifts is not None:
         return _by_encoder_names(models.drifts, models.plan, base)
     names = _names_by_storage([base])
-    plan = make_plan(models.base, [*models.finetuned], Recipe(weight=models.plan.recipe.weight))
+    asked = models.plan.recipe if len(models.finetuned) > 1 else Recipe()
+    plan = make_plan(models.base, [*models.finetuned], Recipe(0.25, weight=asked.weight, method=asked.method))
     mixed = [tensor for tensor in plan.tensors if tensor.action is Action.INTERPOLATED]
     todo = [
         replace(tensor, name=name)

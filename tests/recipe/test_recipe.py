@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechft_merge.errors import NotFoundError, UsageError
-from speechft_merge.recipe.recipe import DTYPES, Recipe, override, read_recipe
+from speechft_merge.recipe.file import read_recipe
+from speechft_merge.recipe.recipe import DTYPES, Recipe, override
 from speechft_merge.recipe.rules import AlphaRule, parse_rule
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def test_weights_are_positive_numbers(weights: tuple[float, ...]) -> None:
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=2, max_size=6))
 def test_weights_are_normalised_to_one(weights: list[float]) -> None:
-    found = Recipe(weight=tuple(weights)).normalised_weights(len(weights))
+    found = Recipe(weight=tuple(weights)).coefficients(len(weights))
     assert math.fsum(found) == pytest.approx(1, rel=1e-12)
     assert [a / found[0] for a in found] == pytest.approx([a / weights[0] for a in weights], rel=1e-9)
 
@@ -203,11 +204,11 @@ def test_weights_are_normalised_to_one(weights: list[float]) -> None:
 @given(st.floats(0, exclude_min=True, allow_infinity=False))
 def test_a_weight_for_a_single_finetune_would_change_nothing_and_is_refused(weight: float) -> None:
     with pytest.raises(UsageError, match="no effect with one fine-tune"):
-        Recipe(weight=(weight,)).normalised_weights(1)
+        Recipe(weight=(weight,)).coefficients(1)
 
 
 def test_equal_weights_by_default() -> None:
-    assert [Recipe().normalised_weights(count) for count in (1, 2, 4)] == [(1.0,), (0.5,) * 2, (0.25,) * 4]
+    assert [Recipe().coefficients(count) for count in (1, 2, 4)] == [(1.0,), (0.5,) * 2, (0.25,) * 4]
 
 
 # what is given on top
