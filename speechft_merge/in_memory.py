@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from speechft_merge.adapters.folding import fold_adapters
 from speechft_merge.checkpoints.memory import TensorSource, index_tensors
 from speechft_merge.errors import MismatchError, UsageError
 from speechft_merge.executor.arithmetic import add_share, choose_side, mix
@@ -18,8 +17,8 @@ from speechft_merge.executor.device_buffers import narrow, torch_type
 from speechft_merge.executor.finite import require_finite
 from speechft_merge.options import MergeOptions
 from speechft_merge.plan.decision import decide
-from speechft_merge.plan.encoders import choose_encoders
 from speechft_merge.plan.findings import Level, texts
+from speechft_merge.plan.models import prepare_models
 from speechft_merge.plan.operations import Copy, Interpolate
 from speechft_merge.plan.plan import make_plan
 from speechft_merge.plan.stock import resolve
@@ -243,9 +242,8 @@ def _decide(
     names = ["the fine-tune"] if len(listed) == 1 else [f"fine-tune {number}" for number in range(1, len(listed) + 1)]
     models = [index_tensors("the base", _state(base))]
     models += [index_tensors(name, _state(model)) for name, model in zip(names, listed, strict=True)]
-    whole, folded = fold_adapters(models[0], models[1:], recipe.lora_alpha)
-    chosen, known = choose_encoders(models[0], whole)
-    decision = decide(chosen, [*folded, *known], recipe, options.allowed)
+    chosen, known = prepare_models(models[0], models[1:], recipe)
+    decision = decide(chosen, known, recipe, options.allowed)
     for told in texts(decision.findings, Level.WARNING):
         warnings.warn(told, stacklevel=4)
     return chosen, decision.plan

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechft_merge.adapters.folding import fold_adapters
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.checkpoints.distinct import require_distinct
 from speechft_merge.checkpoints.verification import verify
@@ -26,8 +25,8 @@ from speechft_merge.output.replay import Difference, replay
 from speechft_merge.output.shards import INDEX
 from speechft_merge.output.staging import remove_temporary
 from speechft_merge.plan.decision import decide
-from speechft_merge.plan.encoders import choose_encoders
 from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Finding, Level, require_sound
+from speechft_merge.plan.models import prepare_models
 from speechft_merge.plan.plan import Plan, make_plan
 from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
@@ -305,18 +304,17 @@ def open_merge(
 def _open_models(
     stack: ExitStack, base: Reference, finetuned: Reference | Sequence[Reference], recipe: Recipe, options: MergeOptions
 ) -> tuple[list[Checkpoint], list[Finding]]:
-    """Open base and fine-tunes, whole and with one encoder each; return what is found of adapters, and of several."""
+    """Open base and fine-tunes as they are paired, and return what is found of them."""
     references = list_references(base, finetuned)
     if len(references) < 2:
         raise UsageError("a fine-tuned model is missing", hint="give the base first, then one or more fine-tunes of it")
     download = options.download or options.verify_inputs
     models = [stack.enter_context(open_checkpoint(reference, download)) for reference in references]
     require_distinct(models)
-    whole, folded = fold_adapters(models[0], models[1:], recipe.lora_alpha)
-    chosen, findings = choose_encoders(models[0], whole)
+    chosen, findings = prepare_models(models[0], models[1:], recipe)
     unverified = [name for model in models for name in verify(model)] if options.verify_inputs else []
     told = [Finding(Level.NOTE, f"{name} has no checksum that it could be compared with") for name in unverified]
-    return chosen, folded + findings + told
+    return chosen, findings + told
 
 
 def merge(

@@ -15,7 +15,6 @@ from speechft_merge.errors import MismatchError, UsageError, quote
 from speechft_merge.layouts.alignment import align
 from speechft_merge.layouts.heads import is_head
 from speechft_merge.layouts.lora import find_places, is_own_adapter, placed, read_lora
-from speechft_merge.plan.findings import Finding, Level
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -122,7 +121,7 @@ def describe_adapter(model: Checkpoint) -> tuple[str, bool] | None:
 
 def fold_adapters(
     base: Checkpoint, finetuned: Sequence[Checkpoint], lora_alpha: float | None = None
-) -> tuple[list[Checkpoint], list[Finding]]:
+) -> tuple[list[Checkpoint], list[str]]:
     """Return fine-tunes that are whole models, and what is to be noted about those that were not.
 
     LoRA in a whole checkpoint whose scale is unknown stays there; the plan then refuses it.
@@ -162,7 +161,7 @@ def fold_adapters(
     return models, findings
 
 
-def _fold(base: Checkpoint, wrapped: Wrapped, settings: Settings | None) -> tuple[Checkpoint, list[Finding]]:
+def _fold(base: Checkpoint, wrapped: Wrapped, settings: Settings | None) -> tuple[Checkpoint, list[str]]:
     if not wrapped.names.changes and not _is_of_its_class(wrapped.names):
         raise MismatchError(f"{wrapped.model.reference} is called an adapter, and holds no LoRA", hint=MERGE)
     if wrapped.is_whole:
@@ -177,7 +176,7 @@ def _fold(base: Checkpoint, wrapped: Wrapped, settings: Settings | None) -> tupl
     return _fold_onto(base, wrapped, settings or Settings(1.0)), []
 
 
-def _fold_within(base: Checkpoint, wrapped: Wrapped, settings: Settings) -> tuple[Checkpoint, list[Finding]]:
+def _fold_within(base: Checkpoint, wrapped: Wrapped, settings: Settings) -> tuple[Checkpoint, list[str]]:
     """Return a checkpoint with the LoRA in it added to its own weights."""
     model, names = wrapped.model, wrapped.names
     tensors = {plain: wrapped.span(name) for name, plain in names.plain.items()}
@@ -190,7 +189,7 @@ def _fold_within(base: Checkpoint, wrapped: Wrapped, settings: Settings) -> tupl
         text = (
             f"the LoRA in {model.reference} is in its weights already (saved in evaluation mode): it is not added again"
         )
-        return replace(model, tensors=tensors), [Finding(Level.NOTE, text)]
+        return replace(model, tensors=tensors), [text]
     tensors |= {name: one.span for name, one in added.items()}
     return wrapped.standing_for(tensors, added), []
 

@@ -126,7 +126,7 @@ class Checkpoint:
         return [
             self.tensors[own]
             for own, name in names
-            if name.inside and not name.is_head and not is_decoder(name.location.stack)
+            if name.inside and not name.location.stays and not is_decoder(name.location.stack)
         ]
 
     @property

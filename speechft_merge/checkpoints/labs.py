@@ -1,7 +1,7 @@
 """Detects which lab's code wrote a pickled checkpoint, from its top-level keys, and reads its configuration.
 
 Sources: S3PRL's downstream/runner.py and upstream/*/convert.py, fairseq's checkpoint_utils.py, WavLM's WavLM.py,
-Lightning's checkpoint_connector.py.
+Lightning's checkpoint_connector.py, openai-whisper's __init__.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ S3PRL_FINETUNE = "S3PRL fine-tune"
 FAIRSEQ = "fairseq"
 WAVLM = "WavLM"
 LIGHTNING = "Lightning"
+OPENAI = "openai-whisper"
 
 MAX_VALUES = 20_000
 """Most values of a configuration that are read; fairseq's has some 400."""
@@ -56,6 +57,8 @@ def recognise(root: Any, name: str) -> Origin | None:
         return Origin(S3PRL_FINETUNE, ("Upstream",), _named(plain(root.get("Args")).get("upstream")), {})
     if "model_weight" in root and "model_cfg" in root:
         return Origin(S3PRL, ("model_weight",), plain(root["model_cfg"]), plain(root.get("task_cfg")))
+    if "model_state_dict" in root and "n_audio_head" in (dims := plain(root.get("dims"))):
+        return Origin(OPENAI, ("model_state_dict",), dims, {})
     if "state_dict" in root and "pytorch-lightning_version" in root:
         return Origin(LIGHTNING, ("state_dict",), {}, {})
     if "model" in root and ("cfg" in root or "args" in root):

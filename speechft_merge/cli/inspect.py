@@ -28,13 +28,11 @@ def inspect(models: References, sink: Sink) -> None:
 
             sink.show(show_checkpoint(base))
         else:
-            from speechft_merge.adapters.folding import fold_adapters
             from speechft_merge.cli.show_match import show_match
-            from speechft_merge.plan.encoders import choose_encoders
+            from speechft_merge.plan.models import prepare_models
             from speechft_merge.plan.plan import make_plan
             from speechft_merge.recipe import Recipe
 
-            whole, folded = fold_adapters(base, finetuned)
-            (base, *finetuned), found = choose_encoders(base, whole)
+            (base, *finetuned), found = prepare_models(base, finetuned, Recipe())
             plan = make_plan(base, finetuned, Recipe())
-            sink.show(show_match(plan, [*folded, *found, *plan.findings], models))
+            sink.show(show_match(plan, [*found, *plan.findings], models))

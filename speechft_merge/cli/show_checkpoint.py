@@ -12,6 +12,8 @@ from speechft_merge.checkpoints.opening import other_weights
 from speechft_merge.cli.sink import Shown
 from speechft_merge.cli.tables import Table
 from speechft_merge.cli.text import megabytes
+from speechft_merge.layouts.language_model import is_language_model
+from speechft_merge.layouts.structure import main_stack
 from speechft_merge.plan.contents import judge_contents
 from speechft_merge.plan.encoders import encoder_names
 
@@ -45,7 +47,7 @@ def _document(checkpoint: Checkpoint) -> dict[str, Any]:
         "merge": {
             "prefix": naming.prefix,
             "stacks": {stack: len(blocks) for stack, blocks in naming.stacks.items()},
-            "tensors": sum(not name.is_head for name in names.values()),
+            "tensors": sum(not name.location.stays for name in names.values()),
             "parameters": naming.parameters(),
             "heads": [own for own, name in names.items() if name.is_head],
         },
@@ -94,7 +96,7 @@ def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.tensors)} tensors"),
         ("element types", ", ".join(f"{name} ({count})" for name, count in _count_dtypes(checkpoint).items())),
         *([("other weights", f"{', '.join(others)} (not opened; name one to open it)")] if others else []),
-        *((f"blocks of the {stack}", _blocks(stack, blocks)) for stack, blocks in naming.stacks.items()),
+        *((f"blocks of the {stack}", _blocks(stack, naming)) for stack in naming.stacks),
         *([("encoders", _encoders(encoders, checkpoint))] if encoders else [("a merge uses", _used(naming))]),
         *([("adapter", adapter[0])] if (adapter := describe_adapter(checkpoint)) else []),
         *(("cannot be merged", problem) for problem in _problems(checkpoint)),
@@ -124,10 +126,13 @@ def _used(naming: Naming) -> str:
     names = naming.under().values()
     heads = dict.fromkeys(".".join(name.canonical.split(".")[:-1]) or name.canonical for name in names if name.is_head)
     told = ", ".join(list(heads)[:6]) + (", ..." if len(heads) > 6 else "")
-    used = f"{naming.parameters():,} parameters in {sum(not name.is_head for name in names)} tensors"
+    used = f"{naming.parameters():,} parameters in {sum(not name.location.stays for name in names)} tensors"
     return used + (f"; not the heads {told}" if heads else "")
 
 
-def _blocks(stack: str, blocks: list[int]) -> str:
+def _blocks(stack: str, naming: Naming) -> str:
     """Return how many blocks a stack has, and the selector of all of them."""
-    return f"{len(blocks)}: {'' if stack == 'encoder' else stack + '.'}{blocks[0]}-{blocks[-1]} in --layer-alpha"
+    blocks = naming.stacks[stack]
+    named = "" if stack == main_stack(naming.stacks) else f"{stack}."
+    stays = ", and else left alone" if is_language_model(stack) else ""
+    return f"{len(blocks)}: {named}{blocks[0]}-{blocks[-1]} in --layer-alpha{stays}"

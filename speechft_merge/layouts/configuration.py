@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import CheckpointError
 from speechft_merge.layouts.heads import task_of
 from speechft_merge.layouts.structure import blocks_of, locate
+from speechft_merge.layouts.whisper_configuration import derive_whisper, derive_whisper_extractor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     Shapes = Mapping[str, tuple[int, ...]]
     Settings = Mapping[str, Any]
 
+WHISPER = "whisper"
 CLASSES = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}
 """model_type -> how transformers' classes of it begin."""
 
@@ -43,18 +46,18 @@ _DROPOUTS = {
 
 
 def derive_config(model_type: str, shapes: Shapes, settings: Settings) -> dict[str, Any]:
-    """Derive the config.json of a HuBERT, wav2vec 2.0 or WavLM model.
+    """Derive the config.json of a HuBERT, wav2vec 2.0, WavLM or Whisper model.
 
     Args:
-        model_type: `hubert`, `wav2vec2` or `wavlm`.
+        model_type: `hubert`, `wav2vec2`, `wavlm` or `whisper`.
         shapes: by transformers' names without prefix, heads among them.
-        settings: the lab's configuration of the model, by fairseq's names; may be empty.
+        settings: the lab's configuration of the model, by its own names; may be empty.
 
     Raises:
         CheckpointError: transformers has no such model, or a setting is in neither of the two.
     """
     try:
-        return _derive(model_type, shapes, settings)
+        return (derive_whisper if model_type == WHISPER else partial(_derive, model_type))(shapes, settings)
     except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -101,6 +104,8 @@ _NEEDED = (
 
 def derive_extractor(shapes: Shapes, model: Settings, task: Settings) -> dict[str, Any]:
     """Derive the preprocessor_config.json: how waveforms are prepared."""
+    if "encoder.conv1.weight" in shapes:
+        return derive_whisper_extractor(shapes)
     normalised = task.get("normalize", model.get("normalize", _has_layer_norm(shapes)))
     rate = task.get("sample_rate")
     return {

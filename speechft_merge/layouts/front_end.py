@@ -20,8 +20,11 @@ MAX_DEPTH = 16
 
 _KNOWN = frozenset("feature_extractor feature_encoder subsampling patch_embeddings patch_embed".split())
 """Words for a front end, wherever it stands."""
-_BESIDE = re.compile(r"(?:^|\.)(?:(?:pos_conv\w*|feature_projection)(?=\.)|(?:adapters?|upsample|downsample)\.)")
-"""Convolutions that follow the front end, and a projection."""
+_BESIDE = re.compile(
+    r"(?:^|\.)(?:(?:pos_conv\w*|pos_encoder|encode_positions|feature_projection|model_dim_proj)(?=\.)"
+    r"|embed\.\d+(?=\.convs\.)|(?:adapters?|upsample|downsample)\.)"
+)
+"""Convolutions that follow the front end (of positions, by transformers, fairseq2 and ESPnet) and projections."""
 _LEAVES = frozenset("weight bias weight_g weight_v running_mean running_var num_batches_tracked".split())
 """Tensors of a layer. Any other is its module's own, which is then more than a front end."""
 _KERNELS = frozenset(["weight", "weight_v"])
@@ -48,7 +51,7 @@ def find_front_ends(shapes: Shapes, stacks: Collection[str], encoders: Collectio
     beside: set[str] = set()
     for name, shape in shapes.items():
         module = next((module for module in _modules(name) if module not in holders), "")
-        if not _KNOWN.isdisjoint(module.split(".")):
+        if _is_known(module):
             within.add(module)
         elif module and _is_kernel(name, shape):
             (within if module.startswith(tuple(encoders)) else beside).add(module)
@@ -68,6 +71,12 @@ def _modules(name: str) -> Iterator[str]:
     yield ""
     for dot in islice(re.finditer(r"\.", name), MAX_DEPTH):
         yield name[: dot.end()]
+
+
+def _is_known(module: str) -> bool:
+    """Return whether a module is called a front end; `frontend` may hold a whole encoder, and is none then."""
+    words = module.split(".")[:-1]
+    return not _KNOWN.isdisjoint(words) or words[-1:] == ["frontend"]
 
 
 def _is_kernel(name: str, shape: tuple[int, ...]) -> bool:

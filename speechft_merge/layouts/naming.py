@@ -7,7 +7,7 @@ from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from speechft_merge.layouts import fairseq, openai_whisper, torchaudio
+from speechft_merge.layouts import fairseq, openai_whisper, saved, torchaudio
 from speechft_merge.layouts.prefixes import candidate_prefixes, encoder_prefix
 from speechft_merge.layouts.structure import HEAD, Location, blocks_of, locate
 from speechft_merge.layouts.weight_norm import canonical
@@ -38,7 +38,7 @@ class Layout(Protocol):
         """Return the table of its names without prefix, against transformers'."""
 
 
-LAYOUTS: tuple[Layout, ...] = (fairseq, torchaudio, openai_whisper)
+LAYOUTS: tuple[Layout, ...] = (fairseq, torchaudio, openai_whisper, saved)
 
 
 class TensorName(NamedTuple):
@@ -114,8 +114,8 @@ class Naming:
         return ".".join(path)
 
     def parameters(self, prefix: str | None = None) -> int:
-        """Return the number of parameters outside of heads if the encoder has this prefix (default: `self.prefix`)."""
-        return sum(prod(self.shapes[own]) for own, name in self.under(prefix).items() if not name.is_head)
+        """Return the number of parameters that are mixed unasked, if the encoder has this prefix (default: the own)."""
+        return sum(prod(self.shapes[own]) for own, name in self.under(prefix).items() if not name.location.stays)
 
     def _name_under(self, prefix: str) -> dict[str, TensorName]:
         """Locate all tensors together, so that no two stacks have one name."""
@@ -127,10 +127,11 @@ class Naming:
         located = locate({name: self.shapes[own] for own, name in (inside | beside).items()})
         branches = {own: _branch(self.full[own], prefix) for own in beside}
         stacks = {branches[own] for own, name in beside.items() if located[name].block is not None}
+        kept = {own for own, name in beside.items() if branches[own] in stacks or located[name].stays}
         return {
             own: TensorName(inside[own], located[inside[own]])
             if own in inside
-            else TensorName(beside[own], located[beside[own]] if branches[own] in stacks else HEAD, inside=False)
+            else TensorName(beside[own], located[beside[own]] if own in kept else HEAD, inside=False)
             for own in self.full
         }
 

@@ -21,6 +21,8 @@ MARK = re.compile(r"(?P<root>(?:.+\.)?)encoder\.transformer\.pos_conv_embed\.")
 
 PACKED = re.compile(r".+\.attention\.attention\.in_proj_(weight|bias)")
 """Query, key and value of its WavLM in one tensor, for which no other layout has a name."""
+PARTS = ("q_proj", "k_proj", "v_proj")
+"""What the rows of such a tensor are, by thirds."""
 
 IS_ENCODER = True
 
@@ -32,7 +34,16 @@ _COMMON = Table.parse("""
 """)
 _WAVLM = Table.parse("""
     encoder.transformer.layers.*.attention.attention.out_proj  encoder.layers.*.attention.out_proj
+    encoder.transformer.layers.*.attention.attention.q_proj    encoder.layers.*.attention.q_proj
+    encoder.transformer.layers.*.attention.attention.k_proj    encoder.layers.*.attention.k_proj
+    encoder.transformer.layers.*.attention.attention.v_proj    encoder.layers.*.attention.v_proj
 """)
+
+
+def parts_of(packed: str) -> list[str]:
+    """Return what the parts of a packed tensor are called here, beside `out_proj`."""
+    stem, leaf = packed.rsplit(".in_proj_", 1)
+    return [f"{stem}.{part}.{leaf}" for part in PARTS]
 
 
 def table(names: Collection[str]) -> Table:

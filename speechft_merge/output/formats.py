@@ -17,21 +17,25 @@ from speechft_merge.checkpoints.companions import (
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.model_config import ModelConfig, read_model_config
 from speechft_merge.errors import UsageError
+from speechft_merge.layouts.configuration import WHISPER
 from speechft_merge.layouts.family import OWN_PREFIX
 from speechft_merge.layouts.heads import heads_of, task_of
 from speechft_merge.layouts.naming import TRANSFORMERS
+from speechft_merge.layouts.whisper_configuration import NOT_IN_ITS_FILE
 from speechft_merge.output.companions import choose_companions, config_like
 from speechft_merge.output.files import OutputFiles
 from speechft_merge.output.lab_file import lay_out_lab_file, note_stale
 from speechft_merge.output.loadable import check_loadable, has_class_names
 from speechft_merge.output.shards import lay_out_safetensors
 from speechft_merge.output.stripped_file import lay_out_stripped_file
+from speechft_merge.plan.findings import Finding, Level
 from speechft_merge.plan.plan import Action
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.layouts.naming import Naming
-    from speechft_merge.plan.findings import Finding
     from speechft_merge.plan.plan import Plan, PlannedTensor
     from speechft_merge.recipe.recipe import Recipe
 
@@ -84,6 +88,7 @@ def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_s
         plan = convert(plan, model, owner, prefix)
         derived = {CONFIG: model.config, FEATURE_EXTRACTOR: model.extractor}
         companions = {name: encode_companion(content) for name, content in derived.items() if content is not None}
+        findings = tuple(_not_in_its_file(model, owner))
     else:
         chosen = choose_companions(owner, other, {t.name for t in plan.tensors}, plan.recipe.keep_head)
         companions, findings = chosen.files, chosen.findings
@@ -195,7 +200,8 @@ def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> P
         )
     names = owner.naming.under(prefix)
     task = task_of({name.canonical for name in names.values()})
-    encoder = "" if task == "Model" else OWN_PREFIX.get(model.config["model_type"], "model.")
+    named = model.config["model_type"]
+    encoder = "" if task == "Model" and named != WHISPER else OWN_PREFIX.get(named, "model.")
     heads = heads_of(task)
     kept: list[PlannedTensor] = []
     dropped: list[PlannedTensor] = []
@@ -209,6 +215,15 @@ def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> P
             reason = "transformers has no place for it"
             dropped.append(replace(tensor, action=Action.LEFT_OUT, reason=reason, operation=None))
     return replace(plan, tensors=tuple(kept), left_out=(*dropped, *plan.left_out))
+
+
+def _not_in_its_file(model: ModelConfig, owner: Checkpoint) -> Iterator[Finding]:
+    """Yield a note of what the class of a model needs and its lab's file does not hold."""
+    if model.family == WHISPER:
+        text = f"{owner.reference} holds no {' and no '.join(NOT_IN_ITS_FILE)}, so the merge has none"
+        yield Finding(
+            Level.NOTE, f"{text}: to generate text, take them from the model of its size by openai on the Hub"
+        )
 
 
 def parse_config(companions: dict[str, bytes]) -> dict[str, Any]:

@@ -63,12 +63,12 @@ class Side:
 
     @cached_property
     def units(self) -> dict[str, list[str]]:
-        """Return stack, or part or module outside of the stacks -> its tensors that could be mixed, heads aside."""
+        """Return stack, or part or module outside of the stacks -> its tensors that could be mixed unasked."""
         found: dict[str, list[str]] = {}
         for name, known in self.names.items():
             span = self.model.tensors[name]
             if (
-                not known.is_head
+                not known.location.stays
                 and not _SPARE.fullmatch(known.canonical)
                 and (span.dtype.continuous or self.partners.get(name, span.dtype).continuous)
                 and span.elements
@@ -78,7 +78,7 @@ class Side:
 
     def blocks(self) -> dict[str, list[int]]:
         """Return stack -> the indexes of its blocks."""
-        return blocks_of(known.location for known in self.names.values())
+        return blocks_of(known.location for known in self.names.values() if not known.location.stays)
 
     def share(self) -> float:
         """Return the share of its parameters, heads aside, that are mixed."""
@@ -192,7 +192,8 @@ class _Judge:
 
     def _is_foreign(self) -> bool:
         """Return whether nothing that matters is mixed: no block, or of a model without blocks less than half."""
-        blocks = [name for name, known in self.owner.names.items() if known.location.block is not None]
+        located = {name: known.location for name, known in self.owner.names.items()}
+        blocks = [name for name, location in located.items() if location.block is not None and not location.stays]
         return not any(name in self.owner.mixed for name in blocks) if blocks else self.owner.share() < LEAST_COVERAGE
 
     def _of_stack(self, unit: str, lost: Sequence[str]) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.labs import LIGHTNING, S3PRL_FINETUNE
 from speechft_merge.layouts.heads import TASKS, is_head
+from speechft_merge.layouts.language_model import is_language_model
 from speechft_merge.layouts.structure import is_decoder
 from speechft_merge.plan.findings import ALLOW_UNRELATED, Finding, Level
 
@@ -36,11 +37,15 @@ _TRACES = frozenset(["training_args.bin", "trainer_state.json", "optimizer.pt", 
 def judge_order(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment) -> list[Finding]:
     """Return a reason to refuse if only the base looks fine-tuned: it has a task's head, or a trainer's traces.
 
-    The head of an encoder-decoder says nothing: it is of pre-training as well.
+    The head of an encoder-decoder, or of a language model, says nothing: it is of pre-training as well.
     """
     if _has_own(alignment):
         return []
-    heads = [] if any(map(is_decoder, base.naming.stacks)) else _task_heads(alignment.base_names)
+    heads = (
+        []
+        if any(is_decoder(stack) or is_language_model(stack) for stack in base.naming.stacks)
+        else _task_heads(alignment.base_names)
+    )
     traces = [] if _traces(finetuned) or _PROGRESS & finetuned.others.keys() else _traces(base)
     if not heads and not traces:
         return []

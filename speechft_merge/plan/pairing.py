@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from speechft_merge.errors import quote
 from speechft_merge.layouts.alignment import Alignment, align
-from speechft_merge.layouts.torchaudio import PACKED
 from speechft_merge.plan.contents import judge_contents
 from speechft_merge.plan.coverage import Side, judge_coverage
 from speechft_merge.plan.findings import Finding, Level
 from speechft_merge.plan.kernels import Kernels, fold, split_kernels
 from speechft_merge.plan.order import judge_order
+from speechft_merge.plan.packed import is_packed
 from speechft_merge.plan.rows import Resized, find_resized, with_rows_of
 
 if TYPE_CHECKING:
@@ -151,14 +151,16 @@ def _with_equal_rows(
 
 
 def _packed(base: Checkpoint, finetuned: Checkpoint) -> list[Finding]:
-    packed = [model for model in (base, finetuned) if any(map(PACKED.fullmatch, model.tensors))]
+    """Return a reason to refuse an owner whose tensors could not be put together again, see `packed`."""
+    packed = [model for model in (base, finetuned) if is_packed(model)]
     if len(packed) != 1:
         return []
     text = (
-        f"{packed[0].reference} is torchaudio's WavLM, which has query, key and value in one tensor (in_proj_weight); "
-        "it can only be merged with another of torchaudio's"
+        f"{packed[0].reference} is torchaudio's WavLM, which has query, key and value in one tensor (in_proj_weight), "
+        f"and the other model is not; as {packed[0].container} it can only be the fine-tune, without --keep-head"
     )
-    return [Finding(Level.REFUSAL, text)]
+    hint = "save it with torch.save, or exchange its part: give the other model as the base"
+    return [Finding(Level.REFUSAL, text, hint)]
 
 
 def _strangers(
@@ -166,7 +168,12 @@ def _strangers(
 ) -> list[Finding]:
     """Return a reason to refuse models that have no tensor in common, or the same tensors in other sizes."""
     known = {tensor.name for tensor in resized}
-    others = {name: other for name, other in alignment.mismatched.items() if name not in known}
+    names = alignment.base_names
+    others = {
+        name: other
+        for name, other in alignment.mismatched.items()
+        if name not in known and not names[name].location.stays
+    }
     if others:
         name, other = next(iter(others.items()))
         text = (

@@ -132,6 +132,7 @@ def make_plan(base: Checkpoint, finetuned: Sequence[Checkpoint], recipe: Recipe)
     whole = [tensor for tensor in planned if tensor.action is not Action.LEFT_OUT]
     tensors = [part for tensor in whole for part in _in_parts(tensor, pairing.kernels, owner)]
     tensors, torn = _untie(owner, tensors, find_ties(owner, owner.naming.under(pairing.prefix)))
+    stays = _unnamed_language_model(tensors, recipe.keep_head)
     tensors.sort(key=lambda tensor: -tensor.dtype.itemsize)
     return Plan(
         recipe=recipe,
@@ -139,7 +140,7 @@ def make_plan(base: Checkpoint, finetuned: Sequence[Checkpoint], recipe: Recipe)
         left_out=tuple(tensor for tensor in planned if tensor.action is Action.LEFT_OUT),
         alignments=pairing.alignments,
         coverages=tuple(pairing.side_of_base(which).share() for which in range(len(finetuned))),
-        findings=tuple(_with_nothing_mixed([*pairing.findings(), *torn], tensors)),
+        findings=tuple(_with_nothing_mixed([*pairing.findings(), *torn, *stays], tensors)),
     )
 
 
@@ -175,7 +176,7 @@ class _Decision:
             for name, span in checkpoint.tensors.items():
                 if name not in used:
                     known = alignment.finetuned_names[name]
-                    reason = "the fine-tune's head" if known.is_head else "not in the base"
+                    reason = _what_stays(known.location, "the fine-tune's") or "not in the base"
                     planned.append(_left_out(name, span, reason, known))
             planned += [_unread(name, why) for name, why in checkpoint.unreadable.items()]
         return planned
@@ -190,19 +191,18 @@ class _Decision:
         for name, span in first.tensors.items():
             base_name = base_names.get(name)
             known = alignment.finetuned_names[name]
-            if base_name is not None and (not known.is_head or base_name in alphas):
+            if base_name is not None and (not known.location.stays or base_name in alphas):
                 planned.append(self._merged(base_name, name, alphas))
             else:
-                reason = "the fine-tune's head" if known.is_head else "not in the base"
+                reason = _what_stays(known.location, "the fine-tune's") or "not in the base"
                 reason = "of another size in the base" if name in resized else reason
                 dtype = self._dtype(span)
                 planned.append(PlannedTensor(name, Action.TAKEN, reason, known.location, dtype, span.shape, Copy(span)))
         for name, span in self.base.tensors.items():
             if name not in alignment.pairs and name not in alignment.heads:
                 known = alignment.base_names[name]
-                planned.append(
-                    _left_out(name, span, "the base's head" if known.is_head else "not in the fine-tune", known)
-                )
+                reason = _what_stays(known.location, "the base's") or "not in the fine-tune"
+                planned.append(_left_out(name, span, reason, known))
         return planned + self._unused(1)
 
     def _alphas(self) -> dict[str, float]:
@@ -248,8 +248,8 @@ class _Decision:
         return replace(copied, action=Action.INTERPOLATED, reason=reason, operation=mixed, alpha=alpha)
 
     def _why_copied(self, name: str, partners: list[tuple[TensorSpan, int]]) -> str:
-        if self._known(name).is_head:
-            return "the base's head"
+        if stays := _what_stays(self._known(name).location, "the base's"):
+            return stays
         if not partners and any(name in alignment.mismatched for alignment in self.alignments):
             return "of another size in the fine-tune"
         if not partners:
@@ -260,6 +260,23 @@ class _Decision:
 
     def _dtype(self, span: TensorSpan) -> DType:
         return _OUTPUT_DTYPES.get(self.recipe.dtype, span.dtype) if span.dtype.interpolated else span.dtype
+
+
+def _what_stays(location: Location, whose: str) -> str:
+    """Return what a tensor that only a rule would mix belongs to; empty for any other."""
+    return f"{whose} {'head' if location.is_head else 'language model'}" if location.stays else ""
+
+
+def _unnamed_language_model(tensors: Sequence[PlannedTensor], keep_head: bool) -> list[Finding]:
+    """Return a note that a language model, or what of it no rule names, is copied."""
+    owned = [tensor for tensor in tensors if tensor.location.stays and not tensor.location.is_head]
+    copied = [tensor for tensor in owned if tensor.alpha is None]
+    if not copied:
+        return []
+    stack, owner = copied[0].location.stack, "the fine-tune's" if keep_head else "the base's"
+    some = f"{len(copied)} of the {len(owned)} tensors of " if len(copied) < len(owned) else ""
+    text = f"{some}the language model beside the encoder ({copied[0].name}, ...) stay{'' if some else 's'} {owner}"
+    return [Finding(Level.NOTE, f"{text}; --layer-alpha {stack}=ALPHA mixes it" if not some else text)]
 
 
 def _left_out(name: str, span: TensorSpan, reason: str, known: TensorName) -> PlannedTensor:

@@ -49,10 +49,12 @@ def find_resized(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment) 
 
     Rows are mixed where they correspond; a vocabulary that was replaced has rows of other words.
     """
-    if any(alignment.base_names[name].location.block is not None for name in alignment.mismatched):
+    names = alignment.base_names
+    mismatched = {name: other for name, other in alignment.mismatched.items() if not names[name].location.stays}
+    if any(names[name].location.block is not None for name in mismatched):
         return []
     found = []
-    for name, other in alignment.mismatched.items():
+    for name, other in mismatched.items():
         ours, theirs = base.tensors[name], finetuned.tensors[other]
         axes = [i for i, sizes in enumerate(zip(ours.shape, theirs.shape, strict=False)) if sizes[0] != sizes[1]]
         if len(ours.shape) != len(theirs.shape) or len(axes) != 1:

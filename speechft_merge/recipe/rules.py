@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import QUOTED, UsageError, quote
-from speechft_merge.layouts.structure import PARTS, STACKS, blocks_of
+from speechft_merge.layouts.structure import PARTS, STACKS, blocks_of, main_stack
 from speechft_merge.recipe.alpha import parse_alpha
 
 if TYPE_CHECKING:
@@ -63,15 +63,19 @@ def parse_rule(text: str) -> AlphaRule:
 
 
 def alphas_of(names: Mapping[str, TensorName], default: float, rules: tuple[AlphaRule, ...]) -> dict[str, float]:
-    """Return the alpha of every tensor, later rules winning. Heads have none unless a rule names them.
+    """Return the alpha of every tensor, later rules winning.
+
+    Heads, and a language model beside the encoder, have none unless a rule names them.
 
     Raises:
         UsageError: a rule matches nothing, or names layers that the model lacks.
     """
-    alphas = {own: default for own, name in names.items() if not name.is_head}
+    alphas = {own: default for own, name in names.items() if not name.location.stays}
+    stacks = blocks_of(name.location for name in names.values())
+    main = main_stack(stacks)
     for rule in rules:
-        chosen = {own: name.location.block for own, name in names.items() if _selects(rule.selector, own, name)}
-        _require_match(rule, bool(chosen), names)
+        chosen = {own: name.location.block for own, name in names.items() if _selects(rule.selector, own, name, main)}
+        _require_match(rule, bool(chosen), names, stacks, main)
         blocks = [block for block in chosen.values() if block is not None]
         low, high = (min(blocks), max(blocks)) if blocks else (0, 0)
         alphas |= {own: _ramp(rule, block, low, high) for own, block in chosen.items()}
@@ -87,15 +91,16 @@ def _ramp(rule: AlphaRule, block: int | None, low: int, high: int) -> float:
     return rule.start + (rule.stop - rule.start) * (block - low) / (high - low)
 
 
-def _selects(selector: str, own: str, name: TensorName) -> bool:
+def _selects(selector: str, own: str, name: TensorName, main: str) -> bool:
+    """Return whether a selector means a tensor; `main` is the stack whose blocks it may number without its name."""
     location = name.location
     blocks = _RANGE.fullmatch(selector)
-    if blocks and location.block is not None and location.stack == (blocks[1] or "encoder"):
+    if blocks and location.block is not None and location.stack == (blocks[1] or main):
         return int(blocks[2]) <= location.block <= int(blocks[3] or blocks[2])
     if selector in (*STACKS, location.stack):
         return location.stack == selector
     if selector in PARTS:
-        return location.part == selector
+        return location.part == selector and (location.is_head or not location.stays)
     pattern = selector.split(".")
     return any(_matches(pattern, spelled.split(".")) for spelled in (own, _relative(own, name)))
 
@@ -126,11 +131,12 @@ def _matches(pattern: list[str], words: list[str]) -> bool:
     return all(word == "**" for word in pattern[at:])
 
 
-def _require_match(rule: AlphaRule, matches: bool, names: Mapping[str, TensorName]) -> None:
-    stacks = blocks_of(name.location for name in names.values())
+def _require_match(
+    rule: AlphaRule, matches: bool, names: Mapping[str, TensorName], stacks: Mapping[str, list[int]], main: str
+) -> None:
     blocks = _RANGE.fullmatch(rule.selector)
     if blocks:
-        stack, low, high = blocks[1] or "encoder", int(blocks[2]), int(blocks[3] or blocks[2])
+        stack, low, high = blocks[1] or main, int(blocks[2]), int(blocks[3] or blocks[2])
         there = stacks.get(stack, [])
         if (there or stack in STACKS) and not (low <= high and low in there and high in there):
             known = f"blocks {there[0]} to {there[-1]}" if there else "no blocks that take part"

@@ -161,7 +161,7 @@ def _prefix(naming: Naming, encoder: str) -> str:
 
 
 def _part(name: TensorName) -> Part:
-    if not name.inside or name.is_head or is_decoder(name.location.stack):
+    if not name.inside or name.location.stays or is_decoder(name.location.stack):
         return "head"
     return "cnn" if name.location.part == "cnn" else "encoder"
 

@@ -12,7 +12,6 @@ from models import build, checkpoint_of
 
 from speechft_merge.adapters.folding import describe_adapter, fold_adapters
 from speechft_merge.errors import MismatchError, UsageError
-from speechft_merge.plan.findings import Finding, Level
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +51,7 @@ def with_lora(base: Mapping[str, torch.Tensor], added: Tensors) -> Tensors:
 
 def folded(
     base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], alpha: float | None = ALPHA
-) -> tuple[Checkpoint, list[Finding]]:
+) -> tuple[Checkpoint, list[str]]:
     models, findings = fold_adapters(checkpoint_of(base, "base"), [checkpoint_of(tuned, "tuned")], alpha)
     return models[0], findings
 
@@ -140,8 +139,7 @@ def test_lora_that_is_in_the_weights_already_is_not_added_again() -> None:
     weights = {name: tensor.float() for name, tensor in with_lora(moved(HUBERT), lora()).items()}
     found, (note,) = folded(HUBERT, within("lora_{}", "", weights))
     assert_equal(found, weights)
-    assert note.level is Level.NOTE
-    assert "in its weights already" in note.text
+    assert "in its weights already" in note
 
 
 def test_without_alpha_a_whole_checkpoint_is_left_to_the_plan_and_an_adapter_is_refused() -> None:

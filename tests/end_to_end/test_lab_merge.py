@@ -21,6 +21,7 @@ from lab_pairs import FAMILIES, HUBERT, assert_equal, load, loaded_twin, officia
 from models import model_class, transformers
 from omegaconf import OmegaConf
 from options import UNSYNCED
+from safetensors.torch import save_file
 
 from speechft_merge import MergeOptions, Recipe, merge, open_merge
 from speechft_merge.errors import MismatchError, UsageError
@@ -130,24 +131,38 @@ def test_patterns_may_use_the_labs_names_or_those_of_transformers(pattern: str, 
     assert {t.name for t in plan.tensors if t.alpha == 0.5} == {name for name in base if ".self_attn." in name}
 
 
-def test_torchaudios_wavlm_is_merged_with_its_like_only(tmp_path: Path) -> None:
-    """Its query, key and value are rows of one tensor."""
+def packed_wavlm() -> Weights:
     stem = "encoder.transformer.layers.0.attention."
-    packed = {
+    torch.manual_seed(0)
+    return {
         "encoder.transformer.pos_conv_embed.conv.bias": torch.randn(32),
         f"{stem}attention.in_proj_weight": torch.randn(96, 32),
+        f"{stem}attention.in_proj_bias": torch.randn(96),
         f"{stem}attention.out_proj.weight": torch.randn(32, 32),
         f"{stem}gru_rel_pos_const": torch.randn(1, 2, 1, 1),
         "encoder.transformer.layer_norm.weight": torch.randn(32),
     }
-    ours, theirs = save(packed, tmp_path / "base.pth"), save(shaken(packed), tmp_path / "ft.pth")
+
+
+def test_two_of_torchaudios_wavlm_are_merged_as_they_are(tmp_path: Path) -> None:
+    """Its query, key and value are rows of one tensor."""
+    base = packed_wavlm()
+    ours, theirs = save(base, tmp_path / "base.pth"), save(shaken(base), tmp_path / "ft.pth")
     merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
-    assert_equal(load(tmp_path / "out" / "merged_model.pth"), official(packed, shaken(packed)))
+    assert_equal(load(tmp_path / "out" / "merged_model.pth"), official(base, shaken(base)))
+
+
+@pytest.mark.parametrize("keep_head", [False, True])
+def test_torchaudios_wavlm_in_a_container_that_is_not_copied_cannot_be_the_owner(
+    keep_head: bool, tmp_path: Path
+) -> None:
     lab = BASE["wavlm"]
     other = save(wavlm(lab, build_lab(lab).state_dict()), tmp_path / "lab.pt")
-    for pair_of_files in ((ours, other), (other, ours)):
-        with pytest.raises(MismatchError, match=r"base.pth is torchaudio's WavLM.*in_proj_weight"):
-            open_merge(pair_of_files[0], [pair_of_files[1]])
+    save_file(packed_wavlm(), tmp_path / "own.safetensors")
+    models = [str(tmp_path / "own.safetensors"), other]
+    base, tuned = reversed(models) if keep_head else models
+    with pytest.raises(MismatchError, match=r"own.safetensors is torchaudio's WavLM.*in_proj_weight.*be the fine-tune"):
+        open_merge(base, [tuned], Recipe(keep_head=keep_head))
 
 
 # DeCoAR 2.0

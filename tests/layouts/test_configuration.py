@@ -130,3 +130,18 @@ def test_odd_shapes_end_in_a_message(shapes: dict[str, tuple[int, ...]]) -> None
     for given_shapes in (shapes, published_shapes(1, 32) | shapes):
         with contextlib.suppress(CheckpointError):
             derive_config("hubert", given_shapes, {"conv_feature_layers": PUBLISHED})
+
+
+@pytest.mark.parametrize(("words", "end"), [(51864, 50256), (51865, 50257), (51866, 50257)])
+def test_a_whisper_of_openais_sizes_has_its_special_tokens_and_thirty_seconds(words: int, end: int) -> None:
+    stems = [f"{stack}.layers.{i}" for stack in ("encoder", "decoder") for i in range(4)]
+    named = {f"{stem}.fc1.weight": (1536, 384) for stem in stems}
+    named |= {"encoder.conv1.weight": (384, 80, 3), "encoder.embed_positions.weight": (1500, 384)}
+    named |= {"decoder.embed_positions.weight": (448, 384), "decoder.embed_tokens.weight": (words, 384)}
+    config, extractor = derive_config("whisper", named, {}), derive_extractor(named, {}, {})
+    assert (config["eos_token_id"], config["decoder_start_token_id"]) == (end, end + 1)
+    assert (config["encoder_attention_heads"], config["decoder_attention_heads"]) == (6, 6)
+    assert (config["encoder_layers"], config["decoder_ffn_dim"], config["vocab_size"]) == (4, 1536, words)
+    assert (extractor["chunk_length"], extractor["nb_max_frames"]) == (30, 3000)
+    with pytest.raises(CheckpointError, match="it has no encoder or no decoder"):
+        derive_config("whisper", {name: shape for name, shape in named.items() if name.startswith("encoder")}, {})

@@ -12,6 +12,7 @@ from plan_pairs import Tensors, findings, moved, planned, prefixed, refusals, wi
 from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Level, texts
 from speechft_merge.plan.plan import make_plan
 from speechft_merge.recipe import Recipe
+from speechft_merge.recipe.rules import AlphaRule
 
 HUBERT: Tensors = build("Hubert").state_dict()
 WHISPER: Tensors = without(build("Whisper", "ForConditionalGeneration").state_dict(), "proj_out")
@@ -145,8 +146,9 @@ def test_names_that_differ_in_a_word_for_a_model_meet(keep_head: bool) -> None:
     on_disk = HUBERT | bridge | prefixed("language_model.model.", text)
     in_memory = prefixed("model.", moved(HUBERT | bridge) | prefixed("language_model.", moved(text)))
     for pair in ((on_disk, in_memory), (in_memory, on_disk)):
-        assert findings(*pair, keep_head=keep_head) == ()
-        assert {tensor.alpha for tensor in planned(*pair, keep_head=keep_head).tensors} == {0.25}
+        recipe = {"keep_head": keep_head, "layer_alpha": (AlphaRule("language_model", 0.25, 0.25),)}
+        assert findings(*pair, **recipe) == ()
+        assert {tensor.alpha for tensor in planned(*pair, **recipe).tensors} == {0.25}
 
 
 @pytest.mark.parametrize("keep_head", [False, True])

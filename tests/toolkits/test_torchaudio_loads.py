@@ -14,6 +14,7 @@ from options import UNSYNCED
 from s3prl_models import LABS, build_s3prl
 
 from speechft_merge import Recipe, merge
+from speechft_merge.plan.findings import Level
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,6 +123,54 @@ def test_a_file_of_torchaudio_is_written_back_as_one(kind: str, head: int | None
     assert differences(found.state_dict(), wanted) == {}
     tuned.load_state_dict(rounded(wanted, base.state_dict()))
     torch.testing.assert_close(features(found), features(tuned), rtol=1e-4, atol=1e-5)
+
+
+def wavlms(folder: Path) -> tuple[Any, Any]:
+    """A base and a fine-tune in transformers' form, `base` and `tuned`, and in torchaudio's, `base.pt`, `tuned.pt`."""
+    models = [build("WavLM") for _ in range(2)]
+    models[1].load_state_dict(moved(models[0].state_dict()))
+    for name, model in zip(("base", "tuned"), models, strict=True):
+        model.save_pretrained(folder / name)
+        importer = toolkit("torchaudio.models.wav2vec2.utils").import_huggingface_model
+        torch.save(importer(model).state_dict(), folder / f"{name}.pt")
+    return models[0], models[1]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("base", "finetuned", "recipe"),
+    [
+        ("base.pt", "tuned", Recipe()),
+        ("base", "tuned.pt", Recipe(keep_head=True)),
+        ("base", "tuned.pt", Recipe()),
+        ("base.pt", "tuned", Recipe(keep_head=True)),
+        ("base.pt", "tuned.pt", Recipe()),
+        ("base.pt", "tuned", Recipe(format="safetensors")),
+    ],
+)
+def test_wavlm_with_query_key_and_value_in_one_tensor_meets_transformers(
+    base: str, finetuned: str, recipe: Recipe, legacy: bool, tmp_path: Path
+) -> None:
+    ours, theirs = wavlms(tmp_path)
+    for name in ("base.pt", "tuned.pt"):
+        torch.save(torch.load(tmp_path / name), tmp_path / name, _use_new_zipfile_serialization=not legacy)
+    result = merge(str(tmp_path / base), str(tmp_path / finetuned), tmp_path / "out", recipe, options=UNSYNCED)
+    wanted = build("WavLM")
+    wanted.load_state_dict(rounded(interpolate(ours.state_dict(), theirs.state_dict()), ours.state_dict()))
+    owner = finetuned if recipe.keep_head else base
+    if owner.endswith(".pt") and recipe.format == "auto":
+        importer = toolkit("torchaudio.models.wav2vec2.utils").import_huggingface_model
+        found = importer(ours)
+        found.load_state_dict(torch.load(tmp_path / "out/merged_model.pt"), strict=True)
+        exact = interpolate(*(torch.load(tmp_path / f"{name}.pt") for name in ("base", "tuned")))
+        assert differences(found.state_dict(), exact) == {}
+        torch.testing.assert_close(features(found), imported(wanted), rtol=1e-4, atol=1e-5)
+    else:
+        found = type(ours).from_pretrained(tmp_path / "out")
+        names = set(found.state_dict()) - {"masked_spec_embed"}
+        exact = interpolate(ours.state_dict(), theirs.state_dict())
+        assert differences({n: found.state_dict()[n] for n in names}, {n: exact[n] for n in names}) == {}
+    assert all(finding.level is Level.NOTE for finding in result.findings)
 
 
 def pretrained(seed: int = 0) -> Any:

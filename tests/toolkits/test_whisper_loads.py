@@ -14,7 +14,8 @@ from loaders import merged, toolkit
 from models import build, transformers
 from options import UNSYNCED
 
-from speechft_merge import merge
+from speechft_merge import Recipe, merge
+from speechft_merge.plan.findings import Level
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,6 +125,29 @@ def test_a_fine_tune_of_openais_package_merges_into_a_folder(pair: Pair, tmp_pat
     assert {key: value for key, value in told.items() if value} == {}
     found = {openai_name(name): tensor for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
     assert differences(found, interpolate(pair.base, pair.tuned)) == {}
+
+
+@pytest.mark.parametrize("theirs", ["openai", "transformers"])
+def test_transformers_loads_the_merge_of_openais_file_and_computes_the_same(
+    theirs: str, pair: Pair, tmp_path: Path
+) -> None:
+    recipe = Recipe(format="safetensors")
+    result = merge(pair.path("base", "openai"), pair.path("tuned", theirs), tmp_path / "out", recipe, options=UNSYNCED)
+    (note,) = result.findings
+    assert note.level is Level.NOTE
+    assert "holds no tokenizer.json and no generation_config.json, so the merge has none" in note.text
+    kind = transformers().WhisperForConditionalGeneration
+    model, told = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert {key: value for key, value in told.items() if value} == {}
+    by_hand = pair.model()
+    by_hand.load_state_dict(rounded(interpolate(pair.base, pair.tuned), pair.base))
+    torch.manual_seed(0)
+    mel, tokens = torch.randn(1, 80, 60), torch.tensor([[1, 5, 7]])
+    with torch.no_grad():
+        found = model(mel, decoder_input_ids=tokens).logits
+        torch.testing.assert_close(found, by_hand(mel, tokens), rtol=0, atol=1e-4)
+    extractor = transformers().WhisperFeatureExtractor.from_pretrained(tmp_path / "out")
+    assert (extractor.feature_size, extractor.n_fft) == (80, 400)
 
 
 def test_openais_loader_loads_the_merge_with_a_classifier(pair: Pair, tmp_path: Path) -> None:
