@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from speechft_merge.adapters.settings import CONFIG, MERGE, Settings, read_settings
 from speechft_merge.checkpoints.index import Adapter
-from speechft_merge.errors import MismatchError, UsageError, quote
+from speechft_merge.errors import CheckpointError, MismatchError, UsageError, quote
 from speechft_merge.layouts.alignment import align
 from speechft_merge.layouts.heads import is_head
 from speechft_merge.layouts.lora import find_places, is_own_adapter, placed, read_lora
@@ -103,17 +103,14 @@ def _is_of_its_class(names: Adapted) -> bool:
 
 
 def describe_adapter(model: Checkpoint) -> tuple[str, bool] | None:
-    """Describe the adapter in a checkpoint, and return whether it can be folded; None if there is none.
-
-    Raises:
-        MismatchError, CheckpointError: see `settings.read_settings`.
-    """
+    """Describe the adapter in a checkpoint, and return whether it can be folded; None if none is known."""
     wrapped = find_adapter(model)
-    if wrapped is None:
-        return None
-    if not wrapped.names.changes:
-        return "of its class, for one language", True
-    settings = read_settings(model)
+    if wrapped is None or not wrapped.names.changes:
+        return ("of its class, for one language", True) if wrapped and _is_of_its_class(wrapped.names) else None
+    try:
+        settings = read_settings(model)
+    except CheckpointError as error:
+        return error.message, False
     known = "its alpha is not known: pass --lora-alpha" if settings is None else f"alpha {settings.alpha:g}"
     told = f"LoRA of rank {wrapped.ranks} on {len(wrapped.names.changes)} weights ({wrapped.layers}), {known}"
     return told, settings is not None

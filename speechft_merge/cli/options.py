@@ -87,7 +87,10 @@ class AlphaOptions(OptionGroup):
                 hint="name them in one place",
             )
         if not named and len(given) < 2:
-            raise UsageError(f"Missing argument '{'FINETUNED...' if given else 'BASE'}'.")
+            raise UsageError(
+                f"missing argument '{'FINETUNED...' if given else 'BASE'}'",
+                hint="run speechft-merge merge -h for what it takes",
+            )
         return named or given
 
     @cached_property

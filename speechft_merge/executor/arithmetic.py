@@ -89,9 +89,10 @@ def mean_difference(xp: Any, base: Array, finetuned: Sequence[Array], weights: S
     """Write sum of weights * (base - finetuned) into `finetuned[0]`; the others are overwritten."""
     total = finetuned[0]
     for other, weight in zip(finetuned, weights, strict=True):
-        xp.subtract(base, other, out=other)
-        if weight != 1:
-            xp.multiply(other, weight, out=other)
+        ends = (base, other) if weight > 0 else (other, base)  # +0 where both are equal, whatever the sign
+        xp.subtract(*ends, out=other)
+        if abs(weight) != 1:
+            xp.multiply(other, abs(weight), out=other)
         if other is not total:
             xp.add(total, other, out=total)
 

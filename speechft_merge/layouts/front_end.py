@@ -21,10 +21,11 @@ MAX_DEPTH = 16
 _KNOWN = frozenset("feature_extractor feature_encoder subsampling patch_embeddings patch_embed".split())
 """Words for a front end, wherever it stands."""
 _BESIDE = re.compile(
-    r"(?:^|\.)(?:(?:pos_conv\w*|pos_encoder|encode_positions|feature_projection|model_dim_proj)(?=\.)"
-    r"|embed\.\d+(?=\.convs\.)|(?:adapters?|upsample|downsample)\.)"
+    r"(?:^|\.)(?:(?:pos_conv\w*|pos_encoder|encode_positions|relative_positional_encoder)(?=\.)"
+    r"|embed\.\d+(?=\.convs\.)|(?:feature_projection|model_dim_proj)(?=\.)|(?:adapters?|upsample|downsample|decoder)\.)"
 )
-"""Convolutions that follow the front end (of positions, by transformers, fairseq2 and ESPnet) and projections."""
+"""Convolutions that follow the front end, and projections; of positions too, as transformers, fairseq2, data2vec 2 and
+ESPnet have them."""
 _LEAVES = frozenset("weight bias weight_g weight_v running_mean running_var num_batches_tracked".split())
 """Tensors of a layer. Any other is its module's own, which is then more than a front end."""
 _KERNELS = frozenset(["weight", "weight_v"])
@@ -46,17 +47,18 @@ def find_front_ends(shapes: Shapes, stacks: Collection[str], encoders: Collectio
     """
     holders = {""} | {module for path in stacks for module in _modules(f"{path}.")}
     holders |= {name[: name.rfind(".") + 1] for name in shapes if name[name.rfind(".") + 1 :] not in _LEAVES}
-    holders |= {name[: found.start() + 1] for name in shapes if (found := _BESIDE.search(name)) and found.start()}
+    beside = {name[: found.start() + 1] for name in shapes if (found := _BESIDE.search(name)) and found.start()}
+    holders |= {module for parent in beside for module in _modules(parent)}
     within: set[str] = set()
-    beside: set[str] = set()
+    apart: set[str] = set()
     for name, shape in shapes.items():
         module = next((module for module in _modules(name) if module not in holders), "")
         if _is_known(module):
             within.add(module)
         elif module and _is_kernel(name, shape):
-            (within if module.startswith(tuple(encoders)) else beside).add(module)
+            (within if module.startswith(tuple(encoders)) else apart).add(module)
     halves = Counter(path.partition(".")[0] for path in stacks)
-    alone = {module for module in beside if len(stacks) == 1 or halves[module.partition(".")[0]] == 1}
+    alone = {module for module in apart if len(stacks) == 1 or halves[module.partition(".")[0]] == 1}
     modules = within or alone
     return frozenset(modules | set(_norms_between(modules, shapes)))
 

@@ -14,8 +14,8 @@ TASKS = frozenset("lm_head ctc_head classifier projector proj_out score tdnn obj
 """First words of the names of a task's heads."""
 
 HEADS = TASKS | frozenset(
-    "ctc_proj project_q project_hid final_proj speaker_proj target_glu label_embs_concat logit_generator "
-    "label_embeddings_concat layer_norm_for_extract".split()
+    "ctc_proj project_q project_hid final_proj final_target_proj speaker_proj target_glu label_embs_concat "
+    "logit_generator label_embeddings_concat layer_norm_for_extract".split()
 )
 """Likewise of all heads, those of pre-training and of bare models included, wherever they stand."""
 EMBEDDINGS = ("embed_tokens", "token_embedding", "word_embeddings", "shared", "wte", "embedding", "embeddings", "embed")

@@ -21,6 +21,9 @@ _FACTOR = re.compile(
 )
 """A tensor of LoRA. peft puts the adapter's name after the side in memory, and leaves it out in an adapter's file."""
 
+MAX_DEPTH = 32
+"""Most words that an adapter may have before its model's names."""
+
 _PEFT = "base_model.model."
 """What peft's model puts before all names."""
 _AROUND = frozenset(["base_layer", "pretrained_module"])
@@ -102,7 +105,7 @@ def find_places(changed: Iterable[str], own: Iterable[str]) -> tuple[str, str] |
     """
     wanted, there = list(changed), set(own)
     words = wanted[0].split(".")
-    for begin in range(len(words) - 1):
+    for begin in range(min(len(words) - 1, MAX_DEPTH)):
         rest, prefix = ".".join(words[begin:]), "".join(f"{word}." for word in words[:begin])
         for name in there:
             if name == rest or name.endswith(f".{rest}"):

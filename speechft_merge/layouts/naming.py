@@ -7,7 +7,7 @@ from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from speechft_merge.layouts import fairseq, openai_whisper, saved, torchaudio
+from speechft_merge.layouts import fairseq, fairseq2, openai_whisper, saved, torchaudio
 from speechft_merge.layouts.prefixes import candidate_prefixes, encoder_prefix
 from speechft_merge.layouts.structure import HEAD, Location, blocks_of, locate
 from speechft_merge.layouts.weight_norm import canonical
@@ -38,7 +38,7 @@ class Layout(Protocol):
         """Return the table of its names without prefix, against transformers'."""
 
 
-LAYOUTS: tuple[Layout, ...] = (fairseq, torchaudio, openai_whisper, saved)
+LAYOUTS: tuple[Layout, ...] = (fairseq, fairseq2, torchaudio, openai_whisper, saved)
 
 
 class TensorName(NamedTuple):
@@ -62,7 +62,7 @@ class Naming:
     """The names of one checkpoint, and what they mean; made once, see `read_naming`."""
 
     layout: str
-    """`transformers`, `fairseq`, `torchaudio` or `openai-whisper`."""
+    """`transformers`, `fairseq`, `fairseq2`, `torchaudio` or `openai-whisper`."""
     roots: tuple[str, ...]
     """Prefix of each encoder's names (a file may have a teacher and a student); empty if the layout does not tell
     (transformers' own)."""

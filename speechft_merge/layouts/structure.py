@@ -40,7 +40,7 @@ MAX_DEPTH = 8
 """Most words before a list of blocks for modules beside the list to count to its stack."""
 
 _PROJECTIONS = frozenset("feature_projection post_extract_layer_norm model_dim_proj".split())
-_POSITION = re.compile(r"pos_conv|(pos_encoder|encode_positions)$")
+_POSITION = re.compile(r"pos_conv|(pos_encoder|encode_positions|relative_positional_encoder)$")
 _PROJECTION = re.compile(r"((?:.*\.)?)feature_projection\.")
 
 _NUMBERED = re.compile(r"((?:[0-9]{1,9}\.)*[^.0-9][^.]*(?:\.[^.0-9][^.]*)*)\.([0-9]{1,9})\.")

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 NOT_IN_ITS_FILE = ("tokenizer.json", "generation_config.json")
 """What generating text needs, and only transformers' folders hold."""
 
-_HEAD_WIDTH = 64
-"""In every published size."""
 _ENGLISH_WORDS, _WORDS = 51864, 51865
 """Size of the vocabulary of English alone; of many languages, at least."""
 _RATE, _HOP, _FFT = 16000, 160, 400
@@ -31,11 +29,14 @@ def derive_whisper(shapes: Shapes, dims: Settings) -> dict[str, Any]:
 
     Args:
         shapes: by transformers' names without prefix.
-        dims: openai-whisper's `ModelDimensions`; may be empty.
+        dims: openai-whisper's `ModelDimensions`.
 
     Raises:
-        CheckpointError: it has no decoder.
+        CheckpointError: it has no decoder, or `dims` do not tell what no shape does.
     """
+    heads = [dims.get(f"n_{half}_head") for half in ("audio", "text")]
+    if None in heads:
+        raise CheckpointError("the number of attention heads is not known: its file has no `dims` of openai-whisper")
     stacks = blocks_of(locate(shapes).values())
     if "decoder" not in stacks or "encoder" not in stacks:
         raise CheckpointError("it is not a whole Whisper: it has no encoder or no decoder")
@@ -52,8 +53,8 @@ def derive_whisper(shapes: Shapes, dims: Settings) -> dict[str, Any]:
         "scale_embedding": False,
         **{f"{stack}_layers": len(stacks[stack]) for stack in ("encoder", "decoder")},
         **{f"{s}_ffn_dim": shapes[f"{s}.layers.0.fc1.weight"][0] for s in ("encoder", "decoder")},
-        "encoder_attention_heads": dims.get("n_audio_head", width // _HEAD_WIDTH),
-        "decoder_attention_heads": dims.get("n_text_head", width // _HEAD_WIDTH),
+        "encoder_attention_heads": heads[0],
+        "decoder_attention_heads": heads[1],
         **_special_tokens(words),
     }
 

@@ -27,7 +27,6 @@ from speechft_merge.output.files import OutputFiles
 from speechft_merge.output.lab_file import lay_out_lab_file, note_stale
 from speechft_merge.output.loadable import check_loadable, has_class_names
 from speechft_merge.output.shards import lay_out_safetensors
-from speechft_merge.output.stripped_file import lay_out_stripped_file
 from speechft_merge.plan.findings import Finding, Level
 from speechft_merge.plan.plan import Action
 
@@ -75,6 +74,8 @@ def decide_form(plan: Plan, base: Checkpoint, finetuned: Checkpoint, max_shard_s
                 "a pickled checkpoint is one file", hint="omit --max-shard-size or pass --format safetensors"
             )
         if plan.recipe.strip:
+            from speechft_merge.output.stripped_file import lay_out_stripped_file  # it reads pickles; rarely asked for
+
             return OutputForm(plan, lay_out_stripped_file(plan.tensors, owner), {}, ())
         return OutputForm(plan, lay_out_lab_file(plan.tensors, owner), {}, note_stale(owner))
     if plan.recipe.strip:
@@ -201,7 +202,8 @@ def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> P
     names = owner.naming.under(prefix)
     task = task_of({name.canonical for name in names.values()})
     named = model.config["model_type"]
-    encoder = "" if task == "Model" and named != WHISPER else OWN_PREFIX.get(named, "model.")
+    openai = named == WHISPER and owner.naming.layout != TRANSFORMERS
+    encoder = "" if task == "Model" and not openai else OWN_PREFIX.get(named, "model.")
     heads = heads_of(task)
     kept: list[PlannedTensor] = []
     dropped: list[PlannedTensor] = []

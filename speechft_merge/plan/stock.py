@@ -15,8 +15,6 @@ import math
 from itertools import combinations, combinations_with_replacement
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.checkpoints.rounding import read_numbers
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -91,6 +89,8 @@ def resolve(operation: Interpolate) -> Interpolate:
 
 
 def _read(operation: Interpolate) -> Iterator[Dots]:
+    from speechft_merge.checkpoints.rounding import read_numbers  # imports numpy, which an inspection need not
+
     for start in range(0, operation.base.elements, BLOCK):
         count = min(BLOCK, operation.base.elements - start)
         base, *finetuned = (read_numbers(span, start, count) for span in operation.inputs)

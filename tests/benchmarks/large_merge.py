@@ -1,7 +1,8 @@
 """Merge a pair that is larger than memory, then once more with a SIGKILL at many random points.
 
-python large_merge.py FOLDER [--gib 25] [--kills 50]: the base is one .pt, the fine-tune sharded safetensors. Both are
-sparse files (the first MiB of each tensor is random, the rest zeros), the output is not: it takes 25 GiB, twice.
+python large_merge.py FOLDER [--gib 25] [--kills 50]: the base is one .pt, the fine-tune sharded safetensors; with
+--finetuned pt it is one .pt too, as is the output then, and nothing is killed. The models are sparse files (the first
+MiB of each tensor is random, the rest zeros), the output is not: it takes 25 GiB.
 Prints wall, CPU, peak RSS and MB/s, and of the kills how much work each cost, and whether the bytes are the same.
 For Linux. This process stays on the standard library: a child's peak memory starts at its parent's.
 """
@@ -23,8 +24,8 @@ SHARD = "500MB"
 
 def command(base: Path, finetuned: Path, output: Path) -> list[str]:
     return [
-        sys.executable, "-m", "speechft_merge", str(base), str(finetuned), "-o", str(output), "--format", "safetensors",
-        "--max-shard-size", SHARD, "--no-fsync", "-q",
+        sys.executable, "-m", "speechft_merge", str(base), str(finetuned), "-o", str(output), "--no-fsync", "-q",
+        *(["--format", "safetensors", "--max-shard-size", SHARD] if finetuned.is_dir() else []),
     ]  # fmt: skip
 
 
@@ -90,15 +91,19 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gib", type=int, default=25)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--finetuned", choices=("shards", "pt"), default="shards")
     options = parser.parse_args()
     for gib in sorted({max(1, options.gib // 5), options.gib}):
-        subprocess.run([sys.executable, PAIR, options.folder, str(4 * gib)], check=True)
-        base, finetuned = options.folder / f"base{4 * gib}.pt", options.folder / f"finetuned{4 * gib}"
+        subprocess.run([sys.executable, PAIR, options.folder, str(4 * gib), options.finetuned], check=True)
+        ending = ".pt" if options.finetuned == "pt" else ""
+        base, finetuned = options.folder / f"base{4 * gib}.pt", options.folder / f"finetuned{4 * gib}{ending}"
         output = options.folder / "merged"
         shutil.rmtree(output, ignore_errors=True)
         words = command(base, finetuned, output)
         wall, cpu, rss = whole_run(words)
         print(f"{gib} GiB: {wall:.1f} s wall, {cpu:.1f} s CPU, {rss:.0f} MB, {gib * 1074 / wall:.0f} MB/s", flush=True)
+    if options.finetuned == "pt":  # the whole output is one file, so a kill costs all of it
+        return
     expected = checksums(output)
     shutil.rmtree(output)
     kills, worst, last = killed_runs(words, output, options.kills, wall)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import layered
 import numpy as np
 import pytest
 import torch
@@ -247,6 +248,18 @@ def _(folder: Path, stack: ExitStack) -> Call:
     base = whisper(folder)
     fine_tune(base, "Whisper", "ForAudioClassification").save_pretrained(folder / "tuned")
     return Call(["base", "tuned", "-o", "out"])
+
+
+@kind("a language model beside the encoder")
+def _(folder: Path, stack: ExitStack) -> Call:
+    voxtral = next(family for family in layered.FAMILIES_BY_LAYERS if family.name == "Voxtral")
+    voxtral.save(folder / "base")
+    base = layered.weights(folder / "base")
+    shutil.copytree(folder / "base", folder / "tuned")
+    tuned = moved(base)
+    save_file(tuned, folder / "tuned/model.safetensors", {"format": "pt"})
+    stays = {name: tensor for name, tensor in base.items() if name.startswith(voxtral.text)}
+    return Call(["base", "tuned", "-o", "out"], mixed(base, tuned | stays))
 
 
 @kind("a larger vocabulary")

@@ -235,6 +235,20 @@ FAMILIES_BY_LAYERS: tuple[Layered, ...] = (
         ("frontend.",),
     ),
     Layered(
+        "data2vec 2",
+        _named(
+            _within(
+                "modality_encoders.AUDIO.",
+                {f"local_encoder.conv_layers.{i}.0.weight": KERNEL for i in range(2)}
+                | {"project_features.2.weight": MATRIX, "relative_positional_encoder.1.0.weight": KERNEL}
+                | {"context_encoder.norm.weight": WIDTH, "decoder.blocks.0.0.weight": KERNEL},
+            ),
+            _blocks("blocks", "attn.qkv", "mlp.fc1"),
+        ),
+        "blocks",
+        ("modality_encoders.AUDIO.local_encoder.",),
+    ),
+    Layered(
         "icefall's Zipformer", _named(_ZIPFORMER), "encoder.encoders", ("encoder_embed.",), "decoder", ("decoder.",)
     ),
     Layered(

@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import checkpoint_of, dtype_of, from_bytes, span_of, to_bytes
 
+from speechft_merge.checkpoints.rounding import read_numbers
 from speechft_merge.executor.chunk import CHUNK, Buffers, most_elements
 from speechft_merge.executor.device_buffers import DeviceBuffers
 from speechft_merge.executor.drift import Drift
 from speechft_merge.plan.operations import Copy, Interpolate, Segment, Term
 from speechft_merge.plan.plan import make_plan
+from speechft_merge.plan.stock import BLOCK, dots
 from speechft_merge.recipe.recipe import Recipe
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -147,8 +149,8 @@ def test_extrapolation_equals_torch(alpha: float, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("alpha", [-0.5, 0.25, 0.75, 1.5])
 def test_what_did_not_move_comes_out_as_it_is_zeros_with_their_sign(alpha: float, dtype: torch.dtype) -> None:
     base = torch.tensor([1.5, -0.0, 0.0, -2.0], dtype=dtype)
-    for finetunes in ((base,), (base, base)):
-        weights = (1 / len(finetunes),) * len(finetunes)
+    for weights in ((1.0,), (0.5, 0.5), (2.0, -1.0), (-1.0, -0.5)):
+        finetunes = (base,) * len(weights)
         assert run(mixed(base, *finetunes, alpha=alpha, weights=weights)).out == to_bytes(base)
 
 
@@ -161,6 +163,37 @@ def test_several_finetunes_of_several_types_equal_torch(dtype: torch.dtype) -> N
     total = torch.add(torch.mul(torch.sub(b, a), 0.4), torch.mul(torch.sub(c, a), 0.6))
     expected = cast(torch.add(a, torch.mul(total, 0.25)), dtype)
     assert run(mixed(base, first, second, weights=(0.4, 0.6))).out == to_bytes(expected)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("weights", [(1.0, -0.75), (2.5, 1.0), (-1.0, -3.0)])
+def test_a_sum_by_weights_of_any_sign_equals_torch(weights: tuple[float, float], dtype: torch.dtype) -> None:
+    base, first = pair(1001, dtype, dtype)
+    second = pair(1001, dtype, dtype, seed=1)[1]
+    real = torch.float64 if dtype is torch.float64 else torch.float32
+    a, b, c = base.to(real), first.to(real), second.to(real)
+    total = torch.add(torch.mul(torch.sub(b, a), weights[0]), torch.mul(torch.sub(c, a), weights[1]))
+    for alpha in (1.0, 0.5):
+        expected = cast(torch.add(a, torch.mul(total, alpha)), dtype)
+        assert run(mixed(base, first, second, weights=weights, alpha=alpha)).out == to_bytes(expected)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("n", [1, 1001, BLOCK, 2 * BLOCK + 3])
+def test_dot_products_have_the_same_bits_on_every_device(n: int, dtype: torch.dtype) -> None:
+    base, first = pair(n, dtype, dtype)
+    segment = mixed(base, first, pair(n, dtype, dtype, seed=1)[1], weights=(0.5, 0.5))
+    buffers = make(3, 4 * CHUNK)
+    for span, buffer in zip(segment.operation.inputs, buffers.inputs, strict=True):
+        span.source.read_into(0, buffer[: span.nbytes])
+    assert isinstance(segment.operation, Interpolate)
+    found = buffers.dots(segment.operation, n)
+    numbers = [read_numbers(span, 0, n) for span in segment.operation.inputs]
+    starts = range(0, n, BLOCK)
+    assert found == [dots(numbers[0][i : i + BLOCK], [v[i : i + BLOCK] for v in numbers[1:]]) for i in starts]
+    assert math.fsum(block[1] for block in found) == pytest.approx(
+        float((numbers[1] - numbers[0]) @ (numbers[2] - numbers[0])), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

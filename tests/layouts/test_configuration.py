@@ -138,10 +138,13 @@ def test_a_whisper_of_openais_sizes_has_its_special_tokens_and_thirty_seconds(wo
     named = {f"{stem}.fc1.weight": (1536, 384) for stem in stems}
     named |= {"encoder.conv1.weight": (384, 80, 3), "encoder.embed_positions.weight": (1500, 384)}
     named |= {"decoder.embed_positions.weight": (448, 384), "decoder.embed_tokens.weight": (words, 384)}
-    config, extractor = derive_config("whisper", named, {}), derive_extractor(named, {}, {})
+    dims = {"n_audio_head": 6, "n_text_head": 3}
+    config, extractor = derive_config("whisper", named, dims), derive_extractor(named, {}, {})
     assert (config["eos_token_id"], config["decoder_start_token_id"]) == (end, end + 1)
-    assert (config["encoder_attention_heads"], config["decoder_attention_heads"]) == (6, 6)
+    assert (config["encoder_attention_heads"], config["decoder_attention_heads"]) == (6, 3)
     assert (config["encoder_layers"], config["decoder_ffn_dim"], config["vocab_size"]) == (4, 1536, words)
     assert (extractor["chunk_length"], extractor["nb_max_frames"]) == (30, 3000)
+    with pytest.raises(CheckpointError, match="attention heads is not known: its file has no `dims`"):
+        derive_config("whisper", named, {})
     with pytest.raises(CheckpointError, match="it has no encoder or no decoder"):
-        derive_config("whisper", {name: shape for name, shape in named.items() if name.startswith("encoder")}, {})
+        derive_config("whisper", {name: shape for name, shape in named.items() if name.startswith("encoder")}, dims)

@@ -223,6 +223,13 @@ def test_what_is_not_given_stays() -> None:
     assert override(recipe, **nothing) == recipe
 
 
+def test_a_default_alpha_goes_with_its_method_and_a_given_one_stays() -> None:
+    assert override(Recipe(), method="task-arithmetic") == Recipe(method="task-arithmetic")
+    assert override(Recipe(0.4), method="task-arithmetic").alpha == 0.4
+    assert override(Recipe(method="model-stock"), method="mean").alpha == Recipe().alpha
+    assert override(Recipe(), method="model-stock", alpha=0.25).alpha == 0.25
+
+
 def test_rules_on_top_come_last() -> None:
     recipe = override(Recipe(layer_alpha=(parse_rule("cnn=0"),)), layer_alpha=(parse_rule("cnn=0.5"),))
     assert [str(rule) for rule in recipe.layer_alpha] == ["cnn=0.0", "cnn=0.5"]
