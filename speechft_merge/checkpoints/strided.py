@@ -40,14 +40,42 @@ def strided(
             hint="load it with torch, call .contiguous() on it and save the file again",
         )
     label = f"{source.name}: {name}"
+    order = tuple(sorted(range(len(shape)), key=lambda axis: -strides[axis]))
+    held = TensorSpan(source, offset, dtype, tuple(shape[axis] for axis in order))
+    is_permuted = tuple(strides[axis] for axis in order) == _row_major(held.shape)
     if not source.seeks_cheaply:
         whole, start = source, offset
         fetched = computed(label, DType.U8, (extent,), (source,), lambda: memoryview(whole.read(start, extent)))
         source, offset = fetched.source, 0
-    return TensorSpan(_Strided(label, source, offset, dtype.itemsize, shape, strides), 0, dtype, shape)
+    made = _Strided(label, source, offset, dtype.itemsize, shape, strides)
+    made.held = (held, order) if is_permuted else None
+    return TensorSpan(made, 0, dtype, shape)
+
+
+def as_held(span: TensorSpan) -> tuple[TensorSpan, tuple[int, ...]] | None:
+    """Return a transposed tensor as its file holds it, and the order of its axes there; None for any other tensor."""
+    return span.source.held if isinstance(span.source, _Strided) and span.nbytes == span.source.size else None
+
+
+def in_order(span: TensorSpan, order: tuple[int, ...]) -> TensorSpan:
+    """Return a tensor with its axes in another order."""
+    held = as_held(span)
+    if held is not None and held[1] == order:
+        return held[0]
+    steps, shape = _row_major(span.shape), tuple(span.shape[axis] for axis in order)
+    strides = tuple(steps[axis] for axis in order)
+    return strided(span.source, "transposed", span.offset, span.nbytes, span.dtype, shape, strides)
+
+
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 class _Strided(ByElement):
+    held: tuple[TensorSpan, tuple[int, ...]] | None = None
+    """The same elements as the file holds them, and the order of the axes there, if they are a range of it."""
+
     def __init__(
         self, name: str, source: ByteSource, start: int, itemsize: int, shape: tuple[int, ...], strides: tuple[int, ...]
     ) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.index import TensorSpan
+from speechft_merge.checkpoints.strided import as_held, in_order
 from speechft_merge.checkpoints.tar import find_weights
 from speechft_merge.checkpoints.torch_zip import MAX_PICKLE
 from speechft_merge.errors import CheckpointError, UsageError, quote
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.output.crc32 import Record
+    from speechft_merge.plan.operations import Operation
     from speechft_merge.plan.plan import PlannedTensor
     from speechft_merge.sources import ByteSource
 
@@ -49,7 +52,7 @@ def lay_out_lab_file(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> Out
     (source,) = owner.sources
     placed = place(tensors, owner)
     records, rest = _read_rest(source, owner.container, next(iter(placed), 0))
-    records = changed_records(records, [at for at, tensor in placed.items() if is_changed(tensor, owner)])
+    records = changed_records(records, [at for at, tensor in placed.items() if is_changed(tensor, at, owner)])
     edges = sorted({0, source.size, *(edge for record in records for edge in (record.offset, record.end))})
     segments = tuple(filled(placed, edges, owner))
     digest = hashlib.sha256(rest).hexdigest()
@@ -88,9 +91,12 @@ def name_of_copy(copied: str) -> str:
     return STEM + (weight_suffix(copied) or ".pt")
 
 
-def is_changed(tensor: PlannedTensor, owner: Checkpoint) -> bool:
-    """Return whether a tensor is not the owner's own."""
-    return tensor.at(0).operation != Copy(owner.tensors[tensor.name])
+def is_changed(tensor: PlannedTensor, at: int, owner: Checkpoint) -> bool:
+    """Return whether a tensor becomes other bytes than there are at its place in the owner's file."""
+    match tensor.at(at).operation:
+        case Copy(span):
+            return (span.source, span.offset) != (owner.sources[0], at)
+    return True
 
 
 def place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, PlannedTensor]:
@@ -99,6 +105,8 @@ def place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, Plan
     placed: dict[int, PlannedTensor] = {}
     for tensor in tensors:
         span = owner.tensors[tensor.name]
+        if (held := as_held(span)) is not None and tensor.operation is not None:
+            span, tensor = held[0], replace(tensor, operation=_in_order(tensor.operation, held[1]))
         if tensor.dtype is not span.dtype:
             raise UsageError(
                 f"a file of this kind keeps its element types ({span.dtype.torch_name})",
@@ -112,14 +120,22 @@ def place(tensors: Sequence[PlannedTensor], owner: Checkpoint) -> dict[int, Plan
                 raise _shared(owner, there, tensor)
         elif tensor.at(0).operation != Copy(span):
             raise CheckpointError(
-                f"{owner.reference}: tensor {quote(tensor.name)} is a numpy array, or not contiguous, and cannot be "
-                "merged in its place",
+                f"{owner.reference}: tensor {quote(tensor.name)} is a numpy array, or a part of a larger one, and "
+                "cannot be merged in its place",
                 hint="pass --format safetensors, or save the file again with tensors, made .contiguous()",
             )
     for offset, following in pairwise(sorted(placed)):
         if offset + placed[offset].nbytes > following:
             raise _shared(owner, placed[offset], placed[following])
     return dict(sorted(placed.items()))
+
+
+def _in_order(operation: Operation, order: tuple[int, ...]) -> Operation:
+    """Return an operation on tensors with their axes in another order: as the file holds them, element by element."""
+    if isinstance(operation, Copy):
+        return Copy(in_order(operation.span, order))
+    terms = tuple(term._replace(span=in_order(term.span, order)) for term in operation.terms)
+    return operation._replace(base=in_order(operation.base, order), terms=terms)
 
 
 def _shared(owner: Checkpoint, one: PlannedTensor, other: PlannedTensor) -> CheckpointError:

@@ -82,7 +82,7 @@ def lay_out_stripped_file(tensors: Sequence[PlannedTensor], owner: Checkpoint) -
     literal = b"".join(content for _, content in written)
     pieces = _literal(written, literal, f"{owner.reference}, without what is stale")
     segments = sorted([*copied, *pieces], key=lambda segment: segment.offset)
-    records = _changed(kept, end, [at for at, tensor in placed.items() if is_changed(tensor, owner)])
+    records = _changed(kept, end, [at for at, tensor in placed.items() if is_changed(tensor, at, owner)])
     size, digest = end + len(written[-1][1]), hashlib.sha256(literal).hexdigest()
     return OutputFiles((OutputFile(name_of_copy(source.name), b"", tuple(segments), size, records, digest),))
 

@@ -274,8 +274,8 @@ def test_empty_tensors_are_no_hindrance(tmp_path: Path) -> None:
 
 def odd_base(kind: str, base: Weights) -> Weights:
     name = "encoder.layers.0.fc1.weight"
-    if kind == "not contiguous":
-        return {**base, name: base[name].T.contiguous().T}
+    if kind == "a part of a larger one":
+        return {**base, name: torch.cat([base[name], base[name]], dim=1)[:, : base[name].shape[1]]}
     storage = torch.cat([base[name].flatten(), torch.zeros(32)])
     if kind == "overlapping":
         return {**base, name: storage[:-32].view(64, 32), "encoder.layers.1.fc1.weight": storage[32:].view(64, 32)}
@@ -283,7 +283,7 @@ def odd_base(kind: str, base: Weights) -> Weights:
 
 
 ODD = {
-    "not contiguous": (CheckpointError, r"fc1.weight' is a numpy array, or not contiguous.*--format safetensors"),
+    "a part of a larger one": (CheckpointError, r"fc1.weight' is a numpy array, or a part of a.*--format safetensors"),
     "overlapping": (CheckpointError, "fc1.weight' share bytes.*--format safetensors"),
 }
 
@@ -298,6 +298,30 @@ def test_a_tensor_that_cannot_be_merged_in_its_place_is_refused_with_a_way_out(k
         merge(ours, theirs, tmp_path / "out", options=UNSYNCED)
     assert not (tmp_path / "out").exists()
     merge(ours, theirs, tmp_path / "out", Recipe(format="safetensors"), options=UNSYNCED)
+
+
+@pytest.mark.parametrize("theirs", ["transposed too", "in order", "in another order"])
+@pytest.mark.parametrize("alpha", [0.25, 1.0])
+def test_a_transposed_tensor_is_merged_as_its_file_holds_it(theirs: str, alpha: float, tmp_path: Path) -> None:
+    """ESPnet's filter bank, an attention's kernel (q, k, v by heads)."""
+    base, finetuned = pair(HUBERT)
+    cubic = "feature_extractor.conv_layers.1.0.weight"
+    for weights in [base] + [finetuned] * (theirs != "in order"):
+        flip = (1, 0, 2) if theirs == "in another order" and weights is finetuned else (2, 0, 1)
+        back = [flip.index(axis) for axis in range(3)]
+        weights[cubic] = weights[cubic].permute(flip).contiguous().permute(back)
+        matrix = "encoder.layers.0.fc1.weight"
+        weights[matrix] = weights[matrix].T.contiguous().T
+    ours = save(s3prl_base(HUBERT, base), tmp_path / "base.pt")
+    tuned = save(s3prl_finetune(HUBERT, finetuned), tmp_path / "ft.ckpt")
+    merge(ours, tuned, tmp_path / "out", Recipe(alpha=alpha), options=UNSYNCED)
+    found = load(tmp_path / "out" / "merged_model.pt")["model_weight"]
+    assert found[cubic].stride() == base[cubic].stride()
+    assert not found[cubic].is_contiguous()
+    if alpha == 0.25:
+        assert_equal(found, official(base, finetuned))
+    else:
+        assert torch.equal(found[cubic], finetuned[cubic])
 
 
 def test_a_head_that_is_not_contiguous_is_no_hindrance(tmp_path: Path) -> None:
