@@ -155,4 +155,7 @@ def _require_inputs(opened: Merge, found: Manifest) -> None:
     """
     for model, now, then in zip(opened.models, opened.inputs, (found.base, *found.finetuned), strict=True):
         if now.fingerprint != then.fingerprint:
-            raise MismatchError(f"{model.reference} is not what was merged: it has other weights", hint=_GIVE)
+            raise MismatchError(
+                f"{model.reference} is not what was merged: it has other weights, or as an adapter other settings",
+                hint=_GIVE,
+            )

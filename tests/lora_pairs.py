@@ -27,7 +27,11 @@ def factors(base: Tensors, rank: int = 4) -> tuple[Tensors, Tensors]:
     return added, whole
 
 
-def save_adapter(folder: Path, tensors: Tensors, alpha: float = 8) -> None:
+def settings(rank: int = 4, scale: float = 2) -> str:
+    return json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": scale * rank})
+
+
+def save_adapter(folder: Path, tensors: Tensors, rank: int = 4) -> None:
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": alpha}))
+    (folder / "adapter_config.json").write_text(settings(rank))
     save_file(tensors, folder / "adapter_model.safetensors")

@@ -209,7 +209,7 @@ def test_a_merge_by_any_method_is_verified_from_its_manifest(recipe: Recipe, fil
     assert verify(result.output).differences == ()
 
 
-def test_a_mean_is_known_by_the_name_that_it_had_before_there_were_methods() -> None:
+def test_a_mean_is_known_by_the_name_that_it_had_before_there_were_other_keys() -> None:
     keys = ("alpha", "layer_alpha", "weight", "dtype", "format", "keep_head", "extrapolate")
     before = {
         "format": FORMAT, "recipe": {key: Recipe().to_json()[key] for key in keys},

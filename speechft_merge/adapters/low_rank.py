@@ -7,12 +7,13 @@ rounded once.
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speechft_merge.checkpoints.computed import Derived
+from speechft_merge.adapters.settings import MERGE
+from speechft_merge.checkpoints.computed import LIMIT, RECENT, Derived
 from speechft_merge.checkpoints.rounding import read_numbers
 from speechft_merge.errors import MismatchError, quote
 
@@ -22,11 +23,23 @@ if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import TensorSpan
 
     Matrix = NDArray[np.float64]
+    Shape = tuple[int, ...]
 
 BLOCK = 1 << 15
 """Numbers that are summed at once: they stay in a core's cache while the rank is gone through."""
-RECENT = 8
-"""Adapted weights whose small matrices are kept."""
+
+
+def fits(weight: Shape, left: Shape, right: Shape) -> bool:
+    """Return whether the product of two factors has as many elements as a weight, in its order or transposed."""
+    rows, rank = (*left, 0, 0)[:2]
+    columns = math.prod(right) // rank if rank else 0
+    order = len(weight) > 2 and rows % weight[0] == 0 if weight and weight[0] else False
+    return (
+        (order or weight in ((rows, columns), (columns, rows)))
+        and (math.prod(left), math.prod(right)) == (rows * rank, rank * columns)
+        and right[:1] == (rank,)
+        and rows * columns == math.prod(weight)
+    )
 
 
 class LowRank(Derived):
@@ -47,29 +60,28 @@ class LowRank(Derived):
                 tells.
 
         Raises:
-            MismatchError: the shapes do not fit.
+            MismatchError: the shapes do not fit, or the factors are too large to be kept.
         """
         super().__init__(name, parent, (left.source, right.source))
         self._factors, self.scale = (left, right), scale
-        rows, rank = (*left.shape, 0)[:2]
-        columns = right.elements // rank if rank else 0
-        self._transposed = (columns, rows) == parent.shape and (transposed or rows != columns)
-        same = (rows, columns) == parent.shape or (len(parent.shape) > 2 and rows % parent.shape[0] == 0)
-        if (
-            not (same or self._transposed)
-            or (left.elements, right.elements, rows * columns) != (rows * rank, rank * columns, parent.elements)
-            or right.shape[0] != rank
-            or not all(span.dtype.interpolated for span in (parent, left, right))
-        ):
+        shapes = f"its matrices have the shapes {quote(list(left.shape))} and {quote(list(right.shape))}"
+        numbers = all(span.dtype.interpolated for span in (parent, left, right))
+        if not numbers or not fits(parent.shape, left.shape, right.shape):
             raise MismatchError(
-                f"the LoRA on {quote(name)} does not fit: its matrices have the shapes {quote(list(left.shape))} and "
-                f"{quote(list(right.shape))}, the weight {quote(list(parent.shape))}",
+                f"the LoRA on {quote(name)} does not fit: {shapes}, the weight {quote(list(parent.shape))}",
                 hint="check that the base is the model that it was trained on",
             )
+        if (left.elements + right.elements) * 8 > LIMIT:
+            raise MismatchError(
+                f"the LoRA on {quote(name)} is too large: {shapes}, at most {LIMIT >> 23}M numbers are kept in memory",
+                hint=MERGE,
+            )
+        rows, columns = left.shape[0], right.elements // right.shape[0]
+        self.transposed = (columns, rows) == parent.shape and (transposed or rows != columns)
 
     def change(self, values: Matrix, first: int) -> None:
         """Add elements, from number `first` on, of the scaled product."""
-        left, right = _matrices(self)
+        left, right = self._matrices()
         columns = right.shape[1]
         while len(values):
             row, column = divmod(first, columns)
@@ -82,17 +94,17 @@ class LowRank(Derived):
                 _add(values[None, :count], left[row : row + 1], right[:, column : column + count], self.scale)
             values, first = values[count:], first + count
 
-    def factors(self) -> tuple[Matrix, Matrix]:
-        """Read the factors: (m, rank) and (rank, n), whose product has the weight's elements in their order."""
-        left, right = (read_numbers(span, 0, span.elements) for span in self._factors)
+    def _matrices(self) -> tuple[Matrix, Matrix]:
+        """Return the factors: (m, rank) and (rank, n), whose product has the weight's elements in their order."""
+        made = RECENT.get(self)
+        if made is None:
+            both = np.concatenate([read_numbers(span, 0, span.elements) for span in self._factors])
+            made = memoryview(both.view(np.uint8).data)
+            RECENT.put(self, made)
+        numbers, split = np.frombuffer(made, np.float64), self._factors[0].elements
         rank = self._factors[0].shape[1]
-        left, right = left.reshape(-1, rank), right.reshape(rank, -1)
-        return (right.T, left.T) if self._transposed else (left, right)
-
-
-@lru_cache(maxsize=RECENT)
-def _matrices(change: LowRank) -> tuple[Matrix, Matrix]:
-    return change.factors()
+        left, right = numbers[:split].reshape(-1, rank), numbers[split:].reshape(rank, -1)
+        return (right.T, left.T) if self.transposed else (left, right)
 
 
 def _add(values: Matrix, left: Matrix, right: Matrix, scale: float) -> None:

@@ -28,10 +28,13 @@ _OTHERWISE = frozenset(
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """How LoRA may begin: PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take away from the base's weights what they begin with."""
 
-_PATTERN = re.compile(r"\^?((?:[\w-]|\\?\.|\\d)(?:[*+](?<=[.d][*+]))?)*\$?")
-_TOKEN = re.compile(r"(\.[*+]|\\d\+|\\d|\\?\.|[\w-])")
-"""What a pattern for layers consists of: letters, dots, digits, and any number of these."""
+_TOKEN = re.compile(r"(\.[*+]|\\d\+(?!\d|\\d|\.)|\\d(?![*+?{])|\\?\.(?![*+?{])|[\w-](?![*+?{]))")
+_PATTERN = re.compile(rf"\^?{_TOKEN.pattern}*\$?")
+"""What a pattern for layers may consist of: letters, dots, a digit, digits before a letter, and anything at all. What
+else an expression may have is rare in this place, and could take forever."""
 _MEANING = {r"\d": "[0-9]", r"\d+": "[0-9]++", r"\.": r"\.", ".": "."}
+LARGEST = 1e9
+"""Of an alpha, or a rank."""
 MAX_PATTERNS = 1000
 MAX_LENGTH = 250
 """Most characters of a pattern, and of the path of a layer that is held against it."""
@@ -83,14 +86,16 @@ def read_settings(model: Checkpoint) -> Settings | None:
     if start not in _PLAIN_STARTS:
         hint = "convert it to plain LoRA (peft: path_initial_model_for_weight_conversion), or " + MERGE
         raise MismatchError(f"{where} has init_lora_weights {quote(start)}, which changes the base as well", hint=hint)
-    variants = [key for key, value in config.items() if value and (key in _OTHERWISE or _is_variant(key))]
+    flags = {key: config[key] for key in ("use_rslora", "fan_in_fan_out") if key in config}
+    odd = [key for key, value in flags.items() if not isinstance(value, (bool, type(None)))]
+    variants = odd + [key for key, value in config.items() if value and (key in _OTHERWISE or _is_variant(key))]
     if variants:
         listed = ", ".join(sorted(variants)[:5])
         raise MismatchError(f"{where} has {listed}, only plain LoRA and rsLoRA can be merged as they are", hint=MERGE)
     return Settings(
         alpha=_number(config.get("lora_alpha", 8), where, "lora_alpha"),
-        rank_stabilised=bool(config.get("use_rslora")),
-        transposed=bool(config.get("fan_in_fan_out")),
+        rank_stabilised=config.get("use_rslora") is True,
+        transposed=config.get("fan_in_fan_out") is True,
         alphas=_patterns(config.get("alpha_pattern"), f"{where} has alpha_pattern"),
         rank=int(_number(config["r"], where, "r")) if "r" in config and not config.get("rank_pattern") else None,
     )
@@ -101,9 +106,10 @@ def _is_variant(key: object) -> bool:
 
 
 def _number(value: object, where: str, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise MismatchError(f"{where} has {key} {quote(value)}, expected a number")
-    return float(value)
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if not abs(number) < LARGEST:
+        raise MismatchError(f"{where} has {key} {quote(value) if isinstance(value, str) else ''}, expected a number")
+    return float(number)
 
 
 def _patterns(given: object, where: str) -> tuple[tuple[re.Pattern[str], float], ...]:

@@ -52,7 +52,8 @@ class _Recent:
             self._made[source] = made
 
 
-_RECENT = _Recent()
+RECENT = _Recent()
+"""One for all tensors."""
 
 
 class _Computed(ByteSource):
@@ -68,11 +69,11 @@ class _Computed(ByteSource):
         if offset + len(buffer) > self.size:
             raise CheckpointError(f"{self.name}: bytes past the end of the tensor were requested")
         with self._lock:
-            made = _RECENT.get(self)
+            made = RECENT.get(self)
             if made is None:
-                _RECENT.make_room(self.size)
+                RECENT.make_room(self.size)
                 made = self._function()
-                _RECENT.put(self, made)
+                RECENT.put(self, made)
         buffer[:] = made[offset : offset + len(buffer)]
 
 
@@ -115,8 +116,11 @@ class Derived(ByElement):
 
     def derive(self, values: NDArray[np.float64], first: int) -> NDArray[Any]:
         """Return elements, from number `first` on, made of those of the parent, which are overwritten."""
-        self.change(values, first)
-        return values.astype(f"<f{self.itemsize}")
+        import numpy as np
+
+        with np.errstate(all="ignore"):  # what is not finite is found later, with the tensor's name
+            self.change(values, first)
+            return values.astype(f"<f{self.itemsize}")
 
     def elements(self, first: int, count: int) -> NDArray[Any]:
         """Return elements: (count,), float32 or float64."""

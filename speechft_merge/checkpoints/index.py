@@ -50,8 +50,8 @@ class Adapter:
 
     tensors: Mapping[str, TensorSpan]
     """What its file holds."""
-    scales: Mapping[str, float]
-    """Weight -> the factor of its change."""
+    changes: Mapping[str, tuple[float, bool]]
+    """Weight -> the factor of its change, and whether that is transposed."""
 
 
 @dataclass(frozen=True, eq=False)

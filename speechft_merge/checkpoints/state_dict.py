@@ -151,9 +151,9 @@ def _search(
         elif isinstance(item, OddTensor) and isinstance(key, str):
             odd[key] = item
         elif isinstance(item, (dict, list, tuple, Inert)):
-            if _OPTIMIZERS.fullmatch(str(key)):
-                optimizers[*path, str(key)] = item
-            else:
+            if isinstance(key, str) and _OPTIMIZERS.fullmatch(key):
+                optimizers[*path, key] = item
+            elif item and len(seen) < MAX_CONTAINERS:  # a file may hold millions of empty ones
                 yield from _search((*path, str(key)), item, seen, modules, optimizers)
     if tensors:
         yield StateDict(path, tensors, odd, {})

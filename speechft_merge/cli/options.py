@@ -42,8 +42,8 @@ class AlphaOptions(OptionGroup):
     alpha: Annotated[
         float | None,
         typer.Option(
-            help="Weight of the fine-tune: 0 gives the base, 1 the fine-tune. Of several it scales what --method "
-            "makes. Default: 0.25 for the mean, else 1."
+            help="Weight of the fine-tune: 0 gives the base, 1 the fine-tune; it scales what another method than the "
+            "mean makes of several. Default: 0.25 for the mean, else 1."
         ),
     ] = None
     layer_alpha: Annotated[

@@ -57,7 +57,11 @@ def layer_parts(rows: Sequence[LayerRow]) -> Iterator[Table | str]:
     }
     told = {title: cells for title, cells in columns.items() if any(cell not in ("-", "0") for cell in cells)}
     yield Table(list(told), list(zip(*told.values(), strict=True)))
-    yield from (fit(f"{row.key.label}: {reason}") for row in rows for reason in row.reasons)
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        for reason in row.reasons:
+            reasons.setdefault(reason, []).append(row.key.label)
+    yield from (fit(f"{', '.join(labels)}: {reason}") for reason, labels in reasons.items())
 
 
 def in_words(counts: Mapping[str, int]) -> str:

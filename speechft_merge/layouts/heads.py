@@ -23,6 +23,9 @@ EMBEDDINGS = ("embed_tokens", "token_embedding", "word_embeddings", "shared", "w
 _QUANTIZER = tuple(f"quantizer.{tensor}" for tensor in "codevectors vars entries weight_proj. entry_proj.".split())
 """wav2vec 2.0's, by transformers, fairseq and fairseq2. The codebooks of a codec are a part of the model."""
 
+_OF_NEMO = "decoder.decoder_layers."
+"""The output layer of NeMo's recognisers by CTC, whose decoder is nothing else."""
+
 _CLASSES = {
     "ForCTC": ("lm_head.weight",),
     "ForPreTraining": ("quantizer.codevectors", "project_q.weight", "project_hid.weight"),
@@ -41,7 +44,7 @@ TORCHAUDIO_OLD = Table.parse("encoder.readout  lm_head")
 def is_head(name: str) -> bool:
     """Return whether a canonical name inside the encoder's prefix is nevertheless a head's."""
     first = name.partition(".")[0]
-    return first in HEADS or first in ("head", "heads") or name.startswith(_QUANTIZER)
+    return first in HEADS or first in ("head", "heads") or name.startswith((*_QUANTIZER, _OF_NEMO))
 
 
 def task_of(names: Collection[str]) -> str:

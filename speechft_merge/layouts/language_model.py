@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NAME = "language_model"
 """What its stack is called, whatever its module is."""
 
-_WORDS = frozenset([NAME, "text_model", "llm", "lm"])
+WORDS = frozenset([NAME, "text_model", "llm", "lm"])
 """Words for a module that is one."""
 _OTHERS = re.compile(r".*encoders?|talker|code_predictor|vocoder|token2wav|code2wav")
 """Words for what is none, although it may be built as one: an encoder of text, a decoder of speech."""
@@ -49,7 +49,7 @@ def _has(word: re.Pattern[str], path: str) -> bool:
 
 
 def _is_one(path: str, owner: str, names: Collection[str]) -> bool:
-    if not _WORDS.isdisjoint(path.split(".")):
+    if not WORDS.isdisjoint(path.split(".")):
         return True
     embeds = any(f"{owner}{word}.weight" in names for word in EMBEDDINGS)
     return embeds and not any(name.startswith(f"{path}.") and _ATTENDS.search(name) for name in names)
@@ -63,7 +63,7 @@ def belongs_to(name: str, owner: str) -> bool:
         owner: the module that holds the blocks, with a dot at its end.
     """
     around, words = owner.split(".")[:-1], name.split(".")
-    called = next((depth for depth, word in enumerate(around, 1) if word in _WORDS), None)
+    called = next((depth for depth, word in enumerate(around, 1) if word in WORDS), None)
     if called is not None and words[:called] == around[:called]:
         return True
     last = next((at for at, word in enumerate(words) if word in EMBEDDINGS or word == "lm_head"), None)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from speechft_merge.layouts.language_model import WORDS as LANGUAGE_MODELS
+from speechft_merge.layouts.structure import is_decoder
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 _FACTOR = re.compile(
     r"(?P<module>.+)\.(?:"
     r"lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"  # peft
     # peft of embeddings, and loralib
-    r"|lora_(?P<bare_embedding>embedding_)?(?P<bare_side>[AB])(?:\.(?P<bare_adapter>[^.]+))?"
+    r"|lora_(?P<bare_embedding>embedding_)?(?P<bare_side>[AB])(?:\.(?P<bare_adapter>(?!bias$)[^.]+))?"
     r"|adapter_(?P<way>down|up)_proj\.weight)"  # SpeechBrain
 )
 """A tensor of LoRA. peft puts the adapter's name after the side in memory, and leaves it out in an adapter's file."""
@@ -51,7 +54,7 @@ class Change(NamedTuple):
         return f"{self.module}.weight"
 
 
-class Adapted(NamedTuple):
+class LoraNames(NamedTuple):
     """The names of a checkpoint with LoRA in it."""
 
     changes: tuple[Change, ...]
@@ -61,7 +64,7 @@ class Adapted(NamedTuple):
     """The names of the adapters: peft may keep several."""
 
 
-def read_lora(names: Iterable[str]) -> Adapted:
+def read_lora(names: Iterable[str]) -> LoraNames:
     """Tell the tensors of LoRA from those of the model that it changes."""
     factors: dict[tuple[str, bool], dict[str, str]] = {}
     adapters: set[str] = set()
@@ -81,7 +84,7 @@ def read_lora(names: Iterable[str]) -> Adapted:
             changes.append(Change(module.rstrip("."), sides["B"], sides["A"], embedding))
         else:
             plain |= {name: name for name in sides.values()}
-    return Adapted(tuple(changes), plain, frozenset(adapters))
+    return LoraNames(tuple(changes), plain, frozenset(adapters))
 
 
 def _without_words(name: str) -> str:
@@ -96,23 +99,35 @@ def is_own_adapter(name: str) -> bool:
     return "adapter_layer" in name.split(".")
 
 
-def find_places(changed: Iterable[str], own: Iterable[str]) -> tuple[str, str] | None:
-    """Return the prefix of an adapter's names and that of a model's under which all changed weights are there.
+def find_places(changed: Sequence[str], names: Mapping[str, Collection[str]]) -> list[tuple[str, str]]:
+    """Return where an adapter's weights are in a model: pairs of the adapter's prefix and the model's.
+
+    Those that leave out the fewest words of the adapter's names. No word is left out, or added, that tells a decoder or
+    a language model from the encoder, whose layers have the same names.
 
     Args:
-        changed: names of the weights that the adapter changes.
-        own: names of the model's tensors.
+        changed: names of the weights that the adapter changes; one or more.
+        names: prefix of the model's names -> the names under it.
     """
-    wanted, there = list(changed), set(own)
-    words = wanted[0].split(".")
+    words = changed[0].split(".")
     for begin in range(min(len(words) - 1, MAX_DEPTH)):
-        rest, prefix = ".".join(words[begin:]), "".join(f"{word}." for word in words[:begin])
-        for name in there:
-            if name == rest or name.endswith(f".{rest}"):
-                theirs = name[: len(name) - len(rest)]
-                if all(one.startswith(prefix) and theirs + one[len(prefix) :] in there for one in wanted):
-                    return prefix, theirs
-    return None
+        prefix = "".join(f"{word}." for word in words[:begin])
+        if not all(name.startswith(prefix) for name in changed):
+            return []
+        inner = [name[len(prefix) :] for name in changed]
+        found = [
+            (prefix, theirs)
+            for theirs, there in names.items()
+            if _other_stacks(prefix) == _other_stacks(theirs) and all(name in there for name in inner)
+        ]
+        if found:
+            return found
+    return []
+
+
+def _other_stacks(prefix: str) -> set[str]:
+    """Return the words in a prefix that are another stack's than the encoder's."""
+    return {word for word in prefix.split(".") if is_decoder(word) or word in LANGUAGE_MODELS}
 
 
 def placed(name: str, prefix: str, theirs: str) -> str:

@@ -56,18 +56,20 @@ def choose_encoders(base: Checkpoint, finetuned: Sequence[Checkpoint]) -> tuple[
 
 def find_encoders(model: Checkpoint, other: Checkpoint) -> list[Encoder]:
     """Return the encoders of a file that fit another model about equally well; one if it has but one."""
+    states = [(model.state_path, model), *model.alternatives.items()]  # of which one may be at the root, without a path
     found = [
-        (agreement, path, prefix, state)
-        for path, state in {"": model, **model.alternatives}.items()
+        (agreement, at, prefix)
+        for at, (_, state) in enumerate(states)
         for prefix, agreement in rivals(state.naming, other.naming)
     ]
     most = max(agreement for agreement, *_ in found)
     kept = [one for one in found if one[0] >= LEAST_AGREEMENT * most]
     encoders: dict[frozenset[object], Encoder] = {}  # by storages: one module may have several names
-    for agreement, path, prefix, state in kept:
-        view = _view(state, prefix, [tried for _, there, tried, _ in kept if there == path])
+    for agreement, at, prefix in kept:
+        path, state = states[at]
+        view = _view(state, prefix, [tried for _, there, tried in kept if there == at])
         storages = frozenset(span.storage_key for span in view.tensors.values())
-        label = prefix.rstrip(".") or path or model.state_path
+        label = prefix.rstrip(".") or path
         relation = _relation(view, other) if len(kept) > 1 else ""
         encoders.setdefault(storages, Encoder(label, view, relation, agreement >= WHOLE * most))
     return sorted(encoders.values(), key=lambda encoder: encoder.name)

@@ -39,7 +39,7 @@ def judge_order(base: Checkpoint, finetuned: Checkpoint, alignment: Alignment) -
 
     The head of an encoder-decoder, or of a language model, says nothing: it is of pre-training as well.
     """
-    if _has_own(alignment):
+    if _has_own(alignment) or finetuned.adapter is not None:  # which leaves no trace, and is never the base
         return []
     heads = (
         []

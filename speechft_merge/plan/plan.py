@@ -72,8 +72,8 @@ class PlannedTensor:
         operation = self.operation
         assert operation is not None
         match operation:
-            case Interpolate(base, (Term(span, 1.0),), 1.0) if base.source not in span.source.parts:
-                operation = Copy(span)  # the base need not be read
+            case Interpolate(_, (Term(span, 1.0),), 1.0):  # the base need not be read
+                operation = Copy(span)
         return Segment(offset, operation, self.dtype, self.name)
 
 

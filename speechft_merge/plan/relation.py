@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from speechft_merge.layouts.structure import is_decoder
 from speechft_merge.plan.evidence import LEAST_COSINE, cosine, is_matrix, spread
 from speechft_merge.plan.findings import ALLOW_UNRELATED, Finding, Level
 from speechft_merge.plan.operations import Interpolate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from speechft_merge.checkpoints.index import Checkpoint
-    from speechft_merge.plan.plan import Plan
+    from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
+    from speechft_merge.plan.plan import Plan, PlannedTensor
 
 
 class Relation(NamedTuple):
@@ -34,18 +35,27 @@ class Relation(NamedTuple):
 
 
 def measure_relation(plan: Plan, model: int) -> Relation:
-    """Measure the cosines of the centred weights of one fine-tune with the base, on matrices spread over the model."""
-    candidates = {
-        tensor.name: (tensor.operation.base, term.span)
-        for tensor in plan.tensors
-        if isinstance(tensor.operation, Interpolate)
-        for term in tensor.operation.terms
-        if term.model == model and is_matrix(tensor.operation.base)
-    }
+    """Measure the cosines of the centred weights of one fine-tune with the base, on matrices spread over the model.
+
+    Decoders count only where there is nothing else: they may begin anew with each vocabulary.
+    """
+    outside = [tensor for tensor in plan.tensors if not is_decoder(tensor.location.stack)]
+    candidates = _matrices(outside, model) or _matrices(plan.tensors, model)
     names = list(candidates)
     sampled = [names[index] for index in spread([*candidates.values()])]
     cosines = {name: cosine(*candidates[name]) for name in sampled}
     return Relation({name: value for name, value in cosines.items() if value is not None})
+
+
+def _matrices(tensors: Iterable[PlannedTensor], model: int) -> dict[str, tuple[TensorSpan, TensorSpan]]:
+    """Return the matrices that are mixed with one fine-tune's, each with its partner."""
+    return {
+        tensor.name: (tensor.operation.base, term.span)
+        for tensor in tensors
+        if isinstance(tensor.operation, Interpolate)
+        for term in tensor.operation.terms
+        if term.model == model and is_matrix(tensor.operation.base)
+    }
 
 
 def judge_relations(models: Sequence[Checkpoint], relations: Sequence[Relation]) -> list[Finding]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from speechft_merge.errors import UsageError, quote
 from speechft_merge.recipe.alpha import parse_number
-from speechft_merge.recipe.recipe import Recipe
+from speechft_merge.recipe.recipe import LARGEST, Recipe, text_of
 from speechft_merge.recipe.rules import AlphaRule
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def read_merge(content: Mapping[str, Any]) -> tuple[Recipe, tuple[str, ...]]:
     Raises:
         UsageError: it is not a merge of mergekit's, or one that a recipe cannot express.
     """
-    method = str(content[MARK])
+    method = text_of(content[MARK])
     if method not in _PARAMETERS:
         raise UsageError(
             f"mergekit's method {quote(method)} is not supported",
@@ -155,7 +155,7 @@ def _conditions(value: Any) -> Iterator[tuple[str | None, Any]]:
         _require_known(entry, ("filter", "value"), "a condition")
         words = entry.get("filter")
         if words is not None and words != "*" and not (isinstance(words, str) and _FILTER.fullmatch(words)):
-            raise UsageError(f"the filter {quote(str(words))} is no part of a name", hint="write one such as mlp")
+            raise UsageError(f"the filter {quote(text_of(words))} is no part of a name", hint="write one such as mlp")
         yield None if words == "*" else words, entry.get("value")
 
 
@@ -163,7 +163,9 @@ def _gradient(value: Any, name: str) -> tuple[float, float]:
     listed = value if isinstance(value, list) else [value]
     if not listed or any(isinstance(one, (bool, dict, list)) or one is None for one in listed):
         raise UsageError(f"{name} is no number", hint="write a number, or a list of two: at the first and last block")
-    numbers = [parse_number(str(one), name, "0.5") for one in listed]
+    numbers = [parse_number(text_of(one), name, "0.5") for one in listed]
+    if not all(abs(number) < LARGEST for number in numbers):
+        raise UsageError(f"{name} must be below {LARGEST:g}")
     if len(set(numbers)) > 1 and len(numbers) > 2:
         raise UsageError(
             f"a gradient of {len(numbers)} values is not supported",

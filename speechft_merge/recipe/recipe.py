@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 FORMATS = ("auto", "safetensors", "s3prl", "fairseq")
+LARGEST = 1e9
+"""Of the weight of a fine-tune."""
 _BY_METHOD: Any = object()
 """The alpha of a recipe that gives none."""
 
@@ -26,13 +28,18 @@ def _key(default: Any, parse: Callable[[Any], Any]) -> Any:
 
 def _parse_rules(value: Any) -> tuple[AlphaRule, ...]:
     if isinstance(value, dict):
-        value = [f"{_text(selector)}={_text(alpha)}" for selector, alpha in value.items()]
+        value = [f"{text_of(selector)}={text_of(alpha)}" for selector, alpha in value.items()]
     if len(_listed(value)) > MOST:
         raise UsageError(f"a recipe of {len(value)} rules, at most {MOST} are allowed")
-    return tuple(parse_rule(_text(rule)) for rule in _listed(value))
+    return tuple(parse_rule(text_of(rule)) for rule in _listed(value))
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Return a value of YAML as text.
+
+    Raises:
+        UsageError: it is a number of thousands of digits.
+    """
     try:
         return str(value)
     except ValueError as error:  # a number of thousands of digits
@@ -41,11 +48,11 @@ def _text(value: Any) -> str:
 
 def _parse_weights(value: Any) -> tuple[float, ...]:
     what = "the weight of a fine-tune"
-    return tuple(w if isinstance(w, float) else parse_number(_text(w), what, "2") for w in _listed(value))
+    return tuple(w if isinstance(w, float) else parse_number(text_of(w), what, "2") for w in _listed(value))
 
 
 def _parse_lora_alpha(value: Any) -> float | None:
-    return value if value is None or isinstance(value, float) else parse_number(_text(value), "alpha of LoRA", "16")
+    return None if value is None else parse_number(text_of(value), "alpha of LoRA", "16")
 
 
 def _listed(value: Any) -> Sequence[Any]:
@@ -67,15 +74,15 @@ class Recipe:
     A field is a key of a recipe file and an option of the command line under the same name.
     """
 
-    alpha: float = _key(_BY_METHOD, lambda value: parse_alpha(_text(value)))
+    alpha: float = _key(_BY_METHOD, lambda value: parse_alpha(text_of(value)))
     """By default the method's own, see `DEFAULT_ALPHAS`."""
     layer_alpha: tuple[AlphaRule, ...] = _key((), _parse_rules)
     """Alphas of some layers or tensors; later rules win."""
     weight: tuple[float, ...] = _key((), _parse_weights)
     """One for each fine-tune: of a mean normalised to sum 1, of task arithmetic as they are, of any sign. Empty: equal
     weights, in task arithmetic of 1."""
-    dtype: str = _key("keep", _text)
-    format: str = _key("auto", _text)
+    dtype: str = _key("keep", text_of)
+    format: str = _key("auto", text_of)
     """Kind of file to write; `auto` follows the base."""
     keep_head: bool = _key(False, _parse_flag)
     """Write the fine-tuned class, its head and config, rather than the base's."""
@@ -83,16 +90,16 @@ class Recipe:
     """Leave optimizer states, schedulers and copies of the weights out of a pickled file."""
     extrapolate: bool = _key(False, _parse_flag)
     """Allow alphas outside of [0, 1]."""
-    method: str = _key("mean", _text)
+    method: str = _key("mean", text_of)
     """What the fine-tunes' differences from the base become: their mean, `task-arithmetic` their sum by weights of any
     sign, `model-stock` their mean by a ratio that is estimated for each tensor."""
     lora_alpha: float | None = _key(None, _parse_lora_alpha)
     """Alpha of the LoRA in fine-tunes that have no settings beside them."""
 
     def __post_init__(self) -> None:
-        if _text(self.method) not in DEFAULT_ALPHAS:
+        if text_of(self.method) not in DEFAULT_ALPHAS:
             raise UsageError(
-                f"method {quote(_text(self.method))} is unknown", hint=f"use one of {', '.join(DEFAULT_ALPHAS)}"
+                f"method {quote(text_of(self.method))} is unknown", hint=f"use one of {', '.join(DEFAULT_ALPHAS)}"
             )
         if self.alpha is _BY_METHOD:
             object.__setattr__(self, "alpha", DEFAULT_ALPHAS[self.method])
@@ -115,8 +122,10 @@ class Recipe:
                 f"the weight of a fine-tune in a mean must be a positive number, got {weight:g}",
                 hint="one of any sign is for --method task-arithmetic",
             )
-        if not math.isfinite(weight) or weight == 0:
-            raise UsageError(f"the weight of a fine-tune must be a number other than 0, got {weight:g}")
+        if self.method != "mean" and (not abs(weight) < LARGEST or weight == 0):
+            raise UsageError(
+                f"the weight of a fine-tune must be a number other than 0, below {LARGEST:g}, got {weight:g}"
+            )
 
     def coefficients(self, count: int) -> tuple[float, ...]:
         """Return how much of each of `count` differences the method adds up; of a mean they sum to 1.

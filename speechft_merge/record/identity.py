@@ -19,6 +19,10 @@ strings; in 2, checksums were of a kind of their own. Outputs of an earlier vers
 can be replaced, and its recipes can be given again."""
 
 
+_LATER = (("method", "mean"), ("strip", False), ("lora_alpha", None))
+"""Keys that recipes got later, and what was so before: where they say that, a merge is the one that it was."""
+
+
 def identify(recipe: Recipe, fingerprints: Sequence[str], files: str, companions: Mapping[str, bytes]) -> str:
     """Return a digest that two merges share if, and only if, they are the same.
 
@@ -28,9 +32,7 @@ def identify(recipe: Recipe, fingerprints: Sequence[str], files: str, companions
         files: digest of the weight files to the byte, their content aside.
         companions: name -> content of the files beside the weights.
     """
-    asked = recipe.to_json()
-    if asked["method"] == "mean":  # the only one before there were methods
-        del asked["method"]
+    asked = {key: value for key, value in recipe.to_json().items() if (key, value) not in _LATER}
     content = {
         "format": FORMAT,
         "recipe": asked,
@@ -41,9 +43,9 @@ def identify(recipe: Recipe, fingerprints: Sequence[str], files: str, companions
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _scales(checkpoint: Checkpoint) -> str:
+def _changes(checkpoint: Checkpoint) -> str:
     """Return what of an adapter is in no tensor, as text; empty for a whole model."""
-    return json.dumps(dict(checkpoint.adapter.scales), sort_keys=True) if checkpoint.adapter is not None else ""
+    return json.dumps(dict(checkpoint.adapter.changes), sort_keys=True) if checkpoint.adapter is not None else ""
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
@@ -55,9 +57,9 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     known = [source.identity for source in checkpoint.sources]
     if all(known):
         known += [checkpoint.picked] if checkpoint.picked else []
-        known += [scales] if (scales := _scales(checkpoint)) else []
+        known += [changes] if (changes := _changes(checkpoint)) else []
         return hashlib.sha256("\n".join(map(str, known)).encode()).hexdigest()
-    digest = hashlib.sha256(_scales(checkpoint).encode())
+    digest = hashlib.sha256(_changes(checkpoint).encode())
     for name, span in sorted(checkpoint.held.items()):
         digest.update(f"{name}\0{span.dtype.name}\0{list(span.shape)}\0".encode())
         count = min(256, span.nbytes)

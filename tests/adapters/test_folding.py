@@ -162,8 +162,84 @@ def test_an_adapter_as_the_base_is_refused() -> None:
 
 def test_an_adapter_of_another_model_is_refused() -> None:
     other = {name.replace("layers.1.", "layers.7."): tensor for name, tensor in lora().items()}
-    with pytest.raises(MismatchError, match="changes 4 weights that base does not have"):
+    with pytest.raises(MismatchError, match="changes 4 weights that base does not have where"):
         folded(HUBERT, other)
+    wide = {name: torch.cat([tensor] * 2, dim=1 if ".lora_A" in name else 0) for name, tensor in lora().items()}
+    with pytest.raises(MismatchError, match="does not fit"):
+        folded(HUBERT, wide)
+
+
+WHISPER: Tensors = dict(build("Whisper", "ForConditionalGeneration").state_dict())
+ENCODER = [f"model.encoder.layers.{layer}.self_attn.q_proj" for layer in range(2)]
+
+
+def of_whisper(prefix: str) -> Tensors:
+    return {
+        f"{prefix}layers.{layer}.self_attn.q_proj.lora_{side}.weight": torch.ones(*shape)
+        for layer in range(2)
+        for side, shape in (("B", (32, 2)), ("A", (2, 32)))
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder.", "model.encoder.", "base_model.model.model.encoder."])
+def test_an_adapter_of_an_encoder_alone_is_not_one_of_the_decoder(prefix: str) -> None:
+    """Whose layers have the same names and shapes."""
+    base = checkpoint_of(WHISPER, "base")
+    (found,), _ = fold_adapters(base, [checkpoint_of(of_whisper(prefix), "tuned")], ALPHA)
+    changed = {name for name, span in found.tensors.items() if span is not base.tensors[name]}
+    assert changed == {f"{layer}.weight" for layer in ENCODER}
+
+
+@pytest.mark.parametrize("prefix", ["model.decoder.", "language_model.model.", "decoder."])
+def test_an_adapter_of_another_stack_is_not_one_of_the_encoder(prefix: str) -> None:
+    encoder = {name.removeprefix("model.encoder."): t for name, t in WHISPER.items() if "model.encoder." in name}
+    with pytest.raises(MismatchError, match="does not have where it has them"):
+        folded(encoder, of_whisper(prefix))
+    if "decoder" not in prefix:
+        with pytest.raises(MismatchError, match="does not have where it has them"):
+            folded(WHISPER, of_whisper(prefix))
+
+
+def test_an_adapter_that_fits_two_encoders_is_refused_with_both() -> None:
+    both = prefixed("left.", HUBERT) | prefixed("right.", HUBERT)
+    with pytest.raises(MismatchError, match=r"fits several parts of base: 'left.*' and 'right"):
+        folded(both, lora())
+
+
+def test_lora_on_a_head_is_left_out_where_the_base_has_none() -> None:
+    """peft's all-linear changes the projector and the classifier as well."""
+    head = {"projector.lora_B.weight": torch.ones(16, 2), "projector.lora_A.weight": torch.ones(2, 32)}
+    found, (note,) = folded(HUBERT, prefixed("hubert.", lora()) | head)
+    assert_equal(found, with_lora(HUBERT, lora()))
+    assert note == "the LoRA on projector of tuned is left out: a head of its own"
+    for size, taken in ((32, True), (31, False)):
+        base = HUBERT | {"projector.weight": torch.ones(16, size)}
+        found, notes = folded(base, prefixed("hubert.", lora()) | head)
+        assert_equal(found, with_lora(base, lora() | (head if taken else {})))
+        assert notes == ([] if taken else [note])
+    with pytest.raises(MismatchError, match="changes heads only"):
+        folded(HUBERT, head)
+
+
+def test_an_adapter_may_hold_a_weight_that_it_changes() -> None:
+    """peft saves an embedding that LoRA is on as a whole, since its size may have changed."""
+    whole = {f"{LAYERS[0]}.base_layer.weight": torch.full((32, 32), 2.0)}
+    found, _ = folded(HUBERT, prefixed("base_model.model.", lora() | whole))
+    assert_equal(found, with_lora(HUBERT | {f"{LAYERS[0]}.weight": torch.full((32, 32), 2.0)}, lora()))
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ({f"{LAYERS[0]}.lora_magnitude_vector.weight": torch.ones(32)}, "more than LoRA: .*lora_magnitude_vector"),
+        ({f"{LAYERS[0]}.lora_B.bias": torch.ones(32)}, "more than LoRA: .*lora_B.bias"),
+        ({f"{LAYERS[0]}.ia3_l": torch.ones(32)}, "more than LoRA: .*ia3_l"),
+    ],
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_more_than_lora_is_refused_by_name(extra: Tensors, told: str, whole: bool) -> None:
+    with pytest.raises(MismatchError, match=told):
+        folded(HUBERT, (within("lora_{}.weight", "base_layer.", HUBERT) if whole else lora()) | extra)
 
 
 def test_several_adapters_in_one_file_are_refused() -> None:

@@ -84,9 +84,20 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "no rank": ((6, 5), (6, 0), (0, 5)),
     "a vector": ((6,), (6, 2), (2, 5)),
     "a factor of one axis": ((6, 5), (6,), (2, 5)),
+    "numbers for matrices": ((6, 5), (), ()),
     "a grouped convolution": ((6, 2, 3), (6, 1, 1), (2, 2, 3)),
     "as many elements in another form": ((4, 9), (6, 2), (2, 6)),
 }
+
+
+def test_factors_that_would_fill_the_memory_are_refused() -> None:
+    """They are kept while their weight is read."""
+
+    def claimed(*shape: int) -> TensorSpan:
+        return TensorSpan(Memory(b""), 0, DType.F32, shape)
+
+    with pytest.raises(MismatchError, match="is too large: its matrices have the shapes"):
+        LowRank("w", claimed(8, 8), claimed(8, 4_000_000), claimed(4_000_000, 8), 1.0, transposed=False)
 
 
 @pytest.mark.parametrize("kind", WRONG)

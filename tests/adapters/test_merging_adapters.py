@@ -15,7 +15,7 @@ from options import UNSYNCED
 from safetensors.torch import load_file, save_file
 
 from speechft_merge import Recipe, merge, merge_state_dicts, open_merge, verify
-from speechft_merge.errors import OutputError
+from speechft_merge.errors import MismatchError, OutputError
 from speechft_merge.options import MergeOptions
 
 if TYPE_CHECKING:
@@ -72,6 +72,16 @@ def test_an_adapter_and_a_full_fine_tune_are_mixed(pair: tuple[Tensors, Tensors]
     assert differences(written(tmp_path / "out"), exact) == {}
 
 
+def test_an_adapter_is_never_the_base_that_was_given_last(pair: tuple[Tensors, Tensors], tmp_path: Path) -> None:
+    """A base may hold an optimizer's state, of its pre-training."""
+    base, whole = pair
+    state = {"state": {0: {"exp_avg": torch.ones(9)}}}
+    torch.save({"model": base, "optimizer": state}, tmp_path / "base.pt")
+    merge(str(tmp_path / "base.pt"), str(tmp_path / "adapter"), tmp_path / "out", options=UNSYNCED)
+    found = torch.load(tmp_path / "out/merged_model.pt")
+    assert differences(found["model"], interpolate(base, whole)) == {}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_half_type_is_rounded_once(dtype: torch.dtype, pair: object, tmp_path: Path) -> None:
     base = {name: tensor.to(dtype) for name, tensor in written(tmp_path / "base").items()}
@@ -105,9 +115,13 @@ def test_another_scale_is_another_merge(pair: object, tmp_path: Path) -> None:
     merge(*words, options=UNSYNCED)
     assert merge(*words, options=UNSYNCED).already_done
     assert verify(tmp_path / "out").differences == ()
-    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 9}))
-    with pytest.raises(OutputError):
-        merge(*words, options=UNSYNCED)
+    for setting in ({"lora_alpha": 9}, {"fan_in_fan_out": True}):
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8} | setting
+        (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(OutputError):
+            merge(*words, options=UNSYNCED)
+        with pytest.raises(MismatchError, match="as an adapter other settings"):
+            verify(tmp_path / "out")
 
 
 def test_the_head_that_an_adapter_was_trained_with_is_kept(pair: tuple[Tensors, Tensors], tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def settings(folder: Path, **config: Any) -> Settings | None:
         ({"alpha_pattern": {"layers.1.q_proj": 2}}, 2.0),
         ({"alpha_pattern": {"^encoder.*q_proj": 2}}, 0.5),
         ({"alpha_pattern": {"^layers.*q_proj": 2}}, 2.0),
+        ({"alpha_pattern": {r"layers\.\d+\.q_proj": 2}}, 0.5),
         ({"init_lora_weights": "gaussian"}, 2.0),
         ({"lora_bias": False, "use_dora": False, "target_modules": ["q_proj"], "inference_mode": True}, 2.0),
     ],
@@ -49,16 +50,18 @@ def test_the_scale_is_pefts(config: dict[str, Any], scale: float, tmp_path: Path
 
 
 PATHS = st.lists(st.sampled_from(["encoder", "layers", "q_proj", "0", "1", "10", "x"]), min_size=1, max_size=5)
-PIECES = st.sampled_from(["encoder", "layers", "q_proj", "0", "1", ".", r"\.", ".*", ".+", r"\d+", "x"])
+PIECES = st.sampled_from(
+    ["encoder", "layers", "q_proj", "0", "1", ".", r"\.", ".*", ".+", r"\d+", r"\d", "x", "*", "+"]
+)
 
 
 @given(PATHS, st.lists(PIECES, min_size=1, max_size=6), st.sampled_from(["", "^"]), st.sampled_from(["", "$"]))
 def test_a_pattern_fits_where_it_does_in_peft(path: list[str], pieces: list[str], start: str, end: str) -> None:
-    """Python's own engine, with the expression of peft's get_pattern_key; digits after digits aside."""
-    from speechft_merge.adapters.settings import _compile
+    """Python's own engine, with the expression of peft's get_pattern_key; or it is refused."""
+    from speechft_merge.adapters.settings import _PATTERN, _compile
 
     pattern, name = start + "".join(pieces) + end, ".".join(path)
-    if re.search(r"\\d\+(\d|\\d|\.)", pattern.replace(r"\.", "")):
+    if not _PATTERN.fullmatch(pattern):
         return
     assert (_compile(pattern).fullmatch(name) is not None) == (re.match(rf"(.*\.)?({pattern})$", name) is not None)
 
@@ -74,6 +77,11 @@ def test_a_pattern_fits_where_it_does_in_peft(path: list[str], pieces: list[str]
         ({"init_lora_weights": "pissa_niter_4"}, "which changes the base as well"),
         ({"lora_alpha": "many"}, "lora_alpha 'many', expected a number"),
         ({"lora_alpha": float("nan")}, "expected a number"),
+        ({"lora_alpha": 10**400}, "expected a number"),
+        ({"use_rslora": "false"}, "has use_rslora"),
+        ({"alpha_pattern": {r"layers\.\d*\.q": 1}}, "no name of layers"),
+        ({"alpha_pattern": {"word+": 1}}, "no name of layers"),
+        ({"alpha_pattern": {r"\d+1q": 1}}, "no name of layers"),
         ({"alpha_pattern": {"(a+)+b": 1}}, "no name of layers"),
         ({"alpha_pattern": {"q|v": 1}}, "no name of layers"),
         ({"alpha_pattern": {"a" * (MAX_LENGTH + 1): 1}}, "no name of layers"),

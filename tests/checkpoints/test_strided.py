@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechft_merge.checkpoints import strided as module
-from speechft_merge.checkpoints.computed import _RECENT
+from speechft_merge.checkpoints.computed import RECENT
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.strided import strided
 from speechft_merge.sources import ByteSource, LocalFile
@@ -74,7 +74,7 @@ def test_nothing_is_kept_of_what_lies_on_disk(tmp_path: Path) -> None:
         span = strided(source, "x", 0, values.nbytes, DType.F32, (512, 512), (1, 512))
         assert span.source.read(0, span.nbytes) == values.T.tobytes()
         span.source.require_unchanged()
-    assert not _RECENT._made
+    assert not RECENT._made
 
 
 def test_over_a_network_the_bytes_are_fetched_once_and_bounded_in_all() -> None:
@@ -86,9 +86,9 @@ def test_over_a_network_the_bytes_are_fetched_once_and_bounded_in_all() -> None:
             span.source.read(start, 1 << 22)
         assert source.requests == 1
         spans.append(span)
-    assert sum(map(len, _RECENT._made.values())) <= module.LIMIT
+    assert sum(map(len, RECENT._made.values())) <= module.LIMIT
     del spans, span
-    assert not _RECENT._made
+    assert not RECENT._made
 
 
 def test_a_sparse_view_does_not_read_its_whole_span_for_a_few_numbers() -> None:

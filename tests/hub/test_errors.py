@@ -105,7 +105,7 @@ def test_a_token_that_the_hub_does_not_know(put: HubServer, spawn: Run, tmp_path
     assert_refused(ran, 1, "rejected your token", "HF_TOKEN", "hf auth login", folder=tmp_path)
 
 
-@pytest.mark.parametrize("files", [{}, {"README.md": "# nothing"}, {"adapter_model.safetensors": b"\0" * 64}])
+@pytest.mark.parametrize("files", [{}, {"README.md": "# nothing"}])
 def test_a_repository_without_weights(files: dict[str, str], put: HubServer, spawn: Run, tmp_path: Path) -> None:
     put.repo("alice/empty", files)
     assert_refused(spawn("alice/empty", "alice/ft", env=put.env()), 66, "alice/empty", folder=tmp_path)

@@ -69,6 +69,17 @@ def test_a_trifle_that_one_lacks_does_not_make_the_other_the_one_meant() -> None
     assert told.startswith("tuned holds 2 encoders")
 
 
+def test_tensors_beside_the_models_dictionary_do_not_stand_for_it(tmp_path: Path) -> None:
+    """A queue of a contrastive loss, a state of a random generator."""
+    loose = {"queue": torch.randn(64, 90), "rng": torch.zeros(500, dtype=torch.uint8)}
+    torch.save({"model": TEACHER} | loose, tmp_path / "base.pt")
+    torch.save({"model": STUDENT} | loose, tmp_path / "tuned.pt")
+    merge(str(tmp_path / "base.pt"), str(tmp_path / "tuned.pt"), tmp_path / "out")
+    found = torch.load(tmp_path / "out/merged_model.pt")
+    assert all(torch.equal(found[name], tensor) for name, tensor in loose.items())
+    assert not torch.equal(found["model"]["encoder.layer_norm.weight"], TEACHER["encoder.layer_norm.weight"])
+
+
 def test_a_model_pickled_whole_beside_tensors_is_refused_unless_these_are_named(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(1000, 100))
     torch.save(HUBERT, tmp_path / "base.pt")

@@ -134,6 +134,7 @@ ARITHMETIC = {"merge_method": "task_arithmetic", "base_model": "z"}
         (LINEAR | {"models": ["a"]}, "has no model"),
         (LINEAR | {"models": [*models(a=1), *models(a=2)]}, "twice"),
         (LINEAR | {"models": models(a=1, b=-1)}, "sum to 0"),
+        (LINEAR | {"models": models(a=1e308, b=1e308)}, "must be below"),
         (LINEAR | {"parameters": {"normalize": False}}, "sum to 2"),
         (LINEAR | {"parameters": {"normalize": "no"}}, "true or false"),
         (LINEAR | {"parameters": [1]}, "no table"),

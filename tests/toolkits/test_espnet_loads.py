@@ -89,8 +89,7 @@ def models(request: pytest.FixtureRequest, tmp_path: Path) -> Models:
 def test_a_model_loads_the_weights_of_a_merge(theirs: str, keep_head: bool, models: Models, tmp_path: Path) -> None:
     owner = theirs if keep_head else "base"
     file = merged(models.file("base"), models.file(theirs), tmp_path / "out", keep_head=keep_head)
-    found, by_hand = models.build(owner), models.build(owner, models.file(owner))
-    found.load_state_dict(torch.load(file), strict=True)
+    found, by_hand = models.build(owner, file), models.build(owner, models.file(owner))
     wanted = interpolate(models.base, models.tuned)
     assert differences(body(found.state_dict()), wanted) == {}
     before = encoded(by_hand)
