@@ -52,17 +52,7 @@ class Adapted(NamedTuple):
     """Its names, without the words of other wrappers."""
     own: Mapping[str, str]
     """These names -> those in the file."""
-
-    @property
-    def kind(self) -> Kind:
-        """What it is; an adapter alone may hold a few of the weights that it changes, such as an embedding."""
-        there, changes = {*self.names.plain.values()}, self.names.changes
-        if changes:
-            held = sum(change.weight in there for change in changes)
-            return Kind.WITHIN if 2 * held >= len(changes) else Kind.ALONE
-        adapters = [is_own_adapter(name) for name in self.names.plain]
-        heads = (is_head(name) for name in self.names.plain)
-        return Kind.OF_ITS_CLASS if any(adapters) and all(map(any, zip(adapters, heads, strict=True))) else Kind.UNKNOWN
+    kind: Kind
 
     @property
     def layers(self) -> str:
@@ -115,9 +105,20 @@ class Adapted(NamedTuple):
 def find_adapter(model: Checkpoint) -> Adapted | None:
     """Return a checkpoint as one with an adapter in it, or as an adapter alone; None if it is neither."""
     own = {plain: name for name, plain in model.naming.unwrapped.items()}
-    adapted = Adapted(model, read_lora(own), own)
-    is_other = adapted.kind is Kind.UNKNOWN and not model.file.startswith("adapter_model.")
-    return None if is_other else adapted
+    names = read_lora(own)
+    kind = _kind_of(names)
+    is_other = kind is Kind.UNKNOWN and not model.file.startswith("adapter_model.")
+    return None if is_other else Adapted(model, names, own, kind)
+
+
+def _kind_of(names: LoraNames) -> Kind:
+    """Return what names tell; an adapter alone may hold a few of the weights that it changes, such as an embedding."""
+    if names.changes:
+        there = {*names.plain.values()}
+        held = sum(change.weight in there for change in names.changes)
+        return Kind.WITHIN if 2 * held >= len(names.changes) else Kind.ALONE
+    own = [name for name in names.plain if is_own_adapter(name)]
+    return Kind.OF_ITS_CLASS if own and all(map(is_head, names.plain.keys() - own)) else Kind.UNKNOWN
 
 
 def describe_adapter(model: Checkpoint) -> tuple[str, bool] | None:
@@ -185,7 +186,7 @@ def _fold(base: Checkpoint, adapted: Adapted, settings: Settings | None) -> tupl
     if len(names.adapters) > 1:
         listed = ", ".join(sorted(names.adapters))
         raise MismatchError(f"{model.reference} holds several adapters: {listed}", hint="save the one that is meant")
-    if others := other_adapters(names.plain):
+    if others := other_adapters(names.plain.values()):
         raise MismatchError(
             f"{model.reference} holds more than LoRA: {others[0]}, ..., which cannot be merged as it is", hint=MERGE
         )
@@ -241,9 +242,8 @@ def _is_merged(
 def _fold_onto(base: Checkpoint, adapted: Adapted, settings: Settings) -> tuple[Checkpoint, list[str]]:
     """Return the base with an adapter's changes, under the base's names; those of heads that it lacks are left out."""
     adapted = adapted._replace(model=_at_hand(adapted.model))
-    names = adapted.names
-    prefix, theirs = _find_place(base, adapted)
-    own = _own_names(base)
+    names, own = adapted.names, _own_names(base)
+    prefix, theirs = _find_place(base, adapted, own)
     plain = {placed(name, prefix, theirs): adapted.span(held) for held, name in names.plain.items()}
     tensors = {**base.tensors, **{own.get(name, name): span for name, span in plain.items()}}
     added: dict[str, LowRank] = {}
@@ -277,11 +277,11 @@ def _own_names(base: Checkpoint) -> dict[str, str]:
     }
 
 
-def _find_place(base: Checkpoint, adapted: Adapted) -> tuple[str, str]:
+def _find_place(base: Checkpoint, adapted: Adapted, own: Mapping[str, str]) -> tuple[str, str]:
     """Return the prefixes of the adapter's names and of the base's, in the base's own names or transformers'."""
     changes = [change for change in adapted.names.changes if not is_head(change.weight)]
     wanted = [change.weight for change in changes] or [name for name in adapted.names.plain if is_own_adapter(name)]
-    own, where = _own_names(base), f"{adapted.model.reference}: its adapter"
+    where = f"{adapted.model.reference}: its adapter"
     if not wanted:
         raise MismatchError(f"{where} changes heads only, which are not merged")
     for naming in (base.naming.unwrapped, base.naming.full):
@@ -296,8 +296,7 @@ def _find_place(base: Checkpoint, adapted: Adapted) -> tuple[str, str]:
             raise MismatchError(f"{where} fits several parts of {base.reference}: {listed}", hint=MERGE)
         if alike or found:
             return (alike or found)[0]
-    names_there = {name for by_name in (base.naming.unwrapped, base.naming.full) for name in by_name.values()}
-    unknown = [name for name in wanted if not any(one.endswith(name.split(".", 1)[-1]) for one in names_there)]
+    unknown = [name for name in wanted if not any(one.endswith(name.split(".", 1)[-1]) for one in own)]
     raise MismatchError(
         f"{where} changes {len(wanted)} weights that {base.reference} does not have where it has them, such as "
         f"{quote((unknown or wanted)[0])}",

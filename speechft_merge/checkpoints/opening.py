@@ -205,7 +205,7 @@ def _from_pickle(opened: TorchFile, reference: str, file: str, folder: Folder) -
     except CheckpointError as error:
         if kind := kind_of(file):  # one rank of many
             raise CheckpointError(
-                f"{error.message}; it looks like {kind.what}", hint=kind.hint_for(reference)
+                f"{error.message}; it looks like {kind.what}", hint=kind.hint_for(opened.source.name)
             ) from error
         raise
     model, *beside = (_from_state_dict(state, opened, reference, file, folder) for state in states)

@@ -30,7 +30,7 @@ def show_checkpoint(checkpoint: Checkpoint) -> Shown:
 
 
 def _document(checkpoint: Checkpoint) -> dict[str, Any]:
-    model, naming = read_model_config(checkpoint), checkpoint.naming
+    model, naming, adapter = read_model_config(checkpoint), checkpoint.naming, describe_adapter(checkpoint)
     names = naming.under()
     return {
         "reference": checkpoint.reference,
@@ -63,8 +63,8 @@ def _document(checkpoint: Checkpoint) -> dict[str, Any]:
         },
         "unreadable": checkpoint.unreadable,
         "encoders": encoder_names(checkpoint),
-        "adapter": (describe_adapter(checkpoint) or (None,))[0],
-        "problems": _problems(checkpoint),
+        "adapter": adapter and adapter[0],
+        "problems": _problems(checkpoint, adapter),
         "others": checkpoint.others,
         "metadata": checkpoint.metadata,
     }
@@ -82,7 +82,7 @@ def _parts(checkpoint: Checkpoint, verbose: int) -> Iterator[Table | str]:
 
 
 def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    model, naming = read_model_config(checkpoint), checkpoint.naming
+    model, naming, adapter = read_model_config(checkpoint), checkpoint.naming, describe_adapter(checkpoint)
     others, encoders = other_weights(checkpoint), encoder_names(checkpoint)
     lab = f" ({checkpoint.origin.lab})" if checkpoint.origin else ""
     state = f", state dict at {checkpoint.state_path!r}" if checkpoint.state_path else ""
@@ -98,17 +98,16 @@ def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         *([("other weights", f"{', '.join(others)} (not opened; name one to open it)")] if others else []),
         *((f"blocks of the {stack}", _blocks(stack, naming)) for stack in naming.stacks),
         *([("encoders", _encoders(encoders, checkpoint))] if encoders else [("a merge uses", _used(naming))]),
-        *([("adapter", adapter[0])] if (adapter := describe_adapter(checkpoint)) else []),
-        *(("cannot be merged", problem) for problem in _problems(checkpoint)),
+        *([("adapter", adapter[0])] if adapter else []),
+        *(("cannot be merged", problem) for problem in _problems(checkpoint, adapter)),
         *((f"cannot be read: {name}", why) for name, why in checkpoint.unreadable.items()),
         *((f"also holds {key}", what) for key, what in checkpoint.others.items()),
         *((f"metadata {key}", value) for key, value in checkpoint.metadata.items()),
     ]
 
 
-def _problems(checkpoint: Checkpoint) -> list[str]:
-    """Return why it cannot be merged; an adapter that can be folded is none."""
-    adapter = describe_adapter(checkpoint)
+def _problems(checkpoint: Checkpoint, adapter: tuple[str, bool] | None) -> list[str]:
+    """Return why it cannot be merged; an adapter that can be folded is no reason, see `describe_adapter`."""
     return [] if adapter and adapter[1] else [finding.text for finding in judge_contents(checkpoint)]
 
 

@@ -109,12 +109,7 @@ def find_elsewhere(
 def other_adapters(names: Iterable[str]) -> list[str]:
     """Return the names that tell of an adapter, among those that LoRA does not account for."""
     _, pattern, _ = _KINDS[0]
-    return [name for name in names if _place(name, pattern) is not None and not _is_around(name)]
-
-
-def _is_around(name: str) -> bool:
-    """Return whether a name only says that its tensor is inside of a wrapped layer, or was trained as a whole."""
-    return not {"base_layer", "pretrained_module", "modules_to_save", "original_module"}.isdisjoint(name.split("."))
+    return [name for name in names if _place(name, pattern) is not None]
 
 
 def _without_common_words(names: Mapping[str, str]) -> Mapping[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from speechft_merge.adapters.settings import CONFIG as ADAPTER
 from speechft_merge.checkpoints.companions import CONFIG, read_companion_json
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.errors import quote
@@ -13,7 +14,6 @@ from speechft_merge.plan.findings import Finding, Level
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
 
-_ADAPTER = "adapter_config.json"
 _SHOWN = 6
 """Words that a message lists."""
 
@@ -29,9 +29,9 @@ def judge_contents(model: Checkpoint) -> list[Finding]:
         )
         return [Finding(Level.REFUSAL, f"{model.reference} holds {found.kind}: {told}", found.hint)]
     folder = None if model.is_named_file or model.adapter is not None else model.folder
-    if folder is not None and _ADAPTER in folder.names():
+    if folder is not None and ADAPTER in folder.names():
         text = (
-            f"{model.reference} has an adapter beside its weights ({_ADAPTER}), which transformers loads on top of them"
+            f"{model.reference} has an adapter beside its weights ({ADAPTER}), which transformers loads on top of them"
         )
         return [Finding(Level.REFUSAL, text, f"to merge the weights without it, name their file, {model.file}")]
     if "quantization_config" in read_companion_json(model, CONFIG):

@@ -31,4 +31,4 @@ def prepare_models(
     """
     whole, notes = fold_adapters(base, finetuned, recipe.lora_alpha)
     chosen, findings = choose_encoders(base, whole)
-    return list(unpack(chosen, recipe.keep_head)), [*(Finding(Level.NOTE, note) for note in notes), *findings]
+    return unpack(chosen, recipe.keep_head), [*(Finding(Level.NOTE, note) for note in notes), *findings]
