@@ -12,21 +12,20 @@ from torch import Tensor
 
 from speechft_merge.checkpoints.memory import TensorSource, index_tensors
 from speechft_merge.errors import MismatchError, UsageError
-from speechft_merge.executor.arithmetic import add_share, choose_side, mix
-from speechft_merge.executor.device_buffers import narrow, torch_type
+from speechft_merge.executor.device_buffers import torch_type
 from speechft_merge.executor.finite import require_finite
+from speechft_merge.executor.in_place import device_of, load_tensor, write_into
 from speechft_merge.options import MergeOptions
 from speechft_merge.plan.decision import decide
 from speechft_merge.plan.findings import Level, texts
 from speechft_merge.plan.models import prepare_models
 from speechft_merge.plan.operations import Copy, Interpolate
 from speechft_merge.plan.plan import make_plan
-from speechft_merge.plan.stock import resolve
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.recipe.rules import parse_rule
 
 if TYPE_CHECKING:
-    from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
+    from speechft_merge.checkpoints.index import Checkpoint
     from speechft_merge.plan.operations import Operation, Segment
     from speechft_merge.plan.plan import Plan, PlannedTensor
 
@@ -132,7 +131,9 @@ class LiveMerge:
         self._recipe = Recipe(alpha=1.0, weight=tuple(weight), keep_head=keep_head)
         self._models, self._plan = _decide(apart[0], apart[1:], self._recipe, options)
         with torch.no_grad():
-            _require_finite({span.source.name: _load(span) for tensor in self._plan.tensors for span in tensor.inputs})
+            _require_finite(
+                {span.source.name: load_tensor(span) for tensor in self._plan.tensors for span in tensor.inputs}
+            )
         self._replans = not all(map(_is_loaded, self._plan.tensors))
         """Whether some are computed, such as the two parts of a folded kernel: of what, depends on alpha."""
 
@@ -155,7 +156,7 @@ class LiveMerge:
         targets = _state(self._module)
         with torch.no_grad():
             for tensor in planned:
-                _write(tensor.at(0).operation, targets[tensor.name])
+                write_into(targets[tensor.name], tensor.at(0).operation, load_tensor)
             _require_finite(targets)
 
 
@@ -166,27 +167,6 @@ def _with_alpha(tensor: PlannedTensor, alpha: float) -> PlannedTensor:
         return tensor
     mixed = Copy(operation.base) if alpha == 0 else operation._replace(alpha=alpha)
     return replace(tensor, operation=mixed)
-
-
-def _write(operation: Operation, target: Tensor) -> None:
-    """Write what an operation makes, rounded to the target's type.
-
-    Where all is of one type it takes no other memory, and half of the time.
-    """
-    if isinstance(operation, Interpolate):
-        operation = resolve(operation)
-    inputs = [_load(span).to(target.device).reshape(target.shape) for span in operation.inputs]
-    types, real = {tensor.dtype for tensor in inputs}, _real(inputs)
-    if isinstance(operation, Copy):
-        narrow(inputs[0], target)
-    elif len(inputs) == 2 and operation.terms[0].weight == 1 and types == {real} == {target.dtype}:
-        from_finetuned, factor = choose_side([1.0], operation.alpha)
-        start, other = reversed(inputs) if from_finetuned else inputs
-        torch.subtract(start, other, out=target)
-        add_share(torch, start, target, factor, target)
-    else:
-        values, _ = mix(torch, operation, [tensor.to(real, copy=True).reshape(-1) for tensor in inputs])
-        narrow(values.reshape(target.shape), target)
 
 
 def _require_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -254,32 +234,11 @@ def _is_loaded(tensor: PlannedTensor) -> bool:
     return all(isinstance(span.source, TensorSource) for span in tensor.inputs)
 
 
-def _load(span: TensorSpan) -> Tensor:
-    """Return a planned input: the very tensor, or what is computed of several, such as a folded kernel."""
-    source = span.source
-    if isinstance(source, TensorSource) and (span.offset, span.nbytes) == (0, source.size):
-        return source.tensor
-    raw = torch.frombuffer(bytearray(source.read(span.offset, span.nbytes)), dtype=torch_type(span.dtype))
-    return raw.reshape(span.shape).to(_device(span))
-
-
-def _device(span: TensorSpan) -> torch.device:
-    source = span.source
-    while not isinstance(source, TensorSource) and source.parts:
-        source = source.parts[0]
-    return source.tensor.device if isinstance(source, TensorSource) else torch.device("cpu")
-
-
 def _make(segment: Segment) -> Tensor:
     """Return what a planned tensor becomes, in new memory: of the shape of its first input."""
     first = segment.operation.inputs[0]
-    out = torch.empty(first.shape, dtype=torch_type(segment.dtype), device=_device(first))
-    _write(segment.operation, out)
+    out = torch.empty(first.shape, dtype=torch_type(segment.dtype), device=device_of(first))
+    write_into(out, segment.operation, load_tensor)
     if segment.dtype.interpolated and not out.isfinite().all():
         require_finite(segment, 0, segment.elements, out.reshape(-1).view(torch.uint8).cpu().numpy())
     return out
-
-
-def _real(inputs: Sequence[Tensor]) -> torch.dtype:
-    """Return the type of the arithmetic."""
-    return torch.float64 if any(tensor.dtype is torch.float64 for tensor in inputs) else torch.float32

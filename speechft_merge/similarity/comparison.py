@@ -81,9 +81,9 @@ def compare_models(
 
 def _compare(models: ComparedModels, request: ProbeRequest, device: torch.device, progress: Progress | None) -> Report:
     sources = encoder_sources(models)
-    maker, of_inputs = _make_inputs(sources[0], sources[1])
+    maker, of_inputs = make_inputs(sources[0], sources[1])
     probe = read_probe(request.paths, maker.rate, request.seconds)
-    clips, of_clips = _usable(probe, maker)
+    clips, of_clips = usable_clips(probe, maker)
     encoders, drifts = _build_encoders(models, sources, device)
     with torch_threads(request.workers), exact_products():
         found = _measure(encoders, maker, clips, request, progress)
@@ -116,7 +116,7 @@ def _build_encoders(
     return encoders, measure_drifts(models, sources[0], known)
 
 
-def _make_inputs(base: EncoderSource, finetuned: EncoderSource) -> tuple[InputMaker, list[str]]:
+def make_inputs(base: EncoderSource, finetuned: EncoderSource) -> tuple[InputMaker, list[str]]:
     """Return what makes inputs by the base's own settings, and warnings."""
     warnings = []
     if not (base.extractor or finetuned.extractor):
@@ -129,7 +129,7 @@ def _make_inputs(base: EncoderSource, finetuned: EncoderSource) -> tuple[InputMa
     return InputMaker(base.config, base.extractor or finetuned.extractor), warnings
 
 
-def _usable(probe: Probe, maker: InputMaker) -> tuple[list[NDArray[np.float32]], list[str]]:
+def usable_clips(probe: Probe, maker: InputMaker) -> tuple[list[NDArray[np.float32]], list[str]]:
     """Return the clips that are long enough for a frame, and warnings.
 
     Raises:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from speechft_merge.checkpoints.companions import json_values
-from speechft_merge.errors import CheckpointError, MismatchError, quote
+from speechft_merge.errors import CheckpointError, MismatchError
 from speechft_merge.executor.device import unusable
 from speechft_merge.layouts.structure import locate
 from speechft_merge.layouts.weight_norm import canonical
 from speechft_merge.packages import needs_extra
 from speechft_merge.record.layers import INPUT, OUTPUT, LayerKey
+from speechft_merge.similarity.filling import fill, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -29,13 +29,6 @@ if TYPE_CHECKING:
     from speechft_merge.similarity.inputs import Batch
 
 WHISPER = "whisper"
-HOW_TO_RUN = frozenset(
-    "attn_implementation _attn_implementation experts_implementation quantization_config return_dict use_return_dict "
-    "dtype torch_dtype output_attentions".split()
-)
-"""Keys of a config.json that do not say what the model is; some make transformers fetch and run code (kernels)."""
-MAY_LACK = frozenset({"masked_spec_embed"})
-"""Canonical names of what only training uses."""
 
 
 def load_weights(tensors: Sequence[PlannedTensor]) -> tuple[dict[str, Tensor], dict[str, Drift]]:
@@ -60,10 +53,6 @@ def load_weights(tensors: Sequence[PlannedTensor]) -> tuple[dict[str, Tensor], d
         values = torch.from_numpy(raw).view(kind) if len(raw) else torch.empty(0, dtype=kind)
         loaded[tensor.name] = (values.float() if tensor.dtype.interpolated else values).reshape(tensor.shape)
     return loaded, drifts
-
-
-_MORE, _MORE_PARAMETERS, _MORE_LAYERS = 4, 10_000_000, 32
-"""How much larger than its weights the model of a config may be: what is missing is named, if memory allows."""
 
 
 class _Buffer:
@@ -168,7 +157,7 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
     """
     with needs_extra("transformers"):
         import transformers
-    settings = _configuration(name, config)
+    settings = read_settings(name, config)
     model_class: Any = (
         transformers.models.whisper.modeling_whisper.WhisperEncoder
         if settings.model_type == WHISPER
@@ -177,89 +166,26 @@ def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tenso
     if model_class is None:
         raise CheckpointError(f"{name}: transformers has no bare model class for {settings.model_type!r}")
     settings.add_adapter = False  # it follows the encoder's output
-    try:
-        with _quiet():
-            _require_size(name, settings, model_class, weights)
-            model, found = _load(model_class, settings, weights)
-            parts = _in_parts(weights, {key: model.state_dict()[key] for key in found["missing_keys"]})
-            if parts:
-                model, found = _load(model_class, settings, weights | parts)
-    except CheckpointError:
-        raise
-    except Exception as error:  # a foreign config.json may raise anything
-        raise CheckpointError(f"{name}: its config does not describe a model: {error}") from error
-    wrong = [key for key in found["missing_keys"] if canonical(key) not in MAY_LACK] or list(found["mismatched_keys"])
-    if wrong:
-        raise CheckpointError(
-            f"{name}: {len(wrong)} tensors of {model_class.__name__} are not in it, or have other shapes, first "
-            f"{wrong[0]!r}",
-            hint="give it the config.json of the same model as its weights",
-        )
+    return wrap_encoder(name, fill(name, settings, model_class, weights), device)
+
+
+def wrap_encoder(name: str, model: Any, device: torch.device) -> Encoder:
+    """Find the blocks of an encoder of transformers' classes, and move it to a device.
+
+    Raises:
+        CheckpointError: it has no list of blocks.
+        DeviceError: the device has not enough memory.
+    """
     locations = locate({canonical(name): tuple(values.shape) for name, values in model.state_dict().items()})
     layers = find_layers(model, locations)
     if not layers:
         raise CheckpointError(
-            f"{name}: {model_class.__name__} has no list of transformer blocks that could be compared"
+            f"{name}: {type(model).__name__} has no list of transformer blocks that could be compared"
         )
     try:
         return Encoder(name, model.eval().to(device), layers, locations, device)
     except torch.OutOfMemoryError as error:
         raise unusable(str(device), error) from error
-
-
-def _require_size(name: str, settings: Any, model_class: Any, weights: Mapping[str, Tensor]) -> None:
-    """Refuse a config of a model much larger than its weights, before memory is taken for what they do not fill.
-
-    Raises:
-        CheckpointError: it is.
-    """
-    for key, value in settings.to_dict().items():
-        most = len(weights) + _MORE_LAYERS if key.endswith("layers") else _MORE_PARAMETERS
-        if any(isinstance(number, int) and number > most for number in json_values(value)):
-            raise CheckpointError(
-                f"{name}: its config states a {key} of {quote(value)}, at most {most} goes with its file"
-            )
-    with torch.device("meta"):
-        described = sum(values.numel() for values in model_class(settings).state_dict().values())
-    there = sum(values.numel() for values in weights.values())
-    if described > _MORE * there + _MORE_PARAMETERS:
-        raise CheckpointError(
-            f"{name}: its config describes a model of {described} parameters, its file has {there}",
-            hint="give it the config.json of the same model as its weights",
-        )
-
-
-def _load(model_class: Any, settings: Any, weights: Mapping[str, Tensor]) -> tuple[Any, Any]:
-    loaded: tuple[Any, Any] = model_class.from_pretrained(
-        None, config=settings, state_dict=dict(weights), output_loading_info=True, dtype=torch.float32
-    )
-    return loaded
-
-
-def _in_parts(weights: Mapping[str, Tensor], missing: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the two parts, which a class is missing, of kernels whose weight norm was folded."""
-    parts = {}
-    for name, like in missing.items():
-        kernel, _, part = canonical(name).rpartition("_")
-        if kernel in weights and part == "v":
-            parts[f"{kernel}_v"] = weights[kernel]
-        elif kernel in weights and part == "g":
-            axes = [axis for axis, size in enumerate(like.shape) if size == 1]
-            parts[f"{kernel}_g"] = torch.linalg.vector_norm(weights[kernel], dim=axes, keepdim=True)
-    return parts
-
-
-def _configuration(name: str, config: Mapping[str, Any]) -> Any:
-    import transformers
-
-    kind = config.get("model_type")
-    try:
-        return transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k not in HOW_TO_RUN})
-    except Exception as error:  # a foreign config.json may raise anything
-        raise CheckpointError(
-            f"{name}: transformers {transformers.__version__} does not know its model_type {kind!r}, or cannot "
-            "use its config.json"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -274,20 +200,3 @@ def exact_products() -> Iterator[None]:
     finally:
         for switch, precision in zip(switches, before, strict=True):
             switch.fp32_precision = precision
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' load report and progress bars: what is missing is checked here. For one thread only."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()

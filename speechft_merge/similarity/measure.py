@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from speechft_merge.similarity.cka import Shifted
     from speechft_merge.similarity.request import Estimator
 
-    _Side = tuple[Representation, Cross, list[Shifted]]  # of one encoder: its sums, those with itself, its features
+    Side = tuple[Representation, Cross, list[Shifted]]
+    """Of one encoder in one layer: its sums, those with itself, its features."""
 
 THREADS = 8
 """Most threads: each has the sums of a layer, and the products, in memory."""
@@ -215,15 +216,34 @@ def measure_null(layers: Sequence[Sequence[Utterance]], estimator: Estimator) ->
 
 def measure_grid(layers: Sequence[Sequence[Utterance]], pair: Pair, estimator: Estimator) -> list[list[float]]:
     """Measure CKA of every layer of one encoder (rows) with every layer of another (columns)."""
-    rows, columns = ([_with_itself(utterances, which) for utterances in layers] for which in pair)
+    rows, columns = ([summarise([utterance[which] for utterance in layer]) for layer in layers] for which in pair)
 
-    def measure_row(row: _Side) -> list[float]:
-        return [_between(row, column, estimator) for column in columns]
+    def measure_row(row: Side) -> list[float]:
+        return [measure_between(row, column, estimator) for column in columns]
 
     return _for_each(layers[0][0][0], measure_row, rows)
 
 
-def _between(row: _Side, column: _Side, estimator: Estimator) -> float:
+def measure_against(
+    layers: Sequence[Sequence[Tensor]], others: Sequence[Sequence[Side]], estimator: Estimator
+) -> list[list[float]]:
+    """Measure CKA of one encoder with others whose features were summarised before: layer by layer, one figure each.
+
+    Args:
+        layers: of each, the features of the encoder, utterance by utterance: (frames, width).
+        others: of each other encoder, its layers by `summarise`.
+        estimator: of CKA.
+    """
+
+    def measure_layer(features: Sequence[Tensor], *theirs: Side) -> list[float]:
+        ours = summarise(features)
+        return [measure_between(ours, side, estimator) for side in theirs]
+
+    return _for_each(layers[0][0], measure_layer, layers, *others)
+
+
+def measure_between(row: Side, column: Side, estimator: Estimator) -> float:
+    """Return CKA of two encoders in one layer, from what `summarise` made of either."""
     (x, own_x, ours), (y, own_y, theirs) = row, column
     cross = Cross(x, y)
     for one, other in zip(ours, theirs, strict=True):
@@ -231,10 +251,11 @@ def _between(row: _Side, column: _Side, estimator: Estimator) -> float:
     return cka(cross, own_x, own_y, estimator)
 
 
-def _with_itself(utterances: Sequence[Utterance], which: int) -> _Side:
+def summarise(utterances: Sequence[Tensor]) -> Side:
+    """Return the sums of one encoder in one layer, those with itself and its features: (frames, width) an utterance."""
     side = Representation()
     own = Cross(side, side)
-    shifted = [side.add(utterance[which]) for utterance in utterances]
+    shifted = [side.add(frames) for frames in utterances]
     for frames in shifted:
         own.add(frames, frames)
     return side, own, shifted

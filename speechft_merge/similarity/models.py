@@ -123,15 +123,19 @@ def merge_in_memory(
     Raises:
         MismatchError, CheckpointError: see `executor.execute`.
     """
-    recipe, names = models.plan.recipe, _names_by_storage(sources)
-    owner = models.finetuned[0] if recipe.keep_head else models.base
-    keys = {tensor.name: _storage_key(tensor, owner) for tensor in models.plan.tensors}
-    tensors = [tensor for tensor in models.plan.tensors if keys[tensor.name] in names]
-    loaded, drifts = load_weights(tensors)
-    weights = {name: loaded[tensor.name] for tensor in tensors for name in names[keys[tensor.name]]}
+    recipe, names = models.plan.recipe, encoder_names(models, sources)
+    loaded, drifts = load_weights([tensor for tensor in models.plan.tensors if tensor.name in names])
+    weights = {name: loaded[planned] for planned, those in names.items() for name in those}
     alphas = "alphas by layer" if recipe.layer_alpha else f"alpha {recipe.alpha:g}"
     source = replace(sources[1 if recipe.keep_head else 0], reference=f"merged in memory, {alphas}")
     return source, weights, _by_encoder_names(drifts, models.plan, sources[0])
+
+
+def encoder_names(models: ComparedModels, sources: Sequence[EncoderSource]) -> dict[str, list[str]]:
+    """Return the plan's name of each tensor of the encoder -> its names in the encoder's class: several where tied."""
+    owner, names = models.finetuned[0] if models.plan.recipe.keep_head else models.base, _names_by_storage(sources)
+    keys = {tensor.name: _storage_key(tensor, owner) for tensor in models.plan.tensors}
+    return {name: names[key] for name, key in keys.items() if key in names}
 
 
 def measure_drifts(models: ComparedModels, base: EncoderSource, known: Mapping[str, Drift]) -> dict[str, Drift]:
