@@ -148,6 +148,16 @@ class Merge:
                     return MergeResult(path, made, written.drifts, False, findings, kept)
             return MergeResult(path, earlier, {}, True, self.findings)
 
+    def at(self, recipe: Recipe) -> Merge:
+        """Return the merge of the same open models by another recipe, which differs in alphas or the method.
+
+        Closing either closes the models.
+
+        Raises:
+            MismatchError, UsageError: see `open_merge`.
+        """
+        return _decide([*self.models], (), recipe, self.options, self._resources)
+
     def _execute(self, keep: Kept | None = None) -> Execute:
         return lambda segments, progress: execute(segments, self.workers.count, progress, self.device.name, keep)
 
@@ -275,30 +285,39 @@ def open_merge(
         115
     """
     options = options or MergeOptions()
-    device = choose_device(options.device)
+    choose_device(options.device)  # before anything is read
     with ExitStack() as stack:
         recipe = recipe or Recipe()
         models, chosen = _open_models(stack, base, finetuned, recipe, options)
-        plan, relations, findings = decide(models, chosen, recipe, options.allowed)
-        if plan.needs_float64:
-            require_float64(device.name)
-        form = decide_form(plan, models[0], models[1], options.max_shard_size)
-        sources = {id(source): source.size for model in models for source in model.sources}
-        require_modest(form.files.size, sum(sources.values()), options.max_output)
-        findings += require_sound(form.findings, options.allowed)
-        return Merge(
-            base=models[0],
-            finetuned=tuple(models[1:]),
-            plan=form.plan,
-            files=form.files,
-            companions=form.companions,
-            relations=relations,
-            device=device,
-            workers=choose_workers(form.files.size, options.workers, plan.converts, device.is_cpu),
-            findings=findings,
-            options=options,
-            _resources=stack.pop_all(),
-        )
+        opened = _decide(models, chosen, recipe, options, stack)
+        return replace(opened, _resources=stack.pop_all())
+
+
+def _decide(
+    models: Sequence[Checkpoint], known: Sequence[Finding], recipe: Recipe, options: MergeOptions, resources: ExitStack
+) -> Merge:
+    """Decide on a merge of open models, which `resources` closes."""
+    device = choose_device(options.device)
+    plan, relations, findings = decide(models, known, recipe, options.allowed)
+    if plan.needs_float64:
+        require_float64(device.name)
+    form = decide_form(plan, models[0], models[1], options.max_shard_size)
+    sources = {id(source): source.size for model in models for source in model.sources}
+    require_modest(form.files.size, sum(sources.values()), options.max_output)
+    findings += require_sound(form.findings, options.allowed)
+    return Merge(
+        base=models[0],
+        finetuned=tuple(models[1:]),
+        plan=form.plan,
+        files=form.files,
+        companions=form.companions,
+        relations=relations,
+        device=device,
+        workers=choose_workers(form.files.size, options.workers, plan.converts, device.is_cpu),
+        findings=findings,
+        options=options,
+        _resources=resources,
+    )
 
 
 def _open_models(

@@ -1,0 +1,251 @@
+"""Measures the cells of a sweep: each is made live, compared with base and fine-tune on a probe, and scored."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.errors import UsageError
+from speechft_merge.executor.device import open_device
+from speechft_merge.executor.executor import execute
+from speechft_merge.live import live_encoder, live_model, load_processor
+from speechft_merge.plan.plan import Action, make_plan
+from speechft_merge.recipe.recipe import Recipe
+from speechft_merge.recipe.rules import parse_rule
+from speechft_merge.similarity.comparison import make_inputs, usable_clips
+from speechft_merge.similarity.measure import measure_against, summarise
+from speechft_merge.similarity.models import ComparedModels, drift_by_layer, encoder_names, encoder_sources
+from speechft_merge.similarity.probe import read_probe
+from speechft_merge.similarity.request import ProbeRequest
+from speechft_merge.sweep.grid import BASE, FINETUNED, Cell, tilted
+from speechft_merge.sweep.results import CellResult, LayerFigures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from speechft_merge.executor.drift import Drift
+    from speechft_merge.live import LiveModel
+    from speechft_merge.merging import Merge
+    from speechft_merge.plan.plan import Plan
+    from speechft_merge.record.layers import LayerKey
+    from speechft_merge.scoring.scorer import Scorer
+    from speechft_merge.scoring.scores import Score
+    from speechft_merge.similarity.encoders import Encoder
+    from speechft_merge.similarity.inputs import InputMaker
+    from speechft_merge.similarity.measure import Side
+
+Features = dict["LayerKey", list["Tensor"]]
+"""Layer -> the features of each clip: (frames, width)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRequest:
+    """What is swept, and what is measured of each cell."""
+
+    cells: Sequence[Cell]
+    """Of the grid, see `grid.lay_out`."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """What all cells share: weights, method, element type; its alpha does not matter, its rules belong to the grid."""
+    scorers: Sequence[Scorer] = ()
+    probe: ProbeRequest | None = field(default_factory=ProbeRequest)
+    """On what features are compared; None to leave that out. Its device is that of all scores."""
+    scratch: Path | None = None
+    """Where models are written that a command scores; None for the system's temporary folder."""
+
+    def __post_init__(self) -> None:
+        if self.recipe.layer_alpha:
+            raise UsageError("the recipe of a sweep has rules for layers", hint="give them with the grid's cells")
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What decides about the figures besides the models and the grid, for JSON."""
+        probe = None
+        if self.probe is not None:
+            paths = [str(path) for path in self.probe.paths or ()]
+            probe = {"paths": paths, "seconds": self.probe.seconds, "estimator": self.probe.estimator}
+        return {
+            "recipe": replace(self.recipe, alpha=0.0).to_json(),
+            "probe": probe,
+            "scorers": [scorer.description for scorer in self.scorers],
+        }
+
+    def recipe_of(self, cell: Cell, stacks: dict[str, list[int]]) -> Recipe:
+        """Return the recipe of a cell.
+
+        Args:
+            cell: of the grid.
+            stacks: stack -> the indexes of its blocks.
+        """
+        rules = tuple(map(parse_rule, (*tilted(cell, stacks)[0], *cell.rules)))
+        other: dict[str, Any] = {"method": cell.method, "weight": ()} if cell.method else {}
+        return replace(self.recipe, alpha=cell.alpha, layer_alpha=rules, **other)
+
+
+class Bench:
+    """What measures cells, one after the other: the live model, the features that it is compared with, the scorers."""
+
+    def __init__(self, opened: Merge, request: SweepRequest) -> None:
+        self.opened, self._request = opened, request
+        self._stacks = opened.base.naming.stacks
+        self._models = ComparedModels(opened.base, opened.finetuned, self._plan(FINETUNED))
+
+    def measure(self, cell: Cell) -> CellResult:
+        """Measure one cell.
+
+        Raises:
+            SpeechFTMergeError: it cannot be made or scored.
+        """
+        plan, seconds = self._plan(cell), dict[str, float]()
+        references = self._references if self._request.probe is not None else []  # the live model is set to these
+        if self._live is not None:
+            with _timed(seconds, "setting"):
+                self._live.set(plan)
+        layers: tuple[LayerFigures, ...] = ()
+        if self._request.probe is not None:
+            with _timed(seconds, "features"):
+                features = self._features()
+            with _timed(seconds, "similarity"):
+                layers = self._compare(features, references, plan, self._request.probe)
+        scores: list[Score] = []
+        for scorer in self._request.scorers:
+            with _timed(seconds, str(scorer.description["name"])):
+                scores += scorer.score(_Candidate(self, plan.recipe))
+        return CellResult(cell, tuple(scores), layers, seconds)
+
+    def _plan(self, cell: Cell) -> Plan:
+        return make_plan(self.opened.base, self.opened.finetuned, self._request.recipe_of(cell, self._stacks))
+
+    @cached_property
+    def _live(self) -> LiveModel | None:
+        """The live model, if anything takes one: with its head, if a scorer needs it."""
+        device = open_device(self.opened.options.device, float64=True)
+        if any(scorer.needs_model for scorer in self._request.scorers):
+            return live_model(self._models, self.opened.companions, device)
+        if self._request.probe is not None or not all(scorer.needs_files for scorer in self._request.scorers):
+            return live_encoder(self._models, device)
+        return None
+
+    @property
+    def live(self) -> LiveModel:
+        """The live model."""
+        assert self._live is not None, "a scorer that takes files alone asked for a live model"
+        return self._live
+
+    @cached_property
+    def inputs(self) -> InputMaker:
+        """What makes inputs, by the base's own settings."""
+        base, finetuned, *_ = encoder_sources(self._models)
+        return make_inputs(base, finetuned)[0]
+
+    @property
+    def scratch(self) -> str | None:
+        """Where models are written to be scored: beside the job, if the site says where (Alliance Canada's name)."""
+        return str(self._request.scratch) if self._request.scratch else os.environ.get("SLURM_TMPDIR")
+
+    @cached_property
+    def processor(self) -> Any:
+        """The tokenizer and feature extractor of the model that is written."""
+        return load_processor(self.opened.companions)
+
+    @cached_property
+    def _clips(self) -> list[NDArray[Any]]:
+        assert self._request.probe is not None
+        probe = read_probe(self._request.probe.paths, self.inputs.rate, self._request.probe.seconds)
+        return usable_clips(probe, self.inputs)[0]
+
+    def _features(self) -> Features:
+        """Return the features of the live encoder on the probe, as it is set."""
+        found: Features = {}
+        for batch in self.inputs.batches(self._clips):
+            for clip in self.live.encoder.run(batch):
+                for key, state in clip.items():
+                    found.setdefault(key, []).append(state)
+        return found
+
+    @cached_property
+    def _references(self) -> list[list[Side]]:
+        """The features of base and fine-tune, layer by layer, with their sums."""
+        found = []
+        for cell in (BASE, FINETUNED):
+            self.live.set(self._plan(cell))
+            found.append([summarise(clips) for clips in self._features().values()])
+        return found
+
+    def _compare(
+        self, features: Features, references: Sequence[Sequence[Side]], plan: Plan, probe: ProbeRequest
+    ) -> tuple[LayerFigures, ...]:
+        figures = measure_against([*features.values()], references, probe.estimator)
+        drifts = drift_by_layer(self._drifts_of(plan), self.live.encoder, features)
+        found = zip(features, figures, strict=True)
+        return tuple(LayerFigures(key, cka[0], cka[1], drifts[key]) for key, cka in found)
+
+    @cached_property
+    def _drifts(self) -> Mapping[str, Drift]:
+        """How far fine-tuning moved each tensor of the encoder, by the plan's names."""
+        plan = self._plan(Cell(0.25))  # at 1 a single fine-tune is copied, and the base not read
+        names = self._names
+        mixed = [tensor for tensor in plan.tensors if tensor.action is Action.INTERPOLATED and tensor.name in names]
+        return execute([(tensor.at(0), None) for tensor in mixed], workers=1)
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        return encoder_names(self._models, encoder_sources(self._models))
+
+    def _drifts_of(self, plan: Plan) -> dict[str, Drift]:
+        """Return how far a merge moved each tensor, by the names of the encoder's class: alpha times the whole way."""
+        moved: dict[str, Drift] = {}
+        for tensor in plan.tensors:
+            drift = self._drifts.get(tensor.name)
+            if drift is not None:
+                way = (tensor.alpha or 0.0) * drift.ratio
+                moved |= dict.fromkeys(self._names[tensor.name], replace(drift, delta=drift.delta * way * way))
+        return moved
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A cell, as scorers are given it; the live model is set to it."""
+
+    bench: Bench
+    recipe: Recipe
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.bench.live.encoder
+
+    @property
+    def inputs(self) -> InputMaker:
+        return self.bench.inputs
+
+    @property
+    def model(self) -> Any:
+        return self.bench.live.module
+
+    @property
+    def processor(self) -> Any:
+        return self.bench.processor
+
+    @contextlib.contextmanager
+    def written(self) -> Iterator[Path]:
+        root = self.bench.scratch
+        with tempfile.TemporaryDirectory(prefix="speechft-merge-", dir=root) as folder:
+            path = Path(folder, "model")
+            self.bench.opened.at(self.recipe).write(path)
+            yield path
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Add to a step's seconds."""
+    began = time.perf_counter()
+    yield
+    seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - began
