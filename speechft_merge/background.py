@@ -6,13 +6,15 @@ import contextvars
 import math
 import threading
 import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _Result = TypeVar("_Result")
 _LEFT: list[threading.Event] = []
+_TO_UNDO: list[Callable[[], object]] = []
 
 
 def wait_for(call: Callable[[], _Result], seconds: float = math.inf) -> _Result:
@@ -52,3 +54,20 @@ def wait_for(call: Callable[[], _Result], seconds: float = math.inf) -> _Result:
 def is_any_left() -> bool:
     """Return whether a call still runs that nobody waits for any more."""
     return not all(ended.is_set() for ended in _LEFT)
+
+
+@contextmanager
+def undone_if_left(undo: Callable[[], object]) -> Iterator[None]:
+    """Have something undone should the process end while this lasts, in a call that nobody waits for any more."""
+    _TO_UNDO.append(undo)
+    try:
+        yield
+    finally:
+        _TO_UNDO.remove(undo)
+
+
+def leave() -> None:
+    """Undo what calls that are left to themselves would have, before the process ends without them."""
+    for undo in [*_TO_UNDO]:
+        with suppress(Exception):
+            undo()

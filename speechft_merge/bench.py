@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
@@ -11,9 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.background import undone_if_left
 from speechft_merge.errors import UsageError
 from speechft_merge.executor.device import open_device
 from speechft_merge.executor.executor import execute
+from speechft_merge.layouts.structure import blocks_of
 from speechft_merge.live import live_encoder, live_model, load_processor
 from speechft_merge.plan.plan import Action, make_plan
 from speechft_merge.recipe.recipe import Recipe
@@ -95,7 +98,8 @@ class Bench:
 
     def __init__(self, opened: Merge, request: SweepRequest) -> None:
         self.opened, self._request = opened, request
-        self._stacks = opened.base.naming.stacks
+        names = opened.base.naming.under().values()
+        self._stacks = blocks_of(name.location for name in names if not name.location.stays)
         self._models = ComparedModels(opened.base, opened.finetuned, self._plan(FINETUNED))
 
     def measure(self, cell: Cell) -> CellResult:
@@ -236,8 +240,10 @@ class _Candidate:
 
     @contextlib.contextmanager
     def written(self) -> Iterator[Path]:
-        root = self.bench.scratch
-        with tempfile.TemporaryDirectory(prefix="speechft-merge-", dir=root) as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="speechft-merge-", dir=self.bench.scratch) as folder,
+            undone_if_left(lambda: shutil.rmtree(folder, ignore_errors=True)),
+        ):
             path = Path(folder, "model")
             self.bench.opened.at(self.recipe).write(path)
             yield path

@@ -71,6 +71,18 @@ class ComparisonError(SpeechFTMergeError):
     exit_code = 69
 
 
+class ScoreError(SpeechFTMergeError):
+    """A score that a user's command, function or data did not give; what was done before is kept."""
+
+    exit_code = 69
+
+
+class GateError(SpeechFTMergeError):
+    """No cell of a sweep meets its gates; the report is written."""
+
+    exit_code = 3
+
+
 class OutputError(SpeechFTMergeError, OSError):
     """The output cannot be created at the given path."""
 

@@ -168,7 +168,7 @@ class Merge:
         companions = self._companions
         config, first = parse_config(self.companions), self.files.files[0].name
         findings = self._findings_after(drifts)
-        made = card.make_card(self.plan, self.models, drifts, config, findings, self.options.command, first)
+        made = card.make_card(self.plan, self.models, drifts, config, findings, self.options, first)
         output.put({**companions, card.NAME: made})
         return Written(tuple(found.entry for found in weights), companions, drifts)
 

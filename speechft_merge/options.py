@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from speechft_merge.errors import UsageError
 from speechft_merge.executor.device import AUTO, require_device_name
 from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED
+
+if TYPE_CHECKING:
+    from speechft_merge.evidence import Evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class MergeOptions:
     """Read the inputs whole first and compare their checksums; models on the Hub are downloaded for it."""
     command: tuple[str, ...] = ()
     """The command line, for the manifest and the model card."""
+    evidence: Evidence | None = None
+    """Why this recipe, likewise."""
 
     def __post_init__(self) -> None:
         if self.max_shard_size is not None and self.max_shard_size < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import UsageError
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def needs_extra(package: str) -> Iterator[None]:
-    """Turn a failed import of a package of the extra `cka` into an error that says what to install.
+def needs_extra(package: str, extra: str = "cka") -> Iterator[None]:
+    """Turn a failed import of a package of an extra into an error that says what to install.
 
     Raises:
         UsageError: the package is not installed.
@@ -23,9 +24,20 @@ def needs_extra(package: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != package:
             raise
-        raise not_installed(package) from error
+        raise not_installed(package, extra) from error
 
 
-def not_installed(package: str) -> UsageError:
-    """Return the error for a package that is missing."""
-    return UsageError(f"{package} is not installed", hint='run pip install "speechft-merge[cka]"')
+def not_installed(package: str, extra: str = "cka") -> UsageError:
+    """Return the error for a package of an extra that is missing."""
+    return UsageError(f"{package} is not installed", hint=f'run pip install "speechft-merge[{extra}]"')
+
+
+def require_packages(*packages: str, extra: str = "cka") -> None:
+    """Fail early if a package of an extra is missing, without importing it.
+
+    Raises:
+        UsageError: one is.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise not_installed(package, extra)

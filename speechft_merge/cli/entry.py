@@ -91,7 +91,7 @@ def _stop(number: int, _: object) -> NoReturn:
 
 
 def _fail(error: Exception | Stopped) -> NoReturn:
-    from speechft_merge.background import is_any_left  # only now: most runs succeed
+    from speechft_merge.background import is_any_left, leave  # only now: most runs succeed
     from speechft_merge.cli.failure import explain
 
     # looked for here: the command line may be what is wrong, and a signal may come before it was read
@@ -102,6 +102,7 @@ def _fail(error: Exception | Stopped) -> NoReturn:
         traceback.print_exception(error)
     print(failure.in_json() if as_json else failure.in_words(), file=sys.stderr)
     if isinstance(error, Stopped) and is_any_left():
+        leave()
         os._exit(failure.exit_code)  # an exit would wait for threads of the Hub's client, which wait for a server
     sys.exit(failure.exit_code)
 

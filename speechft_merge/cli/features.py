@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FeatureOptions(OptionGroup):
-    """On what audio features are compared, how, and where the figures go."""
+class ProbeOptions(OptionGroup):
+    """On what audio features are compared, and how."""
 
     panel: ClassVar[str] = "Comparison of features"
     probe: Annotated[
@@ -36,6 +36,28 @@ class FeatureOptions(OptionGroup):
         str | None,
         typer.Option(metavar="NAME", help="How to estimate CKA: utterance (unbiased; default), frame or biased."),
     ] = None
+
+    def probed(self, work: WorkOptions) -> ProbeRequest:
+        """Return what they ask for; a probe of `-` is read from stdin."""
+        from speechft_merge.similarity.request import SECONDS, ProbeRequest  # not for --help
+
+        paths: tuple[Path, ...] | None = None
+        if self.probe:
+            listed = (sys.stdin.read().splitlines() if given == "-" else [given] for given in self.probe)
+            paths = tuple(Path(word) for words in listed for word in words if word.strip())
+        return ProbeRequest(
+            paths=paths,
+            seconds=SECONDS if self.probe_seconds is None else self.probe_seconds,
+            estimator=self.estimator or "utterance",  # type: ignore[arg-type]
+            device=work.device,
+            workers=work.workers,
+        )
+
+
+@dataclass(frozen=True)
+class FeatureOptions(ProbeOptions):
+    """On what audio features are compared, how, and where the figures go."""
+
     null: Annotated[bool, typer.Option("--null", help="Also measure the floor: the base on mismatched utterances.")] = (
         False
     )
@@ -52,22 +74,14 @@ class FeatureOptions(OptionGroup):
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as CSV.")] = None
 
     def read(self, work: WorkOptions, *packages: str) -> ProbeRequest:
-        """Return what they ask for, after checking that it can be had; a probe of `-` is read from stdin."""
-        from speechft_merge.similarity.request import MEMORY, SECONDS, ProbeRequest  # not for --help
+        """Return what they ask for, after checking that it can be had."""
+        from speechft_merge.similarity.request import MEMORY  # not for --help
 
-        paths: tuple[Path, ...] | None = None
-        if self.probe:
-            listed = (sys.stdin.read().splitlines() if given == "-" else [given] for given in self.probe)
-            paths = tuple(Path(word) for words in listed for word in words if word.strip())
-        request = ProbeRequest(
-            paths=paths,
-            seconds=SECONDS if self.probe_seconds is None else self.probe_seconds,
-            estimator=self.estimator or "utterance",  # type: ignore[arg-type]
-            device=work.device,
+        request = replace(
+            self.probed(work),
             null=self.null,
             grid=self.heatmap is not None,
             memory=MEMORY if self.memory is None else parse_size(self.memory),
-            workers=work.workers,
         )
         request.require_means(*packages, figures=[path for path in (self.plot, self.heatmap) if path is not None])
         return request

@@ -33,6 +33,34 @@ Finetuned = Annotated[
     list[str] | None, typer.Argument(metavar="FINETUNED...", help="One or more fine-tunes of it, likewise.")
 ]
 
+Method = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD",
+        help="What becomes of the fine-tunes' differences from the base: mean (default), task-arithmetic (their "
+        "sum by weights of any sign) or model-stock (their mean by a ratio estimated for each tensor).",
+    ),
+]
+Weight = Annotated[
+    list[float] | None,
+    typer.Option(
+        help="Weight of each fine-tune, in their order: in their mean (positive; default: equal), or its "
+        "coefficient in task arithmetic (any but 0; default: 1)."
+    ),
+]
+LoraAlpha = Annotated[
+    float | None,
+    typer.Option(help="Alpha of LoRA in a fine-tune that has no adapter_config.json; its scale is alpha / rank."),
+]
+KeepHead = Annotated[
+    bool,
+    typer.Option("--keep-head", help="Write the fine-tuned class: its names, config and head; the encoder is merged."),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(metavar="TYPE", help="keep (the base's; default), float32, float16 or bfloat16."),
+]
+
 
 @dataclass(frozen=True)
 class AlphaOptions(OptionGroup):
@@ -105,35 +133,11 @@ class AlphaOptions(OptionGroup):
 class RecipeOptions(AlphaOptions):
     """What is mixed, and how."""
 
-    method: Annotated[
-        str | None,
-        typer.Option(
-            metavar="METHOD",
-            help="What becomes of the fine-tunes' differences from the base: mean (default), task-arithmetic (their "
-            "sum by weights of any sign) or model-stock (their mean by a ratio estimated for each tensor).",
-        ),
-    ] = None
-    weight: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="Weight of each fine-tune, in their order: in their mean (positive; default: equal), or its "
-            "coefficient in task arithmetic (any but 0; default: 1)."
-        ),
-    ] = None
-    lora_alpha: Annotated[
-        float | None,
-        typer.Option(help="Alpha of LoRA in a fine-tune that has no adapter_config.json; its scale is alpha / rank."),
-    ] = None
-    keep_head: Annotated[
-        bool,
-        typer.Option(
-            "--keep-head", help="Write the fine-tuned class: its names, config and head; the encoder is merged."
-        ),
-    ] = False
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="TYPE", help="keep (the base's; default), float32, float16 or bfloat16."),
-    ] = None
+    method: Method = None
+    weight: Weight = None
+    lora_alpha: LoraAlpha = None
+    keep_head: KeepHead = False
+    dtype: Dtype = None
     format: Annotated[
         str | None,
         typer.Option(

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from speechft_merge.checkpoints.index import Checkpoint
+    from speechft_merge.evidence import Evidence
     from speechft_merge.executor.drift import Drift
+    from speechft_merge.options import MergeOptions
     from speechft_merge.plan.findings import Finding
     from speechft_merge.plan.plan import Plan
 
@@ -79,7 +81,7 @@ def is_ours(card: str) -> bool:
 
 def make_card(
     plan: Plan, models: Sequence[Checkpoint], drifts: dict[str, Drift], config: dict[str, Any],
-    findings: Sequence[Finding], command: Sequence[str], weights: str = "model.safetensors",
+    findings: Sequence[Finding], options: MergeOptions, weights: str = "model.safetensors",
 ) -> bytes:  # fmt: skip
     """Return the card: what was merged and how, drift per layer, the command, the citation.
 
@@ -89,7 +91,7 @@ def make_card(
         drifts: as `executor.execute` measured them.
         config: the output's config.json; empty if it has none.
         findings: notes and warnings.
-        command: the command line, as a list of words.
+        options: with the command line, and the evidence for the recipe.
         weights: name of the file of weights.
     """
     base, *finetuned = models
@@ -100,7 +102,7 @@ def make_card(
     alphas = f"alpha = {plan.recipe.alpha:g}" + (f", but {rules}" if rules else "")
     weighted = ", ".join(f"{weight:g}" for weight in plan.recipe.coefficients(len(finetuned)))
     lines = [
-        *_front_matter(models, config),
+        *_front_matter(models, config, options.evidence),
         "",
         f"# {as_markdown(first)} merged into {as_markdown(onto)}",
         "",
@@ -123,10 +125,11 @@ def make_card(
         "",
         "drift: ||finetuned - base|| / ||base|| of the weights.",
         "",
+        *([] if options.evidence is None else options.evidence.section()),
         _MADE_BY,
         "",
         "```shell",
-        clean(shlex.join(["speechft-merge", *map(short, command)])),
+        clean(shlex.join(["speechft-merge", *map(short, options.command)])),
         "```",
         "",
         "```bibtex",
@@ -137,7 +140,7 @@ def make_card(
     return "\n".join(lines).encode(errors="backslashreplace")
 
 
-def _front_matter(models: Sequence[Checkpoint], config: dict[str, Any]) -> list[str]:
+def _front_matter(models: Sequence[Checkpoint], config: dict[str, Any], evidence: Evidence | None) -> list[str]:
     """Return what the Hub reads: models on the Hub as base models, the class's task, the licence that all share."""
     origins = [checkpoint.hub for checkpoint in models]
     repos = [origin.repo for origin in origins if origin is not None]
@@ -155,6 +158,7 @@ def _front_matter(models: Sequence[Checkpoint], config: dict[str, Any]) -> list[
         "- merge",
         "- speech-ft",
         "- speech",
+        *([] if evidence is None else evidence.model_index(f"{short(models[1].reference)}-merged", task)),
         "---",
     ]
 

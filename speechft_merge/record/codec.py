@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
@@ -12,8 +12,10 @@ Record = TypeVar("Record")
 def from_json(kind: type[Record], document: object) -> Record:
     """Make a record from a JSON document. Keys that it does not know are ignored, so that later versions can add some.
 
+    A field that has a default may be missing: one of a later version.
+
     Raises:
-        ValueError: a key is missing, or holds a value of another type, or one that the record refuses.
+        ValueError: another key is missing, or one holds a value of another type, or one that the record refuses.
     """
     made: Record = _read(kind, document, getattr(kind, "__name__", "the list"))
     return made
@@ -47,7 +49,7 @@ def _read_record(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where} holds a {type(value).__name__}")
     hints = get_type_hints(kind)
-    names = [field.name for field in fields(kind)]
+    names = [field.name for field in fields(kind) if field.name in value or field.default is MISSING]
     missing = [name for name in names if name not in value]
     if missing:
         raise ValueError(f"{where} lacks {missing[0]}")

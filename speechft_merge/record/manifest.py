@@ -126,6 +126,8 @@ class Manifest:
     """Notes and warnings of the merge."""
     outputs: tuple[OutputEntry, ...]
     companions: tuple[CompanionEntry, ...]
+    evidence: dict[str, Any] | None = None
+    """Why this alpha, where a sweep chose it; see `Evidence`."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON document."""
@@ -212,4 +214,5 @@ def make_manifest(
             CompanionEntry(name, hashlib.sha256(content).hexdigest())
             for name, content in sorted(written.companions.items())
         ),
+        evidence=None if options.evidence is None else options.evidence.to_json(),
     )

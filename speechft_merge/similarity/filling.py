@@ -62,7 +62,7 @@ def fill(name: str, settings: Any, model_class: Any, weights: Mapping[str, Tenso
         CheckpointError: the weights do not fill the class.
     """
     try:
-        with _quiet():
+        with quiet():
             _require_size(name, settings, model_class, weights)
             model, found = _load(model_class, settings, weights)
             parts = in_parts(weights, {key: model.state_dict()[key] for key in found["missing_keys"]})
@@ -125,7 +125,7 @@ def in_parts(weights: Mapping[str, Tensor], missing: Mapping[str, Tensor]) -> di
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' load report and progress bars: what is missing is checked here. For one thread only."""
     from transformers.utils import logging
 

@@ -111,7 +111,7 @@ def read_probe(paths: Sequence[Path] | None, rate: int, seconds: float = SECONDS
         CheckpointError: none of them can be used.
         UsageError: soundfile or soxr is not installed.
     """
-    files = sorted(BUILT_IN.glob("*.flac")) if paths is None else _find(paths)
+    files = sorted(BUILT_IN.glob("*.flac")) if paths is None else find_audio(paths)
     skipped: dict[str, str] = {}
     clips: list[_Clip] = []
     for path in files:
@@ -135,7 +135,36 @@ def read_probe(paths: Sequence[Path] | None, rate: int, seconds: float = SECONDS
     return Probe(tuple(audio), rate, origin, digest.hexdigest(), skipped)
 
 
-def _find(paths: Iterable[Path]) -> list[Path]:
+def seconds_of(path: Path) -> float:
+    """Return how long an audio file is, by its header.
+
+    Raises:
+        CheckpointError: it is none, or does not say.
+        UsageError: soundfile is not installed.
+    """
+    try:
+        frames, rate = _stated_length(path)
+    except _UnusableError as error:
+        raise CheckpointError(f"{path} {error}") from error
+    return frames / rate
+
+
+def read_clip(path: Path, rate: int, seconds: float = LONGEST) -> NDArray[np.float32]:
+    """Return the first `seconds` of a file as one clip: (samples,), mono, -1 to 1, `rate` samples a second.
+
+    Raises:
+        CheckpointError: it cannot be read, or is silent.
+        UsageError: soundfile or soxr is not installed.
+    """
+    try:
+        frames, own_rate = _stated_length(path)
+        samples = _read(_Clip(path, 0, min(frames, int(seconds * own_rate)), own_rate))
+    except _UnusableError as error:
+        raise CheckpointError(f"{path} {error}") from error
+    return _resample(samples, own_rate, rate)
+
+
+def find_audio(paths: Iterable[Path]) -> list[Path]:
     """Return the files among `paths`, and the audio files below the folders, each once, in the order given."""
     found: dict[Path, None] = {}
     for path in paths:
@@ -162,6 +191,20 @@ def _cut(path: Path, seconds: float) -> list[_Clip]:
     Raises:
         _UnusableError: it has none.
     """
+    frames, rate = _stated_length(path)
+    length = frames / rate
+    if length <= LONGEST:
+        return [_Clip(path, 0, frames, rate)]
+    piece = int(rate * min(max(min(seconds, length) / PIECES, PIECE[0]), PIECE[1]))
+    return [_Clip(path, start, start + piece, rate) for start in range(0, frames - piece + 1, piece)]
+
+
+def _stated_length(path: Path) -> tuple[int, int]:
+    """Return the frames of a file and how many are a second, as its header has them.
+
+    Raises:
+        _UnusableError: it is no audio, or they are not believable.
+    """
     with needs_extra("soundfile"):
         import soundfile
     try:
@@ -175,13 +218,9 @@ def _cut(path: Path, seconds: float) -> list[_Clip]:
         raise _UnusableError(
             f"has {info.channels} channels of {rate} samples a second; {CHANNELS} and {FASTEST} are read"
         )
-    length = frames / rate
-    if length > BELIEVABLE:  # libsndfile says 2^63 - 1 frames where a header does not tell the length
+    if frames / rate > BELIEVABLE:  # libsndfile says 2^63 - 1 frames where a header does not tell the length
         raise _UnusableError("does not state its length (written to a pipe?); write it again as a file")
-    if length <= LONGEST:
-        return [_Clip(path, 0, frames, rate)]
-    piece = int(rate * min(max(min(seconds, length) / PIECES, PIECE[0]), PIECE[1]))
-    return [_Clip(path, start, start + piece, rate) for start in range(0, frames - piece + 1, piece)]
+    return frames, rate
 
 
 def _thin(clips: list[_Clip], seconds: float) -> list[_Clip]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from speechft_merge.errors import NotFoundError, UsageError
 from speechft_merge.executor.device import AUTO, CPU, open_device, require_device_name
-from speechft_merge.packages import not_installed
+from speechft_merge.packages import require_packages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,9 +69,7 @@ class ProbeRequest:
             DeviceError: the device cannot be used.
         """
         kinds = [figure_kind(path) for path in figures]
-        for package in (*PACKAGES, *packages, *(["matplotlib"] if kinds else [])):
-            if importlib.util.find_spec(package) is None:
-                raise not_installed(package)
+        require_packages(*PACKAGES, *packages, *(["matplotlib"] if kinds else []))
         for path in self.paths or ():
             require_audio(path)
         if self.device not in (AUTO, CPU):

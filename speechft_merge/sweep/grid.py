@@ -95,15 +95,15 @@ def lay_out(
     Raises:
         UsageError: there are more than `MOST`.
     """
+    points = sorted(alphas), sorted(tilts)
+    if math.prod(map(len, (*points, *rules))) > MOST:
+        raise UsageError(f"a sweep of more than {MOST} cells", hint="give fewer alphas, tilts or rules")
     made = (
         Cell(alpha, tilt if alpha else 0.0, chosen)
-        for alpha, tilt in itertools.product(sorted(alphas), sorted(tilts))
+        for alpha, tilt in itertools.product(*points)
         for chosen in itertools.product(*rules)
     )
-    cells = tuple(dict.fromkeys(itertools.chain([BASE], itertools.islice(made, MOST), [FINETUNED])))
-    if len(cells) > MOST:
-        raise UsageError(f"a sweep of more than {MOST} cells", hint="give fewer alphas, tilts or rules")
-    return cells
+    return tuple(dict.fromkeys([BASE, *made, FINETUNED]))
 
 
 def parse_rule_grid(text: str) -> tuple[str, ...]:

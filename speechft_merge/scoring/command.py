@@ -1,0 +1,151 @@
+"""Scores a model by a user's command, which is given a model directory and prints a number or records."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+from typing import IO, TYPE_CHECKING, Any
+
+from speechft_merge.errors import ScoreError, UsageError, quote
+from speechft_merge.foreign import clean
+from speechft_merge.scoring.answers import RECORD, parse_name, score_of_number, scores_of_records
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from speechft_merge.scoring.scorer import Candidate
+    from speechft_merge.scoring.scores import Better, Score
+
+MODEL = "{model}"
+"""What a command has where the path of the model directory goes."""
+_TAIL = 4096
+"""Bytes at the end of stderr that are looked at for what went wrong."""
+_LINES = 5
+"""Lines of these that are shown."""
+
+_WATCHED = """
+exec 3<&0 </dev/null
+( ( trap '' TERM; read _ <&3; kill -TERM 0; sleep 1; kill -KILL 0 ) >/dev/null 2>&1 & )
+exec 3<&-
+exec sh -c "$1"
+"""
+"""Runs a command in a process group of which one process reads from us: however we end, SIGKILL included, it then ends
+the others. It is no child of the command, which may wait for all of its own."""
+
+
+class CommandScorer:
+    """Scores what a command prints on stdout, alone or as one JSON object a line; stderr is for everything else."""
+
+    names: Sequence[str] = ()
+    needs_model = False
+    needs_files = True
+
+    def __init__(self, name: str, better: Better, command: str) -> None:
+        self.name, self.better, self.command = name, better, command
+        digest = hashlib.sha256(command.encode("utf-8", "surrogateescape")).hexdigest()  # it may hold a password
+        self.description: dict[str, Any] = {"kind": "command", "name": name, "better": better.value, "sha256": digest}
+
+    def score(self, candidate: Candidate) -> list[Score]:
+        """Write the model, run the command on it and return its scores.
+
+        Raises:
+            ScoreError: the command fails, or prints neither a number nor records.
+        """
+        with candidate.written() as folder:
+            printed = run_command(self.command.replace(MODEL, shlex.quote(str(folder))), self.name)
+        return read_printed(self.name, self.better, printed)
+
+
+def parse_command_score(text: str) -> CommandScorer:
+    """Parse `NAME=command {model}` or `NAME:lower=command {model}`.
+
+    Raises:
+        UsageError: it is not of this form.
+    """
+    head, equals, command = text.partition("=")
+    if not equals or MODEL not in command:
+        raise UsageError(
+            f"{quote(text)} is not NAME=COMMAND with {MODEL} where the path of the model goes",
+            hint=f"write it as --score 'wer:lower=./evaluate.sh {MODEL}'",
+        )
+    return CommandScorer(*parse_name(head.strip()), command.strip())
+
+
+def read_printed(name: str, better: Better, printed: str) -> list[Score]:
+    """Return the scores in what a command printed: one number and nothing else, or a JSON object on each line.
+
+    Lines that do not begin with `{` are left out where others do.
+
+    Raises:
+        ScoreError: it is neither.
+    """
+    lines = [line.strip() for line in printed.split("\n") if line.strip()]
+    objects = [line for line in lines if line.startswith("{")]
+    if objects:
+        return scores_of_records(name, better, [_parse_line(line, name) for line in objects])
+    hint = f"let it print the number alone (other lines to stderr, by >&2), or on each line {RECORD}"
+    if not lines:
+        raise ScoreError(f"{name}: the command printed nothing", hint=hint)
+    try:
+        (number,) = map(float, lines)
+    except ValueError:
+        said = f"{name}: the command printed neither one number nor records"
+        raise ScoreError(said, found=_told(lines), hint=hint) from None
+    return [score_of_number(name, better, number)]
+
+
+def _parse_line(line: str, name: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        raise ScoreError(f"{name}: the command printed {quote(line)}, which is not JSON") from None
+
+
+def run_command(command: str, name: str) -> str:
+    """Run a command by the shell and return what it prints on stdout.
+
+    It has a process group of its own, which ends with it, and with this process however that ends. Only what leaves the
+    group (setsid, or timeout below another command) does not.
+
+    Raises:
+        ScoreError: it cannot be started, or ends with another exit code than 0.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            process = subprocess.Popen(
+                ["sh", "-c", _WATCHED, "sh", command], stdin=subprocess.PIPE, stdout=out, stderr=err, process_group=0
+            )
+        except (OSError, ValueError) as error:
+            raise ScoreError(f"{name}: the command cannot be started: {error}") from error
+        try:
+            code = process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: only zombies are left
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        if code:
+            told = _tail(err)
+            raise ScoreError(f"{name}: the command {_ending(code)}", found=f"on its stderr: {told}" if told else None)
+        out.seek(0)
+        return out.read().decode(errors="replace")
+
+
+def _ending(code: int) -> str:
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _tail(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - _TAIL, 0))
+    return _told(file.read().decode(errors="replace").split("\n"))
+
+
+def _told(lines: Sequence[str]) -> str:
+    """Return the last lines of foreign text on one line, made harmless."""
+    return " | ".join([clean(line.strip()) for line in lines if line.strip()][-_LINES:])
