@@ -16,7 +16,6 @@ from speechft_merge.background import undone_if_left
 from speechft_merge.errors import UsageError
 from speechft_merge.executor.device import open_device
 from speechft_merge.executor.executor import execute
-from speechft_merge.layouts.structure import blocks_of
 from speechft_merge.live import live_encoder, live_model, load_processor
 from speechft_merge.plan.plan import Action, make_plan
 from speechft_merge.recipe.recipe import Recipe
@@ -98,8 +97,6 @@ class Bench:
 
     def __init__(self, opened: Merge, request: SweepRequest) -> None:
         self.opened, self._request = opened, request
-        names = opened.base.naming.under().values()
-        self._stacks = blocks_of(name.location for name in names if not name.location.stays)
         self._models = ComparedModels(opened.base, opened.finetuned, self._plan(FINETUNED))
 
     def measure(self, cell: Cell) -> CellResult:
@@ -126,7 +123,7 @@ class Bench:
         return CellResult(cell, tuple(scores), layers, seconds)
 
     def _plan(self, cell: Cell) -> Plan:
-        return make_plan(self.opened.base, self.opened.finetuned, self._request.recipe_of(cell, self._stacks))
+        return make_plan(self.opened.base, self.opened.finetuned, self._request.recipe_of(cell, self.opened.stacks))
 
     @cached_property
     def _live(self) -> LiveModel | None:

@@ -17,6 +17,7 @@ from speechft_merge.executor.device import Device, choose_device, require_float6
 from speechft_merge.executor.executor import execute
 from speechft_merge.executor.kept import Kept
 from speechft_merge.executor.workers import Workers, choose_workers
+from speechft_merge.layouts.structure import blocks_of
 from speechft_merge.options import MergeOptions
 from speechft_merge.output.formats import decide_form, parse_config
 from speechft_merge.output.output import Output, has_digest, keep
@@ -101,6 +102,12 @@ class Merge:
     def models(self) -> tuple[Checkpoint, ...]:
         """Base and fine-tunes."""
         return self.base, *self.finetuned
+
+    @property
+    def stacks(self) -> dict[str, list[int]]:
+        """Stack -> the indexes of its blocks, for those that are interpolated without being named."""
+        names = self.base.naming.under().values()
+        return blocks_of(name.location for name in names if not name.location.stays)
 
     @cached_property
     def inputs(self) -> tuple[InputRecord, ...]:

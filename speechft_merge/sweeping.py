@@ -1,28 +1,43 @@
-"""Carries out a sweep: opens the models once, measures the cells that have no result yet, and collects them."""
+"""Carries out a sweep: opens the models once, measures the cells that have no result yet, decides, writes the pick."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.bench import Bench, SweepRequest
+from speechft_merge.errors import MismatchError, UsageError
+from speechft_merge.evidence import Evidence, Figure, Measured
 from speechft_merge.merging import open_merge
 from speechft_merge.options import MergeOptions
+from speechft_merge.output.folder import write_whole
 from speechft_merge.plan.findings import Level, texts
-from speechft_merge.similarity.encoders import exact_products
-from speechft_merge.similarity.measure import torch_threads
+from speechft_merge.recipe.recipe import Recipe
+from speechft_merge.record.card import short
+from speechft_merge.sweep.decision import decide
 from speechft_merge.sweep.folder import SweepFolder
+from speechft_merge.sweep.grid import BASE, FINETUNED, STOCK
+from speechft_merge.sweep.plot import draw_sweep
+from speechft_merge.sweep.report import SweepReport
+from speechft_merge.sweep.words import in_words
+from speechft_merge.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from speechft_merge.merging import Merge
+    from speechft_merge.executor.executor import Progress as Written
+    from speechft_merge.merging import Merge, MergeResult
     from speechft_merge.sources.reference import Reference
+    from speechft_merge.sweep.decision import Decision, Rule
     from speechft_merge.sweep.grid import Cell
-
+    from speechft_merge.sweep.intervals import Curve
 Progress = Callable[[int, int], None]
 """Called with the cells done and the total."""
+Share = Callable[[Sequence["Cell"]], Sequence["Cell"]]
+"""Returns those of the cells that are this run's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +49,12 @@ class Swept:
     measured: int
     skipped: int
     """Cells that were done before."""
-    findings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def sweep(
     base: Reference, finetuned: Reference | Sequence[Reference], folder: Path, request: SweepRequest,
-    options: MergeOptions | None = None, share: Callable[[Sequence[Cell]], Sequence[Cell]] = lambda cells: cells,
-    progress: Progress | None = None,
+    options: MergeOptions | None = None, share: Share = lambda cells: cells, progress: Progress | None = None,
 ) -> Swept:  # fmt: skip
     """Measure the cells of a sweep that have no result in its folder yet.
 
@@ -50,12 +64,13 @@ def sweep(
         folder: of the sweep; any number of runs may share it.
         request: what is swept and measured.
         options: how models are opened; `overwrite` removes the results of another sweep.
-        share: returns those of all cells that this run measures.
+        share: returns those of all cells that this run measures; none to say only what is swept.
         progress: called after each cell.
 
     Raises:
-        OutputError: the folder holds another sweep.
-        CheckpointError, MismatchError, UsageError: the models cannot be read, merged or scored.
+        OutputError, WriteError: the folder holds another sweep, or cannot be written.
+        CheckpointError, MismatchError, UsageError: the models cannot be read, merged or run.
+        ScoreError: a cell cannot be scored; those before it are kept.
     """
     options = options or MergeOptions()
     if any(scorer.needs_files for scorer in request.scorers):
@@ -65,10 +80,9 @@ def sweep(
         kept.begin(_describe(opened, request), request.cells, options.overwrite)
         cells = share(request.cells)
         todo = [cell for cell in cells if not kept.is_done(cell)]
-        findings = texts(opened.findings, Level.WARNING)
         if todo:
             _measure(opened, request, todo, kept, progress)
-    return Swept(len(cells), len(todo), len(cells) - len(todo), findings)
+    return Swept(len(cells), len(todo), len(cells) - len(todo), texts(opened.findings, Level.WARNING))
 
 
 def _describe(opened: Merge, request: SweepRequest) -> dict[str, Any]:
@@ -79,10 +93,107 @@ def _describe(opened: Merge, request: SweepRequest) -> dict[str, Any]:
 def _measure(
     opened: Merge, request: SweepRequest, todo: Sequence[Cell], kept: SweepFolder, progress: Progress | None
 ) -> None:
-    threads = request.probe.workers if request.probe is not None else None
-    with torch_threads(threads), exact_products():
+    from speechft_merge.similarity.encoders import exact_products  # imports torch
+    from speechft_merge.similarity.measure import torch_threads
+
+    with torch_threads(opened.options.workers), exact_products():
         bench = Bench(opened, request)
         for done, cell in enumerate(todo, 1):
             kept.put(bench.measure(cell))
             if progress is not None:
                 progress(done, len(todo))
+
+
+def collect(folder: Path, rule: Rule) -> SweepReport:
+    """Decide on the cells that are done.
+
+    Args:
+        folder: of the sweep.
+        rule: what decides.
+
+    Raises:
+        NotFoundError: no sweep began there.
+        UsageError: the rule names a score that is not there.
+    """
+    kept = SweepFolder(folder)
+    description, cells = kept.read()
+    results = kept.results(cells)
+    done = {result.cell for result in results}
+    base, *finetuned = map(short, description["models"])
+    return SweepReport(
+        models={"base": base, "finetuned": ", ".join(finetuned)},
+        recipe=description["recipe"],
+        results=tuple(results),
+        decision=decide(results, rule, {"model-stock": STOCK} if STOCK in done else {}),
+        probe=description["probe"],
+        missing=tuple(cell for cell in cells if cell not in done),
+        versions={"speechft_merge": __version__},
+    )
+
+
+def merge_best(
+    folder: Path, decision: Decision, output: Path, options: MergeOptions | None = None, progress: Written | None = None
+) -> MergeResult:
+    """Write the pick of a sweep as a model directory, with the evidence for it in card and manifest.
+
+    Args:
+        folder: of the sweep, which says what the models are.
+        decision: on its cells.
+        output: the directory to make.
+        options: how the merge is done.
+        progress: called from time to time with the bytes done and the total.
+
+    Raises:
+        UsageError: nothing was picked.
+        MismatchError: the models are not those that were swept.
+        OutputError, WriteError: the output exists, or cannot be written.
+    """
+    if decision.pick is None:
+        raise UsageError("the sweep picked no cell, so there is none to be merged", hint="name a goal that cells reach")
+    description, _ = SweepFolder(folder).read()
+    base, *finetuned = description["models"]
+    request = SweepRequest((), Recipe.from_json(description["recipe"]))
+    options = replace(options or MergeOptions(), evidence=make_evidence(decision, decision.pick))
+    with open_merge(base, finetuned, replace(request.recipe, alpha=1.0), options) as opened:
+        if [entry.fingerprint for entry in opened.inputs] != description["fingerprints"]:
+            raise MismatchError(f"{', '.join(description['models'])} are not the models that were swept in {folder}")
+        return opened.at(request.recipe_of(decision.pick, opened.stacks)).write(output, progress)
+
+
+def make_evidence(decision: Decision, pick: Cell) -> Evidence:
+    """Return what speaks for a pick, as a merge records it."""
+    scores = tuple(
+        Measured(curve.name, curve.better.value, *(_figure(curve, cell) for cell in (BASE, pick, FINETUNED)))
+        for curve in decision.scores.values()
+    )
+    return Evidence(_rule(decision), scores, tuple(in_words(decision)))
+
+
+def _rule(decision: Decision) -> str:
+    """Return the rule in words: what is best, and what it must meet."""
+    rule, goal = decision.rule, decision.goal
+    best = "" if goal is None else f"{'highest' if goal.better.sign > 0 else 'lowest'} {goal.name}"
+    gates = " and ".join(map(str, rule.gates))
+    return best + (f" of the merges with {gates}" if gates else "") + (" by the whole interval" if rule.strict else "")
+
+
+def _figure(curve: Curve, cell: Cell) -> Figure:
+    estimate = curve.estimates()[cell]
+    return Figure(*(value if math.isfinite(value) else None for value in (estimate.value, estimate.low, estimate.high)))
+
+
+def write_report(report: SweepReport, folder: Path) -> list[str]:
+    """Write the report into the sweep's folder: JSON, CSV, a line for each cell, figures; return what is to be noted.
+
+    Raises:
+        OutputError, WriteError: the folder cannot be written.
+    """
+    write_whole(folder / "report.json", (json.dumps(report.to_json(), indent=2) + "\n").encode())
+    write_whole(folder / "report.csv", report.to_csv().encode())
+    write_whole(folder / "cells.jsonl", "".join(json.dumps(one.to_json()) + "\n" for one in report.results).encode())
+    try:
+        for kind in (".png", ".svg", ".html"):
+            write_whole(folder / f"report{kind}", draw_sweep(report, kind))
+    except UsageError as error:  # matplotlib is not installed
+        return [f"no figures are drawn: {error}"]
+    return []

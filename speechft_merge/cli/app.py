@@ -15,6 +15,7 @@ from speechft_merge.cli.groups import GroupedHelp
 from speechft_merge.cli.inspect import inspect
 from speechft_merge.cli.merge import merge
 from speechft_merge.cli.push import push
+from speechft_merge.cli.sweep import sweep
 from speechft_merge.cli.verify import verify
 from speechft_merge.errors import UsageError
 from speechft_merge.version import __version__
@@ -66,6 +67,7 @@ app = typer.Typer(
 app.command(cls=GroupedHelp, short_help="Write base + alpha * (finetuned - base) as a model (the default).")(merge)
 app.command(cls=GroupedHelp, short_help="Show what is in a checkpoint, or how two would be matched.")(inspect)
 app.command(cls=GroupedHelp, short_help="Compare the features of base, fine-tune and merge (CKA).")(compare)
+app.command(cls=GroupedHelp, short_help="Find out which alpha, by scores and a rule.")(sweep)
 app.command(cls=GroupedHelp, short_help="Make a merge again and compare it with its output.")(verify)
 app.command(cls=GroupedHelp)(push)
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from speechft_merge.background import wait_for
 from speechft_merge.cli.features import ProbeOptions
 from speechft_merge.cli.groups import with_groups
 from speechft_merge.cli.options import Base, Finetuned, HubOptions, WorkOptions
+from speechft_merge.cli.progress import ProgressLine
 from speechft_merge.cli.sink import Sink
+from speechft_merge.cli.submission import SubmitOptions
 from speechft_merge.cli.sweep_options import DecisionOptions, GridOptions, ScoreOptions, ShareOptions
+from speechft_merge.errors import GateError, TemporaryError, UsageError
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Callable, Sequence
+
+    from speechft_merge.bench import SweepRequest
+    from speechft_merge.merging import MergeResult
+    from speechft_merge.options import MergeOptions
+    from speechft_merge.sweep.decision import Decision, Rule
+    from speechft_merge.sweep.grid import Cell
+    from speechft_merge.sweep.report import SweepReport
+    from speechft_merge.sweep.share import Share
 
 _PANEL = "Output"
 Output = Annotated[
@@ -67,10 +81,115 @@ def sweep(
     push_to_hub: PushTo = None,
     hub: HubOptions,
     share: ShareOptions,
+    submission: SubmitOptions,
     no_cka: NoCka = False,
     features: ProbeOptions,
     work: WorkOptions,
     sink: Sink,
 ) -> None:
     """Find out which alpha: make every merge of a grid in memory, compare and score it, and decide by a rule."""
+    from speechft_merge.cli.show_sweep import show_sweep
+    from speechft_merge.push import push
+    from speechft_merge.sweeping import collect, write_report
+
     models = [*filter(None, [base]), *(finetuned or ())]
+    folder, rule, part = _folder(output, models), decision.read(), share.read()
+    features.require_effect(not no_cka, "with --no-cka", "leave --no-cka out")
+    hub.require_effect(push_to_hub is not None, "without --push-to-hub", "pass --push-to-hub")
+    _require_goal(rule, merge_best, push_to_hub)
+    target = None if push_to_hub is None or part is not None else hub.prepare(push_to_hub)
+    if share.collect:
+        for group in (grid, scores, features, submission):
+            group.require_effect(False, "with --collect", "leave --collect out")
+    else:
+        request = _request(models, grid, scores, None if no_cka else features, work)
+        if not _run(models, folder, request, replace(work.read(), overwrite=overwrite), part, submission, sink):
+            return
+    report = collect(folder, rule)
+    decision.require_direction(report.decision)
+    notes = write_report(report, folder)
+    result, pushed = None, None
+    if merge_best is not None and report.decision.pick is not None and not report.missing:
+        result = _merge(folder, report.decision, merge_best, work, sink)
+        if target is not None:
+            pushed = wait_for(lambda: push(result.output, target, hub.commit_message))
+    sink.show(show_sweep(report, str(folder), result, pushed, notes))
+    _require_pick(report, folder)
+
+
+def _folder(output: Path | None, models: Sequence[str]) -> Path:
+    from speechft_merge.output.path import require_path, stem_of
+
+    if output is None and len(models) < 2:
+        raise UsageError("which sweep?", hint="name its folder (-o), or the models")
+    return require_path(output or f"{stem_of(models[1])}-sweep", models)
+
+
+def _require_goal(rule: Rule, merge_best: Path | None, push_to_hub: str | None) -> None:
+    if merge_best is not None and rule.goal is None:
+        raise UsageError("--merge-best has nothing to go by", hint="say which score decides: --maximize or --minimize")
+    if push_to_hub is not None and merge_best is None:
+        raise UsageError("--push-to-hub has nothing to push", hint="pass --merge-best DIR, which it pushes")
+
+
+def _request(
+    models: Sequence[str], grid: GridOptions, scores: ScoreOptions, features: ProbeOptions | None, work: WorkOptions
+) -> SweepRequest:
+    """Return what is swept, after checking that it can be."""
+    from speechft_merge.bench import SweepRequest
+
+    if len(models) < 2:
+        raise UsageError(
+            f"missing argument '{'FINETUNED...' if models else 'BASE'}'", hint="run speechft-merge sweep -h"
+        )
+    probe = None if features is None else features.probed(work)
+    if probe is not None:
+        probe.require_means()
+    scorers = scores.read()
+    if probe is None and not scorers:
+        raise UsageError(
+            "there is nothing to measure", hint="give a score (--probe-task, --wer, --score), or no --no-cka"
+        )
+    return SweepRequest(grid.cells(len(models) - 1), grid.read(), scorers, probe, scores.scratch)
+
+
+def _run(
+    models: Sequence[str], folder: Path, request: SweepRequest, options: MergeOptions, part: Share | None,
+    submission: SubmitOptions, sink: Sink,
+) -> bool:  # fmt: skip
+    """Measure this process's share, or let jobs measure all; return whether it is time to decide."""
+    from speechft_merge.cli.show_sweep import show_share
+    from speechft_merge.sweeping import sweep as measure
+
+    base, *finetuned = models
+    submission.require_effect(submission.submit is not None, "without --submit", "pass --submit slurm or local")
+    submits = submission.submit is not None and part is None
+    share: Callable[[Sequence[Cell]], Sequence[Cell]] = part.of if part else lambda cells: () if submits else cells
+    with ProgressLine(sink, "cells") as progress:
+        swept = wait_for(lambda: measure(base, finetuned, folder, request, options, share, progress))
+    if submits:
+        return submission.start(folder, sink)
+    if part is not None:
+        sink.show(show_share(part, swept, str(folder)))
+        return False
+    return True
+
+
+def _merge(folder: Path, decision: Decision, output: Path, work: WorkOptions, sink: Sink) -> MergeResult:
+    from speechft_merge.sweeping import merge_best
+
+    options = replace(work.read(), command=tuple(sys.argv[1:]))
+    with ProgressLine(sink) as progress:
+        return merge_best(folder, decision, output, options, progress)
+
+
+def _require_pick(report: SweepReport, folder: Path) -> None:
+    """Raise what gives the exit code of a sweep that is not whole, or has no cell that meets the gates."""
+    if report.missing:
+        of = len(report.missing) + len(report.results)
+        raise TemporaryError(
+            f"{len(report.missing)} of {of} cells of {folder} are missing, first {report.missing[0].label}",
+            hint="run the sweep again: what is done is not measured again",
+        )
+    if report.decision.rule.gates and not report.decision.meeting:
+        raise GateError(f"no cell of {folder} meets the gates", hint="see the table for what each of them lacks")

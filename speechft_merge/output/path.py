@@ -21,11 +21,15 @@ GROWTH = 100
 
 def default_name(finetuned: str, recipe: Recipe) -> str:
     """Return a directory name that says what is in it: the fine-tune's name and the alpha."""
-    found = parse_reference(finetuned)
+    return f"{stem_of(finetuned)}-merged-{'layerwise' if recipe.layer_alpha else format(recipe.alpha, 'g')}"
+
+
+def stem_of(reference: str) -> str:
+    """Return what the outputs of a model are named after: the last part of its name."""
+    found = parse_reference(reference)
     path = found if isinstance(found, Path) else Path(found.path or found.repo)
     suffix = weight_suffix(path.name)
-    stem = path.name.removesuffix(suffix) if suffix else path.resolve().name
-    return f"{stem or 'model'}-merged-{'layerwise' if recipe.layer_alpha else format(recipe.alpha, 'g')}"
+    return (path.name.removesuffix(suffix) if suffix else path.resolve().name) or "model"
 
 
 def require_path(output: str | Path, references: Iterable[str]) -> Path:

@@ -47,12 +47,15 @@ class Scorer(Protocol):
 
     names: Sequence[str]
     """Of the scores, in their order; empty where only a first call tells them."""
-    description: dict[str, Any]
-    """What decides about the figures, for JSON: kind, command or data by digest. Equal for equal scorers."""
     needs_model: bool
     """Whether it takes the whole model, with its head."""
     needs_files: bool
     """Whether it takes a model directory."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What decides about the figures, for JSON: kind, name, command or data by digest. Equal for equal scorers."""
+        ...
 
     def score(self, candidate: Candidate) -> list[Score]:
         """Return the scores of a model.

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import html
-import io
-import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import UsageError
-from speechft_merge.packages import needs_extra
+from speechft_merge.similarity.drawing import COLUMN, draw, make_page
 from speechft_merge.similarity.report import LABELS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from speechft_merge.similarity.report import Report
 
 STYLES = {  # Okabe and Ito's colours, which the colour-blind can tell apart; and markers, for print in grey
@@ -22,13 +18,6 @@ STYLES = {  # Okabe and Ito's colours, which the colour-blind can tell apart; an
     "base_merged": {"color": "#0072B2", "marker": "o"},
     "finetuned_merged": {"color": "#009E73", "marker": "^"},
 }
-SETTINGS = {  # a column of a two-column paper is 8.9 cm wide; its captions have 8 points
-    "font.size": 8, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 3.5, "legend.fontsize": 7,
-    "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "svg.hashsalt": "speechft-merge",
-    "pdf.fonttype": 42,
-}  # fmt: skip
-COLUMN = 3.5
-"""Inches."""
 
 
 def draw_lines(report: Report, kind: str) -> bytes:
@@ -37,7 +26,7 @@ def draw_lines(report: Report, kind: str) -> bytes:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    return _draw(report, kind, (COLUMN, 2.4), _fill_lines)
+    return draw(kind, (COLUMN, 2.4), partial(_fill_lines, report=report), partial(_page, report))
 
 
 def draw_grids(report: Report, kind: str) -> bytes:
@@ -48,25 +37,8 @@ def draw_grids(report: Report, kind: str) -> bytes:
     """
     if not report.grids:
         raise UsageError("the report has no grid of layers to draw")
-    return _draw(report, kind, (COLUMN * len(report.grids), 3.0), _fill_grids)
-
-
-def _draw(report: Report, kind: str, size: tuple[float, float], fill: Callable[[Any, Report], None]) -> bytes:
-    """Return the file's bytes, without the date: equal figures, equal files."""
-    if kind == ".html":
-        return _page(report, _draw(report, ".svg", size, fill).decode())
-    # it says where it keeps its fonts, if the home directory cannot be written
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    with needs_extra("matplotlib"):
-        import matplotlib
-        from matplotlib.figure import Figure
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=size, layout="constrained")
-        fill(figure, report)
-        content = io.BytesIO()
-        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
-        figure.savefig(content, format=kind.lstrip("."), dpi=300, metadata=metadata)
-    return content.getvalue()
+    size = COLUMN * len(report.grids), 3.0
+    return draw(kind, size, partial(_fill_grids, report=report), partial(_page, report))
 
 
 def _fill_lines(figure: Any, report: Report) -> None:
@@ -121,18 +93,6 @@ def _line(axes: Any, numbers: list[int], found: list[Any], label: str, style: di
 
 
 def _page(report: Report, svg: str) -> bytes:
-    """Return one self-contained page with a figure, its figures in a table, and what they mean."""
-    heads, *rows = report.to_table()
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    titles = "".join(f"<th>{html.escape(head)}</th>" for head in heads)
-    models = "".join(f"<li>{role}: {html.escape(name)}</li>" for role, name in report.models.items())
-    words = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in report.in_words())
     probe = f"{report.utterances} utterances, {report.frames} frames, probe {report.probe.sha256[:12]}"
-    style = (
-        "body{font:15px sans-serif;max-width:46em;margin:2em auto}svg{width:100%;height:auto}td,th{padding:.2em 1em}"
-    )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>CKA by layer</title><style>{style}</style>'
-        f"<h1>CKA by layer</h1><ul>{models}</ul>{svg[svg.index('<svg') :]}{words}"
-        f"<table><tr>{titles}</tr>{cells}</table><p>Estimator: {report.estimator}; {html.escape(probe)}.</p></html>\n"
-    ).encode()
+    notes = [f"Estimator: {report.estimator}; {probe}."]
+    return make_page("CKA by layer", report.models, svg, report.to_table(), report.in_words(), notes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from speechft_merge.sweep.gate import check_gates, check_goal
+from speechft_merge.sweep.grid import BASE, FINETUNED, Cell
 from speechft_merge.sweep.intervals import RESAMPLES, SEED, curves, feature_curves
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from speechft_merge.sweep.gate import Gate, Verdict
-    from speechft_merge.sweep.grid import Cell
     from speechft_merge.sweep.intervals import Curve, Estimate
     from speechft_merge.sweep.results import CellResult
 
@@ -40,6 +40,8 @@ class Rule:
 class Certainty:
     """What the same rule picks in resamples of the groups."""
 
+    resamples: int
+    seed: int
     shares: dict[Cell, float]
     """Share of the resamples that pick a cell, for those that any picks; most often first."""
     none: float
@@ -80,7 +82,20 @@ class Decision:
     @property
     def meeting(self) -> tuple[Cell, ...]:
         """The cells that meet all gates."""
-        return tuple(cell for cell, verdicts in self.verdicts.items() if all(verdict.met for verdict in verdicts))
+        return tuple(filter(self.meets, self.cells))
+
+    def meets(self, cell: Cell) -> bool:
+        """Return whether a cell meets all gates."""
+        return all(verdict.met for verdict in self.verdicts[cell])
+
+    @property
+    def front(self) -> tuple[Cell, ...]:
+        """The cells that have all of `axes` and are not dominated."""
+        return tuple(
+            cell
+            for cell in self.cells
+            if cell not in self.dominated and all(math.isfinite(curve.value(cell)) for curve in self.axes.values())
+        )
 
     @property
     def axes(self) -> dict[str, Curve]:
@@ -162,6 +177,12 @@ def along(cell: Cell, cells: Mapping[Cell, object] | Sequence[Cell]) -> list[Cel
     return sorted(same, key=lambda one: one.alpha)
 
 
+def lines_of(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Return the lines of a plot against alpha: cells that differ in alpha only; no line for the end points alone."""
+    kinds = {(abs(cell.tilt), cell.tilt, cell.rules) for cell in cells if cell not in (BASE, FINETUNED)}
+    return [along(Cell(1.0, tilt, rules), cells) for _, tilt, rules in sorted(kinds or {(0.0, 0.0, ())})]
+
+
 def how_sure(
     known: Mapping[str, Curve], rule: Rule, verdicts: Mapping[Cell, Sequence[Verdict]], resamples: int, seed: int
 ) -> Certainty | None:
@@ -184,9 +205,11 @@ def how_sure(
     counts = np.bincount(picked, minlength=len(cells))
     often = [place for place in np.argsort(-counts, kind="stable") if counts[place]]
     if not often:
-        return Certainty({}, none=1.0, alphas=(math.nan, math.nan))
+        return Certainty(resamples, seed, {}, none=1.0, alphas=(math.nan, math.nan))
     low, high = np.quantile([cells[place].alpha for place in picked], [0.025, 0.975], method="inverted_cdf")
     return Certainty(
+        resamples,
+        seed,
         {cells[place]: float(counts[place] / resamples) for place in often},
         none=1 - len(picked) / resamples,
         alphas=(float(low), float(high)),

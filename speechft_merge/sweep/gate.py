@@ -81,7 +81,7 @@ class Gate:
     def margins(self, curve: Curve, values: Floats) -> Floats:
         """Return the margins of the cells in resamples of a score, both (resamples, cells)."""
         if self.role is not None:
-            values = values - values[:, [curve.cells.index(REFERENCES[self.role])]]
+            values = values - values[:, [curve.rows[REFERENCES[self.role]]]]
         return self.sign * (values - self.offset)
 
     def _verdict(self, margin: Estimate, strict: bool) -> Verdict:

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,7 +62,7 @@ class Estimate:
         return Estimate(sign * (self.value + offset), *ends)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """One score over the cells of a sweep."""
 
@@ -81,9 +82,14 @@ class Curve:
         """Whether its intervals may be far too narrow, for want of groups."""
         return 0 < len(self.groups) < FEW
 
+    @cached_property
+    def rows(self) -> dict[Cell, int]:
+        """Cell -> its place in the arrays."""
+        return {cell: row for row, cell in enumerate(self.cells)}
+
     def value(self, cell: Cell) -> float:
         """Return a cell's score; nan if it has none."""
-        return float(self.values[self.cells.index(cell)]) if cell in self.cells else math.nan
+        return float(self.values[self.rows[cell]]) if cell in self.rows else math.nan
 
     def estimates(self) -> dict[Cell, Estimate]:
         """Return each cell's score with its interval.
@@ -105,9 +111,9 @@ class Curve:
         If the reference was chosen for its score on these same units, such as the pick, differences to it are a little
         too large.
         """
-        if reference not in self.cells:
+        if reference not in self.rows:
             return {cell: Estimate(math.nan) for cell in self.cells}
-        row = self.cells.index(reference)
+        row = self.rows[reference]
         left_out, effective = self._jackknife()
         half = _half(left_out - left_out[row], np.minimum(effective, effective[row]))
         difference = self.values - self.values[row]

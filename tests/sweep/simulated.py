@@ -93,9 +93,10 @@ def features(base: float, finetuned: float) -> tuple[LayerFigures, ...]:
 def a_sweep(cells: Sequence[Cell], peak: float = 0.35, speakers: int = 24, seed: int = 0) -> list[CellResult]:
     """A sweep with a score that is best at `peak`, and one (lower is better) that only gets worse from the base."""
     rng = np.random.default_rng(seed)
-    own, draws = rng.normal(0, 0.5, speakers), rng.random((2, speakers, 12))
+    own, shared = rng.normal(0, 0.5, speakers), rng.random((2, speakers, 12))
     results = []
     for cell in cells:
+        draws = np.where(rng.random(shared.shape) < 0.3, rng.random(shared.shape), shared)
         right = sigmoid(0.6 + own - 6 * (cell.alpha - peak) ** 2 - 0.1 * abs(cell.tilt))[:, None] > draws[0]
         wrong = sigmoid(-1.2 - own + 2 * cell.alpha**2)[:, None] > draws[1]
         scores = (

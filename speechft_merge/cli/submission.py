@@ -1,0 +1,88 @@
+"""Defines the options that submit a sweep: to Slurm as one job array, or to this machine."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import typer
+
+from speechft_merge.background import wait_for
+from speechft_merge.cli.groups import OptionGroup
+from speechft_merge.cli.progress import ProgressLine
+from speechft_merge.errors import UsageError, quote
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from speechft_merge.cli.sink import Sink
+    from speechft_merge.sweep.jobs import Submission
+
+PLACES = ("slurm", "local")
+
+
+@dataclass(frozen=True)
+class SubmitOptions(OptionGroup):
+    """Where the shares of a sweep run."""
+
+    panel: ClassVar[str] = "Submitting"
+    submit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Share the sweep out, to slurm (as one job array; needs submitit) or local (processes here).",
+        ),
+    ] = None
+    jobs: Annotated[int | None, typer.Option(min=1, help="Jobs, each with its share of the cells; default: 4.")] = None
+    parallel: Annotated[int | None, typer.Option(min=1, help="Most jobs that run at once.")] = None
+    partition: Annotated[str | None, typer.Option(help="Slurm's partition.")] = None
+    time: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Time of a job, as sbatch has it: 90 (minutes) or 4:00:00.")
+    ] = None
+    mem: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory of a job, as sbatch has it: 16G.")] = None
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of a job.")] = None
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of a job.")] = None
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Any other option of sbatch: account=speech; may be repeated."),
+    ] = None
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait and decide; --no-wait leaves that to sweep --collect.")
+    ] = True
+
+    def start(self, folder: Path, sink: Sink) -> bool:
+        """Submit this very command, once for each share, and wait; return whether all of it is done.
+
+        Raises:
+            UsageError: there is no such place, or it does not take the jobs.
+            TemporaryError: Slurm does not answer.
+        """
+        from speechft_merge.sweep.submit import submit  # not for --help
+
+        jobs = submit([sys.executable, "-m", "speechft_merge", *sys.argv[1:]], folder, self._read())
+        if not self.wait:
+            return False
+        with ProgressLine(sink, "jobs") as progress:
+            failures = wait_for(lambda: jobs.wait(progress))
+        for failure in failures:
+            print(f"speechft-merge: warning: {failure}: {failure.log}", *failure.tail, sep="\n  ", file=sys.stderr)
+        return True
+
+    def _read(self) -> Submission:
+        from speechft_merge.sweep.jobs import Submission, parse_minutes  # not for --help
+
+        if self.submit not in PLACES:
+            raise UsageError(f"{quote(self.submit)} is no place to submit to", hint=f"use {' or '.join(PLACES)}")
+        free = [option.partition("=") for option in self.sbatch or ()]
+        return Submission(
+            where=self.submit,  # type: ignore[arg-type]
+            jobs=self.jobs or 4,
+            parallelism=self.parallel,
+            partition=self.partition,
+            memory=self.mem,
+            gpus=self.gpus,
+            cpus=self.cpus,
+            parameters={key.lstrip("-"): value for key, _, value in free},
+            **({} if self.time is None else {"minutes": parse_minutes(self.time)}),
+        )

@@ -1,0 +1,195 @@
+"""Defines the report of a sweep: what was measured and decided, as plain data for JSON, CSV, tables, figures. Pure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from speechft_merge.sweep import words
+from speechft_merge.sweep.grid import BASE, FINETUNED
+from speechft_merge.sweep.intervals import Estimate
+from speechft_merge.sweep.results import finite
+
+if TYPE_CHECKING:
+    from speechft_merge.sweep.decision import Certainty, Decision
+    from speechft_merge.sweep.grid import Cell
+    from speechft_merge.sweep.results import CellResult
+
+SCHEMA = 1
+"""Version of the JSON document."""
+KINDS = ("value", "to_base", "to_finetuned", "to_pick")
+"""What is known of a cell in each score: its value, and its differences to the base, the fine-tune and the pick."""
+LEGEND = "* the pick, ~ not told apart from it, x misses a gate, . another cell is nowhere worse, somewhere better"
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """A sweep as far as it is done."""
+
+    models: dict[str, str]
+    """Role -> reference of the model."""
+    recipe: dict[str, Any]
+    """What every cell has in common."""
+    results: tuple[CellResult, ...]
+    decision: Decision
+    """Over the same cells, in the same order."""
+    probe: dict[str, Any] | None = None
+    """On what features were compared; None where features were not compared."""
+    missing: tuple[Cell, ...] = ()
+    """Cells that are not done."""
+    warnings: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds that each step took; not in the document, which is the same from run to run."""
+
+    @cached_property
+    def figures(self) -> dict[str, dict[str, dict[Cell, Estimate]]]:
+        """Score -> those of `KINDS` that there are -> the figures of the cells."""
+        references = dict(zip(KINDS[1:], (BASE, FINETUNED, self.decision.pick), strict=True))
+        return {
+            name: {"value": curve.estimates()}
+            | {kind: curve.against(cell) for kind, cell in references.items() if cell is not None}
+            for name, curve in self.decision.scores.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document, without figures of single utterances; null where a figure is not defined."""
+        return {
+            "schema": SCHEMA,
+            "models": self.models,
+            "recipe": self.recipe,
+            "probe": self.probe,
+            "scores": {
+                name: {"better": curve.better.value, "groups": len(curve.groups), "rough": curve.rough}
+                for name, curve in self.decision.scores.items()
+            },
+            "cells": [self._cell(result) for result in self.results],
+            "decision": _decision(self.decision),
+            "words": self.in_words(),
+            "missing": [cell.to_json() for cell in self.missing],
+            "warnings": list(self.warnings),
+            "versions": self.versions,
+        }
+
+    def to_csv(self) -> str:
+        """Return CSV with one line for each cell and score; a cell without scores has one line."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        ends = [f"{kind}{end}" for kind in KINDS for end in ("", "_low", "_high")]
+        judged = ["meets", "dominated", "pick"]
+        writer.writerow([*BASE.to_json(), "cka_base", "cka_finetuned", *judged, "score", "better", *ends])
+        for result in self.results:
+            cell, decision = result.cell, self.decision
+            flags = [decision.meets(cell), cell in decision.dominated, cell == decision.pick]
+            features = [finite(result.cka_base), finite(result.cka_finetuned)]
+            start = [
+                cell.alpha,
+                cell.tilt,
+                " ".join(cell.rules),
+                cell.method,
+                *features,
+                *(str(flag).lower() for flag in flags),
+            ]
+            for name, figures in self.figures.items():
+                found = [figures[kind][cell] if kind in figures else Estimate(math.nan) for kind in KINDS]
+                values = [finite(value) for one in found for value in asdict(one).values()]
+                writer.writerow([*start, name, decision.scores[name].better.value, *values])
+            if not self.figures:
+                writer.writerow([*start, *[None] * (2 + len(ends))])
+        return out.getvalue()
+
+    def to_table(self) -> list[list[str]]:
+        """Return the table for people: titles, and a row for each cell; `LEGEND` says what its marks mean."""
+        cells = [result.cell for result in self.results]
+        columns = {"alpha": [f"{cell.alpha:g}" for cell in cells]}
+        if any(cell.tilt for cell in cells):
+            columns["tilt"] = [f"{cell.tilt:g}" for cell in cells]
+        if any(cell.rules for cell in cells):
+            columns["rules"] = [" ".join(cell.rules) for cell in cells]
+        for name, figures in self.figures.items():
+            columns[name] = [words.with_half(figures["value"][cell]) for cell in cells]
+        if self.decision.features:
+            columns["CKA to base"] = [words.figure(result.cka_base) for result in self.results]
+        columns[""] = [self.marks(cell) for cell in cells]
+        return [[*columns], *map(list, zip(*columns.values(), strict=True))]
+
+    def in_words(self) -> list[str]:
+        """Return what the decision is and how sure, in a few sentences."""
+        return words.in_words(self.decision)
+
+    def marks(self, cell: Cell) -> str:
+        """Return what `LEGEND` explains."""
+        decision = self.decision
+        same = decision.to_pick.get(cell)
+        return "".join(
+            mark
+            for mark, is_so in {
+                "*": cell == decision.pick,
+                "~": same is not None and cell != decision.pick and same.low <= 0 <= same.high,
+                "x": not decision.meets(cell),
+                ".": cell in decision.dominated,
+            }.items()
+            if is_so
+        )
+
+    def _cell(self, result: CellResult) -> dict[str, Any]:
+        cell, decision = result.cell, self.decision
+        scores = {
+            name: _estimate(figures["value"][cell])
+            | {kind: _estimate(those[cell]) for kind, those in figures.items() if kind != "value"}
+            for name, figures in self.figures.items()
+        }
+        gates = [
+            {"gate": str(gate), "margin": _estimate(verdict.margin), "met": verdict.met, "certain": verdict.certain}
+            for gate, verdict in zip(decision.rule.gates, decision.verdicts[cell], strict=True)
+        ]
+        return {
+            **cell.to_json(),
+            "scores": scores,
+            "cka_base": finite(result.cka_base),
+            "cka_finetuned": finite(result.cka_finetuned),
+            "layers": [layer.to_json() for layer in result.layers],
+            "gates": gates,
+            "meets": decision.meets(cell),
+            "dominated": cell in decision.dominated,
+        }
+
+
+def _decision(decision: Decision) -> dict[str, Any]:
+    rule, certainty = decision.rule, decision.certainty
+    return {
+        "goal": rule.goal,
+        "gates": [str(gate) for gate in rule.gates],
+        "strict": rule.strict,
+        "pick": _cell(decision.pick),
+        "nearest": _cell(decision.nearest),
+        "plateau": decision.plateau,
+        "resampling": None if certainty is None else _certainty(certainty),
+        "front": {
+            "of": [*decision.axes],
+            "cells": [cell.to_json() for cell in decision.front],
+        },
+        "heuristics": {name: cell.to_json() for name, cell in decision.heuristics.items()},
+    }
+
+
+def _certainty(certainty: Certainty) -> dict[str, Any]:
+    return {
+        "resamples": certainty.resamples,
+        "seed": certainty.seed,
+        "picks": [cell.to_json() | {"share": share} for cell, share in certainty.shares.items()],
+        "none": certainty.none,
+        "alphas": [finite(alpha) for alpha in certainty.alphas],
+    }
+
+
+def _cell(cell: Cell | None) -> dict[str, Any] | None:
+    return None if cell is None else cell.to_json()
+
+
+def _estimate(estimate: Estimate) -> dict[str, float | None]:
+    return {name: finite(value) for name, value in asdict(estimate).items()}
