@@ -18,13 +18,13 @@ from speechft_merge.version import __version__
 if TYPE_CHECKING:
     from speechft_merge.checkpoints import Checkpoint as Checkpoint
     from speechft_merge.checkpoints import open_checkpoint as open_checkpoint
+    from speechft_merge.comparing import compare as compare
     from speechft_merge.errors import SpeechFTMergeError as SpeechFTMergeError
     from speechft_merge.in_memory import LiveMerge as LiveMerge
     from speechft_merge.in_memory import interpolate_ as interpolate_
     from speechft_merge.in_memory import merge_state_dicts as merge_state_dicts
     from speechft_merge.merging import Merge as Merge
     from speechft_merge.merging import MergeResult as MergeResult
-    from speechft_merge.merging import compare as compare
     from speechft_merge.merging import merge as merge
     from speechft_merge.merging import open_merge as open_merge
     from speechft_merge.options import MergeOptions as MergeOptions
@@ -48,7 +48,7 @@ _HOMES = {
     "Report": "similarity.report",
     "SpeechFTMergeError": "errors",
     "Verification": "verifying",
-    "compare": "merging",
+    "compare": "comparing",
     "interpolate_": "in_memory",
     "merge": "merging",
     "merge_state_dicts": "in_memory",

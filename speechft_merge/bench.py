@@ -87,7 +87,7 @@ class SweepRequest:
             cell: of the grid.
             stacks: stack -> the indexes of its blocks.
         """
-        rules = tuple(map(parse_rule, (*tilted(cell, stacks)[0], *cell.rules)))
+        rules = tuple(map(parse_rule, (*tilted(cell, stacks), *cell.rules)))
         other: dict[str, Any] = {"method": cell.method, "weight": ()} if cell.method else {}
         return replace(self.recipe, alpha=cell.alpha, layer_alpha=rules, **other)
 

@@ -54,7 +54,7 @@ class Evidence:
 
     def to_json(self) -> dict[str, Any]:
         """Return what the manifest has of it."""
-        return asdict(self)
+        return {"rule": self.rule, "scores": [asdict(score) for score in self.scores], "words": [*self.words]}
 
     def section(self) -> list[str]:
         """Return the lines of the card's section, in Markdown."""
@@ -73,7 +73,7 @@ class Evidence:
             "",
             *("| " + " | ".join(map(as_markdown, row)) + " |" for row in (table if rows else [])),
             "",
-            "In brackets: 95 % intervals. The same data chose the alpha: this merge's figures are a little optimistic.",
+            "In brackets: 95 % intervals.",
             "",
         ]
 

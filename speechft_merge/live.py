@@ -58,11 +58,17 @@ class LiveModel:
         Raises:
             MismatchError: an input holds numbers that are not finite.
             CheckpointError: an input cannot be read.
+            TemporaryError: an input was written to since it was opened.
         """
+        held = len(self._held)
         with torch.no_grad():
             for tensor in plan.tensors:
                 for name in self.names.get(tensor.name, ()):
                     self._set(name, tensor)
+        if len(self._held) > held:  # what was read before is what it was
+            for model in self.models:
+                for source in model.sources:
+                    source.require_unchanged()
 
     def _set(self, name: str, tensor: PlannedTensor) -> None:
         operation, kind = tensor.at(0).operation, torch_type(tensor.dtype)

@@ -26,9 +26,9 @@ from speechft_merge.output.replay import Difference, replay
 from speechft_merge.output.shards import INDEX
 from speechft_merge.output.staging import remove_temporary
 from speechft_merge.plan.decision import decide
-from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Finding, Level, require_sound
+from speechft_merge.plan.findings import Finding, Level, require_sound
 from speechft_merge.plan.models import prepare_models
-from speechft_merge.plan.plan import Plan, make_plan
+from speechft_merge.plan.plan import Plan
 from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
 from speechft_merge.record.identity import identify
@@ -295,7 +295,7 @@ def open_merge(
     choose_device(options.device)  # before anything is read
     with ExitStack() as stack:
         recipe = recipe or Recipe()
-        models, chosen = _open_models(stack, base, finetuned, recipe, options)
+        models, chosen = open_models(stack, base, finetuned, recipe, options)
         opened = _decide(models, chosen, recipe, options, stack)
         return replace(opened, _resources=stack.pop_all())
 
@@ -327,10 +327,15 @@ def _decide(
     )
 
 
-def _open_models(
+def open_models(
     stack: ExitStack, base: Reference, finetuned: Reference | Sequence[Reference], recipe: Recipe, options: MergeOptions
 ) -> tuple[list[Checkpoint], list[Finding]]:
-    """Open base and fine-tunes as they are paired, and return what is found of them."""
+    """Open base and fine-tunes as they are paired, and return what is found of them; `stack` closes them.
+
+    Raises:
+        NotFoundError, CheckpointError, HubError, TemporaryError: one cannot be read.
+        MismatchError, UsageError: see `prepare_models`.
+    """
     references = list_references(base, finetuned)
     if len(references) < 2:
         raise UsageError("a fine-tuned model is missing", hint="give the base first, then one or more fine-tunes of it")
@@ -372,45 +377,6 @@ def merge(
     require_path(output, list_references(base, finetuned))
     with open_merge(base, finetuned, recipe, options) as opened:
         return opened.write(output, progress)
-
-
-def compare(
-    base: Reference, finetuned: Reference | Sequence[Reference], merged: Reference | None = None,
-    request: ProbeRequest | None = None, *, recipe: Recipe | None = None, options: MergeOptions | None = None,
-    progress: Progress | None = None,
-) -> Report:  # fmt: skip
-    """Compare the features of a base, a fine-tune and their merge on a probe, layer by layer. Nothing is written.
-
-    Args:
-        base: the pre-trained model, see `open_merge`.
-        finetuned: the fine-tune; of several, the first is compared, and all are merged.
-        merged: a merged model; None to interpolate in memory by `recipe`.
-        request: the probe, the estimator, the device.
-        recipe: what is mixed in memory.
-        options: only `download` matters.
-        progress: called with the clips done and the total.
-
-    Raises:
-        NotFoundError, CheckpointError, HubError, TemporaryError: a model or the probe cannot be read, or not run.
-        MismatchError: the models do not fit each other, or give features that are not finite.
-        UsageError: the recipe does not fit, or a package is missing.
-
-    Example:
-        >>> from speechft_merge import ProbeRequest, compare
-        >>> report = compare("examples/pair/base", "examples/pair/finetuned", request=ProbeRequest(seconds=10))
-        >>> [layer.key.label for layer in report.layers]
-        ['input', '0', '1', '2', '3', '4', '5']
-    """
-    from speechft_merge.similarity.comparison import compare_models
-    from speechft_merge.similarity.models import ComparedModels
-
-    options, recipe = options or MergeOptions(), recipe or Recipe()
-    with ExitStack() as stack:
-        models, chosen = _open_models(stack, base, finetuned, recipe, options)
-        plan = make_plan(models[0], models[1:], recipe)
-        require_sound([*chosen, *plan.findings], (ALLOW_PARTIAL, ALLOW_UNRELATED))
-        made = None if merged is None else stack.enter_context(open_checkpoint(merged, options.download))
-        return compare_models(ComparedModels(models[0], models[1:], plan, made), request, progress)
 
 
 def _require_ours(result: MergeResult) -> None:

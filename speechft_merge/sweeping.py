@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from speechft_merge.sweep.decision import Decision, Rule
     from speechft_merge.sweep.grid import Cell
     from speechft_merge.sweep.intervals import Curve
+    from speechft_merge.sweep.results import CellResult
 Progress = Callable[[int, int], None]
 """Called with the cells done and the total."""
 Share = Callable[[Sequence["Cell"]], Sequence["Cell"]]
@@ -49,7 +50,8 @@ class Swept:
     measured: int
     skipped: int
     """Cells that were done before."""
-    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What is to be known of the models and the data."""
 
 
 def sweep(
@@ -82,7 +84,11 @@ def sweep(
         todo = [cell for cell in cells if not kept.is_done(cell)]
         if todo:
             _measure(opened, request, todo, kept, progress)
-    return Swept(len(cells), len(todo), len(cells) - len(todo), texts(opened.findings, Level.WARNING))
+    return Swept(len(cells), len(todo), len(cells) - len(todo), _notes(opened, request))
+
+
+def _notes(opened: Merge, request: SweepRequest) -> tuple[str, ...]:
+    return (*texts(opened.findings, Level.WARNING), *(note for scorer in request.scorers for note in scorer.notes))
 
 
 def _describe(opened: Merge, request: SweepRequest) -> dict[str, Any]:
@@ -127,8 +133,16 @@ def collect(folder: Path, rule: Rule) -> SweepReport:
         decision=decide(results, rule, {"model-stock": STOCK} if STOCK in done else {}),
         probe=description["probe"],
         missing=tuple(cell for cell in cells if cell not in done),
+        warnings=_clipped(results),
         versions={"speechft_merge": __version__},
     )
+
+
+def _clipped(results: Sequence[CellResult]) -> tuple[str, ...]:
+    cells = [result.cell.label for result in results if result.cell.clips]
+    if not cells:
+        return ()
+    return (f"the tilts of {len(cells)} cells ask for alphas above 1, which are clipped to it, first {cells[0]}",)
 
 
 def merge_best(
@@ -157,7 +171,10 @@ def merge_best(
     with open_merge(base, finetuned, replace(request.recipe, alpha=1.0), options) as opened:
         if [entry.fingerprint for entry in opened.inputs] != description["fingerprints"]:
             raise MismatchError(f"{', '.join(description['models'])} are not the models that were swept in {folder}")
-        return opened.at(request.recipe_of(decision.pick, opened.stacks)).write(output, progress)
+        recipe = request.recipe_of(decision.pick, opened.stacks)
+        command = ("merge", base, *finetuned, *recipe.to_words(), "-o", str(output))
+        made = opened.at(recipe)
+        return replace(made, options=replace(options, command=command)).write(output, progress)
 
 
 def make_evidence(decision: Decision, pick: Cell) -> Evidence:

@@ -33,7 +33,7 @@ def compare(models: Models, mixing: AlphaOptions, features: FeatureOptions, work
     recipe, request = mixing.read(), features.read(work)
     models = [*mixing.models(models)]
     from speechft_merge.cli.show_report import seconds_in_words, show_report
-    from speechft_merge.merging import compare as compare_models
+    from speechft_merge.comparing import compare as compare_models
 
     with ProgressLine(sink, "clips") as progress:
         report = compare_models(

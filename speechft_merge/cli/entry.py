@@ -11,7 +11,7 @@ import sys
 from itertools import takewhile
 from typing import NoReturn
 
-from speechft_merge.system import require_system
+from speechft_merge.system import require_system, set_own
 
 DEBUG = "SPEECHFT_MERGE_DEBUG"
 """Environment variable: set to anything, errors come with their traceback."""
@@ -32,9 +32,9 @@ def run() -> NoReturn:
         if signal.getsignal(number) is not signal.SIG_IGN:  # a shell without job control ignores SIGINT for `command &`
             signal.signal(number, _stop)
     # before numpy is imported: its BLAS would start a thread and take memory per core for sums of squares
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    set_own("OPENBLAS_NUM_THREADS", "1")
     # torch's threads spin at every barrier: on cores that others use too, a comparison took five times as long
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_own("OMP_WAIT_POLICY", "PASSIVE")
     gc.set_threshold(1_000_000, 20, 20)  # torch and transformers make fewer objects, and their modules stay
     try:
         from speechft_merge.cli.streams import prepare_streams  # from here on a signal is handled

@@ -8,6 +8,7 @@ from speechft_merge.cli.show_push import push_parts
 from speechft_merge.cli.sink import Shown
 from speechft_merge.cli.tables import Table
 from speechft_merge.sweep.report import LEGEND
+from speechft_merge.sweep.terminal import text_plot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,6 +42,7 @@ def show_sweep(
         titles, *rows = report.to_table()
         yield Table(titles, rows)
         yield LEGEND
+        yield from text_plot(report).splitlines()
         yield from report.in_words()
         yield f"more in {folder}: report.html, report.json, report.csv, cells.jsonl"
         if pushed is not None:
@@ -58,4 +60,4 @@ def show_share(share: Share, swept: Swept, folder: str) -> Shown:
     said = (
         f"task {share}: {swept.measured} of {swept.cells} cells measured, {swept.skipped} were done before; in {folder}"
     )
-    return Shown(lambda: document | {"skipped": swept.skipped}, lambda _: [said], folder, swept.warnings)
+    return Shown(lambda: document | {"skipped": swept.skipped}, lambda _: [said], folder, notes=swept.notes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from speechft_merge.sweep.grid import Cell
     from speechft_merge.sweep.report import SweepReport
     from speechft_merge.sweep.share import Share
+    from speechft_merge.sweeping import Swept
 
 _PANEL = "Output"
 Output = Annotated[
@@ -98,16 +98,20 @@ def sweep(
     hub.require_effect(push_to_hub is not None, "without --push-to-hub", "pass --push-to-hub")
     _require_goal(rule, merge_best, push_to_hub)
     target = None if push_to_hub is None or part is not None else hub.prepare(push_to_hub)
+    notes: list[str] = []
     if share.collect:
         for group in (grid, scores, features, submission):
             group.require_effect(False, "with --collect", "leave --collect out")
     else:
         request = _request(models, grid, scores, None if no_cka else features, work)
-        if not _run(models, folder, request, replace(work.read(), overwrite=overwrite), part, submission, sink):
+        _check(rule, request)
+        swept = _run(models, folder, request, replace(work.read(), overwrite=overwrite), part, submission, sink)
+        if swept is None:
             return
+        notes += swept.notes
     report = collect(folder, rule)
     decision.require_direction(report.decision)
-    notes = write_report(report, folder)
+    notes += write_report(report, folder)
     result, pushed = None, None
     if merge_best is not None and report.decision.pick is not None and not report.missing:
         result = _merge(folder, report.decision, merge_best, work, sink)
@@ -153,11 +157,25 @@ def _request(
     return SweepRequest(grid.cells(len(models) - 1), grid.read(), scorers, probe, scores.scratch)
 
 
+def _check(rule: Rule, request: SweepRequest) -> None:
+    """Refuse a rule that names no score, before the first cell; of commands and functions only the name is known."""
+    from speechft_merge.sweep.gate import check_gates, check_goal
+    from speechft_merge.sweep.intervals import FEATURES
+
+    owners = {str(scorer.description["name"]): scorer.names for scorer in request.scorers}
+    asked = [*([rule.goal] if rule.goal else []), *(gate.name for gate in rule.gates)]
+    names = [name for owner, own in owners.items() for name in own or [owner]]
+    names += [name for name in asked if owners.get(name.partition(".")[0]) == ()]
+    check_gates(rule.gates, dict.fromkeys([*names, *(FEATURES if request.probe is not None else [])]))
+    if rule.goal is not None:
+        check_goal(rule.goal, dict.fromkeys(names))
+
+
 def _run(
     models: Sequence[str], folder: Path, request: SweepRequest, options: MergeOptions, part: Share | None,
     submission: SubmitOptions, sink: Sink,
-) -> bool:  # fmt: skip
-    """Measure this process's share, or let jobs measure all; return whether it is time to decide."""
+) -> Swept | None:  # fmt: skip
+    """Measure this process's share, or let jobs measure all; return None where it is not yet time to decide."""
     from speechft_merge.cli.show_sweep import show_share
     from speechft_merge.sweeping import sweep as measure
 
@@ -168,17 +186,17 @@ def _run(
     with ProgressLine(sink, "cells") as progress:
         swept = wait_for(lambda: measure(base, finetuned, folder, request, options, share, progress))
     if submits:
-        return submission.start(folder, sink)
+        return swept if submission.start(folder, sink) else None
     if part is not None:
         sink.show(show_share(part, swept, str(folder)))
-        return False
-    return True
+        return None
+    return swept
 
 
 def _merge(folder: Path, decision: Decision, output: Path, work: WorkOptions, sink: Sink) -> MergeResult:
     from speechft_merge.sweeping import merge_best
 
-    options = replace(work.read(), command=tuple(sys.argv[1:]))
+    options = work.read()
     with ProgressLine(sink) as progress:
         return merge_best(folder, decision, output, options, progress)
 

@@ -115,6 +115,7 @@ class ScoreOptions(OptionGroup):
         from speechft_merge.scoring.function import parse_function_score
         from speechft_merge.scoring.probe_task import parse_probe_task
         from speechft_merge.scoring.wer import parse_wer
+        from speechft_merge.sweep.intervals import FEATURES
 
         scorers: list[Scorer] = [
             *map(parse_probe_task, self.probe_task or ()),
@@ -126,6 +127,9 @@ class ScoreOptions(OptionGroup):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UsageError(f"two scores are called {', '.join(twice)}", hint="give each another name: NAME=...")
+        taken = [name for name in names if name in FEATURES]
+        if taken:
+            raise UsageError(f"{taken[0]} is what every sweep measures of features", hint="give the score another name")
         return scorers
 
 

@@ -155,6 +155,17 @@ class Recipe:
         content = {key.name: getattr(self, key.name) for key in fields(self)}
         return content | {"layer_alpha": [str(rule) for rule in self.layer_alpha], "weight": list(self.weight)}
 
+    def to_words(self) -> list[str]:
+        """Return the options of a command line that give this recipe."""
+        words = ["--alpha", repr(self.alpha)]
+        for key in fields(self):
+            value, option = getattr(self, key.name), f"--{key.name.replace('_', '-')}"
+            if key.name == "alpha" or value == key.default:
+                continue
+            values = value if isinstance(value, tuple) else (value,)
+            words += [option] if value is True else [word for each in values for word in (option, str(each))]
+        return words
+
     @classmethod
     def from_json(cls, content: object) -> Recipe:
         """Make a recipe from a table with some of its keys.

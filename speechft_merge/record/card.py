@@ -158,7 +158,7 @@ def _front_matter(models: Sequence[Checkpoint], config: dict[str, Any], evidence
         "- merge",
         "- speech-ft",
         "- speech",
-        *([] if evidence is None else evidence.model_index(f"{short(models[1].reference)}-merged", task)),
+        *([] if evidence is None else evidence.model_index(f"{_last_part(models[1].reference)}-merged", task)),
         "---",
     ]
 

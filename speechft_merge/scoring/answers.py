@@ -33,6 +33,17 @@ def parse_name(text: str) -> tuple[str, Better]:
     return name, Better(direction) if colon else Better.HIGHER
 
 
+def sub_score(name: str, sub: object) -> str:
+    """Return `NAME.SUB`, the name of one of several scores of one answer.
+
+    Raises:
+        ScoreError: `sub` cannot be a name.
+    """
+    if not (isinstance(sub, str) and re.fullmatch(r"[\w.]+", sub, re.ASCII)):
+        raise ScoreError(f"{name}: {quote(sub)} cannot name a score", hint="use letters, digits and _")
+    return f"{name}.{sub}"
+
+
 def score_of_number(name: str, better: Better, value: object) -> Score:
     """Return the score of which only the figure is known.
 
@@ -59,10 +70,8 @@ def scores_of_records(name: str, better: Better, records: Iterable[object]) -> l
         where = f"{name}: record {number}"
         if not isinstance(record, Mapping):
             raise ScoreError(f"{where} is {quote(record)}, not a record", hint=f"give {RECORD}")
-        sub, (kind, unit) = record.get("score"), _unit(record, where)
-        if sub is not None and not (isinstance(sub, str) and re.fullmatch(r"[\w.]+", sub, re.ASCII)):
-            raise ScoreError(f"{where}: {quote(sub)} cannot name a score", hint="use letters, digits and _")
-        full = name if sub is None else f"{name}.{sub}"
+        kind, unit = _unit(record, where)
+        full = sub_score(name, record["score"]) if "score" in record else name
         if kinds.setdefault(full, kind) != kind:
             raise ScoreError(f"{where} has {kind!r}, those before it {kinds[full]!r}")
         if unit.id in units.setdefault(full, {}):

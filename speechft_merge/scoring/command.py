@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from speechft_merge.errors import ScoreError, UsageError, quote
 from speechft_merge.foreign import clean
 from speechft_merge.scoring.answers import RECORD, parse_name, score_of_number, scores_of_records
+from speechft_merge.system import foreign_environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,18 +32,26 @@ _LINES = 5
 
 _WATCHED = """
 exec 3<&0 </dev/null
-( ( trap '' TERM; read _ <&3; kill -TERM 0; sleep 1; kill -KILL 0 ) >/dev/null 2>&1 & )
+all() {
+  for stat in /proc/[0-9]*/stat; do
+    read -r line <$stat && set -- $1 ${line%% *} ${line##*) } && [ $6 = $$ ] && [ $5 != $$ ] && kill -$1 $2
+  done
+  kill -$1 0
+}
+( ( trap '' TERM; read _ <&3; all TERM; sleep 1; all KILL ) >/dev/null 2>&1 & )
 exec 3<&-
 exec sh -c "$1"
 """
-"""Runs a command in a process group of which one process reads from us: however we end, SIGKILL included, it then ends
-the others. It is no child of the command, which may wait for all of its own."""
+"""Runs a command in a session of which one process reads from us: however we end, SIGKILL included, it then ends the
+others, on Linux those too that made a process group of their own, as timeout does. It is no child of the command, which
+may wait for all its own."""
 
 
 class CommandScorer:
     """Scores what a command prints on stdout, alone or as one JSON object a line; stderr is for everything else."""
 
     names: Sequence[str] = ()
+    notes: Sequence[str] = ()
     needs_model = False
     needs_files = True
 
@@ -110,16 +119,21 @@ def _parse_line(line: str, name: str) -> Any:
 def run_command(command: str, name: str) -> str:
     """Run a command by the shell and return what it prints on stdout.
 
-    It has a process group of its own, which ends with it, and with this process however that ends. Only what leaves the
-    group (setsid, or timeout below another command) does not.
+    It has a session of its own, whose process group ends with it, and which ends with this process however that ends.
 
     Raises:
         ScoreError: it cannot be started, or ends with another exit code than 0.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
+            watched = ["sh", "-c", _WATCHED, "sh", command]
             process = subprocess.Popen(
-                ["sh", "-c", _WATCHED, "sh", command], stdin=subprocess.PIPE, stdout=out, stderr=err, process_group=0
+                watched,
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                env=foreign_environment(),
             )
         except (OSError, ValueError) as error:
             raise ScoreError(f"{name}: the command cannot be started: {error}") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import ScoreError, UsageError, quote
-from speechft_merge.scoring.answers import parse_name, score_of_number, scores_of_records
+from speechft_merge.scoring.answers import parse_name, score_of_number, scores_of_records, sub_score
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +27,7 @@ class FunctionScorer:
     """Scores what `function(model, processor)` returns: a number, records, or a dict of several such by name."""
 
     names: Sequence[str] = ()
+    notes: Sequence[str] = ()
     needs_model = True
     needs_files = False
 
@@ -54,17 +55,20 @@ class FunctionScorer:
         model, processor = candidate.model, candidate.processor
         with _blaming(self.name), _working_directory():
             result = self._function(model, processor)
-            if _is_records(result):
-                result = [*result]  # a generator's errors are the function's
+            several = isinstance(result, Mapping)
+            # a generator's errors are the function's
+            results = [(key, _gathered(each)) for key, each in (result.items() if several else [(None, result)])]
         model.eval()  # as the next score expects it
-        if not isinstance(result, Mapping):
-            return self._scores(self.name, result)
-        return [score for key, each in result.items() for score in self._scores(f"{self.name}.{key}", each)]
-
-    def _scores(self, name: str, result: Any) -> list[Score]:
-        if _is_records(result):
-            return scores_of_records(name, self.better, result)
-        return [score_of_number(name, self.better, result)]
+        if not results:
+            raise ScoreError(f"{self.name} returned no score")
+        scores = []
+        for key, each in results:
+            name = sub_score(self.name, key) if several else self.name
+            if isinstance(each, list):
+                scores += scores_of_records(name, self.better, each)
+            else:
+                scores.append(score_of_number(name, self.better, each))
+        return scores
 
 
 def parse_function_score(text: str) -> FunctionScorer:
@@ -136,8 +140,8 @@ def _is_theirs(file: Path) -> bool:
     return file.is_relative_to(Path.cwd()) and "site-packages" not in file.parts and file != Path(__file__)
 
 
-def _is_records(result: object) -> bool:
-    """Whether a result is an iterable of records rather than a number, or a dict of results."""
+def _gathered(result: Any) -> Any:
+    """Return an iterable of records as a list; a number, and what is wrong, as it is."""
     if isinstance(result, (str, bytes, Mapping)) or getattr(result, "shape", None) == ():
-        return False
-    return isinstance(result, Iterable)
+        return result
+    return [*result] if isinstance(result, Iterable) else result

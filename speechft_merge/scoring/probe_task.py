@@ -50,7 +50,8 @@ class ProbeTask:
         self._recordings = Recordings(clips)
         self._folds = assign_folds([clip.label for clip in clips], [clip.group for clip in clips])
         long = sum(seconds_of(clip.path) > LONGEST for clip in clips)
-        self.notes = [f"{name}: of {long} clips only the first {LONGEST:g} s are taken"] if long else []
+        told = f"{name} takes the first {LONGEST:g} s of clips that are longer: {long} of {len(clips)}"
+        self.notes: Sequence[str] = [told] if long else []
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:

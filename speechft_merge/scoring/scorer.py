@@ -47,6 +47,8 @@ class Scorer(Protocol):
 
     names: Sequence[str]
     """Of the scores, in their order; empty where only a first call tells them."""
+    notes: Sequence[str]
+    """What a reader of the figures must know: of recordings left out, say."""
     needs_model: bool
     """Whether it takes the whole model, with its head."""
     needs_files: bool

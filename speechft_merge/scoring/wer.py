@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.errors import CheckpointError, ScoreError, UsageError, quote
+from speechft_merge.errors import CheckpointError, MismatchError, ScoreError, UsageError, quote
 from speechft_merge.packages import require_packages
 from speechft_merge.scoring.answers import parse_name
 from speechft_merge.scoring.clips import Clip, Recordings, digest, read_table
@@ -40,13 +40,17 @@ class WordErrorRate:
         """
         self.name = name
         self.names: Sequence[str] = (name,)
-        short = [clip for clip in clips if seconds_of(clip.path) <= LONGEST]
+        seconds = {clip: seconds_of(clip.path) for clip in clips}
+        short = [clip for clip in clips if seconds[clip] <= LONGEST]
         kept = [clip for clip in short if normalise(clip.label)]
         if not kept:
             raise CheckpointError(f"{name} has no recording of up to {LONGEST:g} s with a text of a word or more")
         counts = {f"longer than {LONGEST:g} s": len(clips) - len(short), "without a word": len(short) - len(kept)}
-        self.notes = [f"{name}: {count} recordings {why} are left out" for why, count in counts.items() if count]
+        self.notes: Sequence[str] = [
+            f"{name} leaves out recordings {why}: {count} of {len(clips)}" for why, count in counts.items() if count
+        ]
         self._recordings = Recordings(kept)
+        self._longest = max((seconds[clip], clip.id) for clip in kept)
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
@@ -58,25 +62,29 @@ class WordErrorRate:
         """Return the word error rate.
 
         Raises:
-            ScoreError: the model gives no text, or has no tokenizer.
+            ScoreError: the model gives no text, has no tokenizer, or too short a window.
             CheckpointError: a file cannot be used, or the model not be run.
+            MismatchError: its head gives values that are not numbers.
             DeviceError: the device has not enough memory.
         """
         tokenizer = getattr(candidate.processor, "tokenizer", None)
         if tokenizer is None:
             raise ScoreError(f"{self.name}: the model has no tokenizer", hint=_HEAD)
+        window, (seconds, longest) = candidate.inputs.longest, self._longest
+        if window is not None and seconds > window / candidate.inputs.rate:
+            hears = f"{self.name}: the model hears {window / candidate.inputs.rate:g} s"
+            raise ScoreError(f"{hears} of {longest}, which has {seconds:.1f} s", hint="leave longer recordings out")
         heard: dict[int, str] = {}
         for batch, places in self._recordings.batches(candidate.inputs):
-            tokens = self._tokens(candidate.model, batch)
-            heard |= zip(places, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True)
+            heard |= zip(places, self._transcribe(candidate.model, tokenizer, batch), strict=True)
         units = tuple(
             Unit(clip.id, clip.group, *map(float, count_errors(clip.label, heard[place])))
             for place, clip in enumerate(self._recordings.clips)
         )
         return [Score.of(self.name, Better.LOWER, units)]
 
-    def _tokens(self, model: Any, batch: Batch) -> list[Tensor]:
-        """Return the tokens of each clip: the best of each frame, or as they are generated."""
+    def _transcribe(self, model: Any, tokenizer: Any, batch: Batch) -> list[str]:
+        """Return what a model hears in each clip: the best token of each frame, or what it generates."""
         import torch
 
         from speechft_merge.executor.device import unusable
@@ -90,9 +98,13 @@ class WordErrorRate:
         try:
             with torch.inference_mode(), exact_products(), quiet():
                 if type(model).__name__.endswith("ForCTC"):
-                    return best_tokens(model(**inputs).logits, batch.frames)
+                    # special tokens are not skipped: with them transformers 5 skips the blanks between equal letters
+                    return [*tokenizer.batch_decode(best_tokens(model(**inputs).logits, batch.frames))]
                 if model.can_generate() and model.config.is_encoder_decoder:
-                    return [*model.generate(**inputs, **_greedy(model.generation_config))]
+                    tokens = model.generate(**inputs, **_greedy(model.generation_config))
+                    return [*tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        except MismatchError:
+            raise
         except torch.OutOfMemoryError as error:
             raise unusable(str(model.device), error) from error
         except Exception as error:
@@ -111,8 +123,7 @@ def parse_wer(text: str) -> WordErrorRate:
         NotFoundError: there is no such folder or table, or a file that belongs to it.
         CheckpointError: see `WordErrorRate`, `read_table`.
     """
-    name, equals, path = text.partition("=") if not Path(text).exists() else ("wer", "=", text)
-    name, path = (name, path) if equals else ("wer", text)
+    name, path = ("wer", text) if "=" not in text or Path(text).exists() else text.split("=", 1)
     if ":" in name or not path:
         raise UsageError(f"{quote(text)} is not [NAME=]PATH", hint="write it as --wer dev=data/dev")
     name, _ = parse_name(name)
@@ -137,7 +148,12 @@ def best_tokens(logits: Tensor, frames: Sequence[int] | None) -> list[Tensor]:
     Args:
         logits: (clips, frames, tokens), also of a head that has fewer frames than the encoder.
         frames: valid ones of each clip at the encoder's output; None for all.
+
+    Raises:
+        MismatchError: a value is not a number, so none is best.
     """
+    if logits.isnan().any():
+        raise MismatchError("the head gives values that are not numbers")
     best = logits.argmax(-1)
     counts = frames or [1] * len(best)
     return [row[: -(-count * len(row) // max(counts))] for row, count in zip(best, counts, strict=True)]

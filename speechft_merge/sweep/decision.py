@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from speechft_merge.sweep.gate import check_gates, check_goal
-from speechft_merge.sweep.grid import BASE, FINETUNED, Cell
+from speechft_merge.sweep.grid import BASE, FINETUNED, STOCK, Cell
 from speechft_merge.sweep.intervals import RESAMPLES, SEED, curves, feature_curves
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from speechft_merge.sweep.results import CellResult
 
     Floats = npt.NDArray[np.float64]
+    Modesty = tuple[float, float, float, tuple[str, ...], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,9 @@ class Decision:
 
     @property
     def axes(self) -> dict[str, Curve]:
-        """What the Pareto front is of: the scores; without any, the features."""
-        return self.scores or self.features
+        """What the Pareto front is of: the scores, the goal first; without any, the features."""
+        goal = {name: curve for name, curve in self.scores.items() if name == self.rule.goal}
+        return goal | self.scores or self.features
 
     @property
     def goal(self) -> Curve | None:
@@ -136,7 +138,8 @@ def decide(
     judged = [gate.judge(known[gate.name], rule.strict) for gate in rule.gates]
     verdicts = {result.cell: tuple(cells[result.cell] for cells in judged) for result in results}
     met = [cell for cell, found in verdicts.items() if all(verdict.met for verdict in found)]
-    pick = None if rule.goal is None else best(scores[rule.goal], met)
+    dominated = find_dominated([*(scores or features).values()])
+    pick = None if rule.goal is None else best(scores[rule.goal], met, dominated)
     to_pick = {} if rule.goal is None or pick is None else scores[rule.goal].against(pick)
     return Decision(
         rule,
@@ -147,16 +150,22 @@ def decide(
         nearest=None if met or not verdicts else max(verdicts, key=lambda cell: _reach(verdicts[cell])),
         to_pick=to_pick,
         plateau=None if pick is None else find_plateau(to_pick, pick),
-        certainty=None if pick is None else how_sure(known, rule, verdicts, resamples, seed),
-        dominated=find_dominated([*(scores or features).values()]),
+        certainty=None if pick is None else how_sure(known, rule, verdicts, dominated, resamples, seed),
+        dominated=dominated,
         heuristics=dict(heuristics or {}),
     )
 
 
-def best(goal: Curve, cells: Sequence[Cell]) -> Cell | None:
-    """Return the cell with the best value; of equal ones that with the smaller tilt, then alpha. None without any."""
-    known = [cell for cell in cells if math.isfinite(goal.value(cell))]
-    return min(known, key=lambda cell: (-goal.better.sign * round(goal.value(cell), 12), *_modesty(cell)), default=None)
+def best(goal: Curve, cells: Sequence[Cell], dominated: frozenset[Cell] = frozenset()) -> Cell | None:
+    """Return the cell with the best value; None without any.
+
+    Of equal ones one that is not dominated, then that with the smaller tilt, then alpha.
+    """
+
+    def place(cell: Cell) -> tuple[float, bool, Modesty]:
+        return -goal.better.sign * round(goal.value(cell), 12), cell in dominated, _modesty(cell)
+
+    return min((cell for cell in cells if math.isfinite(goal.value(cell))), key=place, default=None)
 
 
 def find_plateau(to_pick: Mapping[Cell, Estimate], pick: Cell) -> tuple[float, float] | None:
@@ -173,19 +182,25 @@ def find_plateau(to_pick: Mapping[Cell, Estimate], pick: Cell) -> tuple[float, f
 
 def along(cell: Cell, cells: Mapping[Cell, object] | Sequence[Cell]) -> list[Cell]:
     """Return the cells that differ from one in alpha only, by alpha; a tilt of alpha 0 is none."""
-    same = (one for one in cells if one.rules == cell.rules and (one.tilt == cell.tilt or not one.alpha))
-    return sorted(same, key=lambda one: one.alpha)
+    same = (one for one in cells if (one.rules, one.method) == (cell.rules, cell.method))
+    return sorted((one for one in same if one.tilt == cell.tilt or not one.alpha), key=lambda one: one.alpha)
+
+
+def shown_line(decision: Decision) -> list[Cell]:
+    """Return the line that a plot shows in full: that of the pick; without one, of the plain merges."""
+    return along(decision.pick or BASE, decision.cells)
 
 
 def lines_of(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Return the lines of a plot against alpha: cells that differ in alpha only; no line for the end points alone."""
-    kinds = {(abs(cell.tilt), cell.tilt, cell.rules) for cell in cells if cell not in (BASE, FINETUNED)}
-    return [along(Cell(1.0, tilt, rules), cells) for _, tilt, rules in sorted(kinds or {(0.0, 0.0, ())})]
+    kinds = {(abs(cell.tilt), cell.tilt, cell.rules) for cell in cells if cell not in (BASE, FINETUNED, STOCK)}
+    return [along(Cell(1.0, tilt, rules), cells) for _, tilt, rules in sorted(kinds) or [(0.0, 0.0, ())]]
 
 
 def how_sure(
-    known: Mapping[str, Curve], rule: Rule, verdicts: Mapping[Cell, Sequence[Verdict]], resamples: int, seed: int
-) -> Certainty | None:
+    known: Mapping[str, Curve], rule: Rule, verdicts: Mapping[Cell, Sequence[Verdict]], dominated: frozenset[Cell],
+    resamples: int, seed: int,
+) -> Certainty | None:  # fmt: skip
     """Apply the same rule to resamples of the groups; None where none of its scores has units.
 
     A strict rule asks in each for as much more than the gate as the worse half of the interval that is known.
@@ -199,7 +214,7 @@ def how_sure(
     for place, gate in enumerate(rule.gates):
         spare = np.array([verdicts[cell][place].margin.value - verdicts[cell][place].reach for cell in cells])
         allowed &= gate.meets(gate.margins(known[gate.name], values[gate.name]) - spare)
-    order = np.array(sorted(range(len(cells)), key=lambda place: _modesty(cells[place])))
+    order = np.array(sorted(range(len(cells)), key=lambda place: (cells[place] in dominated, _modesty(cells[place]))))
     reached = np.where(allowed, goal.better.sign * values[rule.goal], -np.inf)[:, order]
     picked = order[reached.argmax(1)][allowed.any(1)]  # the first of equal ones
     counts = np.bincount(picked, minlength=len(cells))
@@ -236,14 +251,14 @@ def cka_floor(results: Sequence[CellResult], floor: float) -> Cell | None:
         floor: least mean CKA to the base.
     """
     plain = sorted(
-        (result for result in results if not result.cell.tilt and not result.cell.rules), key=lambda one: one.cell.alpha
+        (result for result in results if result.cell == Cell(result.cell.alpha)), key=lambda one: one.cell.alpha
     )
     above = [*itertools.takewhile(lambda result: result.cka_base >= floor, plain)]
     return above[-1].cell if above else None
 
 
-def _modesty(cell: Cell) -> tuple[float, float, float, tuple[str, ...]]:
-    return abs(cell.tilt), cell.alpha, cell.tilt, cell.rules
+def _modesty(cell: Cell) -> Modesty:
+    return abs(cell.tilt), cell.alpha, cell.tilt, cell.rules, cell.method
 
 
 def _reach(verdicts: Sequence[Verdict]) -> tuple[int, float]:

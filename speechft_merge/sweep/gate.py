@@ -60,13 +60,17 @@ class Gate:
 
     def __str__(self) -> str:
         if self.role is None:
-            return f"{self.name}{self.operator}{self.offset:g}"
-        return f"{self.name}{self.operator}{self.role}" + (f"{self.offset:+g}" if self.offset else "")
+            return f"{self.name}{self.operator}{self.offset:.12g}"
+        return f"{self.name}{self.operator}{self.role}" + (f"{self.offset:+.12g}" if self.offset else "")
 
     @property
     def sign(self) -> int:
         """1 where more is asked for, -1 where less."""
         return 1 if self.operator.startswith(">") else -1
+
+    def bound(self, curve: Curve) -> float:
+        """Return the bound as a score; nan if that of the reference is not known."""
+        return self.offset + (0.0 if self.role is None else curve.value(REFERENCES[self.role]))
 
     def meets(self, margin: Floats | float) -> npt.NDArray[np.bool_] | bool:
         """Return whether margins are on the right side; never if nan."""

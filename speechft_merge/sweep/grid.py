@@ -39,6 +39,11 @@ class Cell:
         return self.method or f"{self.alpha:g}{tilt}" + "".join(f" {rule}" for rule in self.rules)
 
     @property
+    def clips(self) -> bool:
+        """Whether its tilt asks for more than 1 at one end, so that the mean over blocks is less than alpha."""
+        return self.alpha * (1 + abs(self.tilt)) > 1
+
+    @property
     def key(self) -> str:
         """Name of its file: equal for equal cells and for no others."""
         exact = repr((self.alpha, self.tilt, self.rules, self.method))
@@ -112,18 +117,17 @@ def parse_rule_grid(text: str) -> tuple[str, ...]:
     return tuple(f"{selector}{equals}{value.strip()}" for value in values.split(","))
 
 
-def tilted(cell: Cell, stacks: Mapping[str, Sequence[int]]) -> tuple[tuple[str, ...], bool]:
-    """Return the rules that give a cell its tilt, and whether one clips an alpha to [0, 1].
+def tilted(cell: Cell, stacks: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """Return the rules that give a cell its tilt.
 
     Args:
         cell: of the grid.
         stacks: name -> numbers of the blocks that are interpolated, from 0.
     """
-    rules, clips = [], False
+    rules = []
     for stack, blocks in stacks.items() if cell.tilt else ():
         depth = max(len(blocks) - 1, 1)
         for place, block in enumerate(sorted(blocks)):
             alpha = cell.alpha * (1 + cell.tilt * (2 * place / depth - 1)) if len(blocks) > 1 else cell.alpha
-            clips |= not 0 <= alpha <= 1
             rules.append(f"{stack}.{block}={min(max(alpha, 0.0), 1.0)!r}")
-    return tuple(rules), clips
+    return tuple(rules)

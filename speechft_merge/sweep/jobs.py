@@ -33,7 +33,7 @@ class Submission:
     parallelism: int | None = None
     """Most jobs that run at once; None: all of them."""
     minutes: int = 60
-    """Of wall-clock time in Slurm. What takes longer is requeued, up to three times, and does the cells that are left."""
+    """Of wall-clock time in Slurm. A job that needs more is requeued, thrice at most, and does the cells left."""
     partition: str | None = None
     memory: str | None = None
     """As `sbatch --mem` takes it: `16G`."""
@@ -41,6 +41,10 @@ class Submission:
     cpus: int | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Any other long options of sbatch, without dashes in front: `{"account": "speech", "exclusive": ""}`."""
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1 or (self.parallelism is not None and self.parallelism < 1):
+            raise UsageError("a sweep is shared out to one job or more, of which one or more run at once")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ import numpy as np
 
 from speechft_merge.errors import UsageError
 from speechft_merge.similarity.drawing import COLUMN, draw, make_page
-from speechft_merge.sweep.decision import along, find_dominated, lines_of
-from speechft_merge.sweep.gate import REFERENCES
+from speechft_merge.sweep.decision import find_dominated, lines_of, shown_line
 from speechft_merge.sweep.grid import BASE, FINETUNED
 from speechft_merge.sweep.report import LEGEND
 from speechft_merge.sweep.words import named
@@ -64,7 +63,7 @@ def _layout(decision: Decision) -> tuple[int, int]:
 
 def _fill(figure: Any, report: SweepReport) -> None:
     decision = report.decision
-    goal, *others = _in_order(decision)
+    goal, *others = decision.axes.values()
     rows, columns = _layout(decision)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, curve in zip(panels, (goal, *others), strict=False):
@@ -82,7 +81,7 @@ def _fill(figure: Any, report: SweepReport) -> None:
 def _draw_curve(axes: Any, decision: Decision, curve: Curve) -> None:
     estimates, lines = curve.estimates(), lines_of(decision.cells)
     places = {cell: (cell.alpha, found.value) for cell, found in estimates.items()}
-    shown = along(decision.pick or BASE, decision.cells)
+    shown = shown_line(decision)
     for line, style in zip(lines, itertools.cycle(STYLES)):
         if line == shown and curve.groups:  # the bands of all lines would hide them
             low, high = np.array([(estimates[cell].low, estimates[cell].high) for cell in line]).T
@@ -95,8 +94,8 @@ def _draw_curve(axes: Any, decision: Decision, curve: Curve) -> None:
         axes.axvspan(*decision.plateau, color="0.9", linewidth=0, zorder=0, label="not told apart from the pick")
     for gate in decision.rule.gates:
         if gate.name == curve.name:
-            bound = gate.offset + (curve.value(REFERENCES[gate.role]) if gate.role else 0)
-            axes.axhline(bound, color="0.3", linewidth=0.8, linestyle=(0, (6, 3)), label=_plain(f"gate {gate}"))
+            look = {"color": "0.3", "linewidth": 0.8, "linestyle": (0, (6, 3)), "label": _plain(f"gate {gate}")}
+            axes.axhline(gate.bound(curve), **look)
     for (name, cell), linestyle in zip(decision.heuristics.items(), itertools.cycle([":", (0, (1, 4))])):
         axes.axvline(cell.alpha, color="0.4", linewidth=0.8, linestyle=linestyle, label=_plain(f"{name} (heuristic)"))
     _draw_ends(axes, decision, places)
@@ -144,11 +143,6 @@ def _draw_ends(axes: Any, decision: Decision, places: dict[Cell, Place]) -> None
             )  # fmt: skip
 
 
-def _in_order(decision: Decision) -> list[Curve]:
-    """Return the scores with the goal first."""
-    return sorted(decision.axes.values(), key=lambda curve: curve is not decision.goal)
-
-
 def _along(cells: Sequence[Cell], places: dict[Cell, Place]) -> Any:
     """Return the places of cells, x and y."""
     return np.array([places[cell] for cell in cells]).reshape(-1, 2).T
@@ -167,7 +161,7 @@ def _plain(text: str) -> str:
 
 def _page(report: SweepReport, svg: str) -> bytes:
     decision = report.decision
-    names = " and ".join(curve.name for curve in _in_order(decision))
+    names = " and ".join(decision.axes)
     pick = f"; the pick is {named(decision.pick)}" if decision.pick else ""
     alt = html.escape(f"{names} against alpha, of {len(decision.cells)} merges, with 95 % intervals{pick}")
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)

@@ -105,7 +105,7 @@ class SweepReport:
     def to_table(self) -> list[list[str]]:
         """Return the table for people: titles, and a row for each cell; `LEGEND` says what its marks mean."""
         cells = [result.cell for result in self.results]
-        columns = {"alpha": [f"{cell.alpha:g}" for cell in cells]}
+        columns = {"alpha": [cell.method or f"{cell.alpha:g}" for cell in cells]}
         if any(cell.tilt for cell in cells):
             columns["tilt"] = [f"{cell.tilt:g}" for cell in cells]
         if any(cell.rules for cell in cells):

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 _Item = TypeVar("_Item")
 
-_RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
-"""torchrun's, within srun's. Not SLURM_NTASKS: a batch shell has it too, and SLURM_PROCID=0, though it is only one."""
+_RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"), ("SLURM_PROCID", "SLURM_NTASKS"))
+"""torchrun's, within srun's; a batch shell has the last two as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,9 @@ def _array_share(environ: Mapping[str, str]) -> Share | None:
     """Return an element's place in its job array, if there is one: `--array=4-10:3` has the places of 4, 7 and 10."""
     if "SLURM_ARRAY_TASK_ID" not in environ:
         return None
-    names = ("ID", "MIN", "MAX", "STEP", "COUNT")
-    element, first, last, step, count = (_number(environ, f"SLURM_ARRAY_TASK_{name}") for name in names)
+    element, count = (_number(environ, f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT"))
+    first, step = (_number(environ, f"SLURM_ARRAY_TASK_{name}", usual) for name, usual in (("MIN", 0), ("STEP", 1)))
+    last = _number(environ, "SLURM_ARRAY_TASK_MAX", first + (count - 1) * step)
     if (element - first) % step or (last - first) // step + 1 != count:  # Slurm tells of `--array=3,5` only the ends
         raise UsageError(
             "the elements of the job array are not evenly spaced, so none can tell its place",
@@ -88,14 +89,15 @@ def _array_share(environ: Mapping[str, str]) -> Share | None:
 
 
 def _rank_share(environ: Mapping[str, str]) -> Share | None:
+    shell = "SLURM_JOB_ID" in environ and "SLURM_STEP_NUM_TASKS" not in environ  # a batch shell is only one process
     for index, count in _RANKS:
-        if index in environ and count in environ:
+        if index in environ and count in environ and not (shell and index == "SLURM_PROCID"):
             return Share(_number(environ, index), _number(environ, count))
     return None
 
 
-def _number(environ: Mapping[str, str], name: str) -> int:
-    text = environ.get(name, "")
+def _number(environ: Mapping[str, str], name: str, usual: int | None = None) -> int:
+    text = environ.get(name, "" if usual is None else str(usual))
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
         raise UsageError(f"the variable {name} is not a number", found=quote(text), hint="pass --task i/n")
     return int(text)

@@ -35,8 +35,6 @@ def submit(words: Sequence[str], folder: Path, submission: Submission) -> Jobs:
         UsageError: there is no such place, or it does not take the jobs.
         TemporaryError: Slurm does not answer.
     """
-    if submission.jobs < 1 or (submission.parallelism or 1) < 1:
-        raise UsageError("a sweep is shared out to one job or more, of which one or more run at once")
     commands = [[*words, "--task", str(Share(i, submission.jobs))] for i in range(submission.jobs)]
     logs = folder.absolute() / _LOGS
     logs.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from speechft_merge.scoring.scores import Better
 from speechft_merge.sweep.decision import along
-from speechft_merge.sweep.grid import BASE, FINETUNED
+from speechft_merge.sweep.grid import BASE, FINETUNED, STOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from speechft_merge.sweep.decision import Certainty, Decision
+    from speechft_merge.sweep.gate import Gate, Verdict
     from speechft_merge.sweep.grid import Cell
     from speechft_merge.sweep.intervals import Curve, Estimate
 
@@ -55,8 +56,9 @@ def with_half(estimate: Estimate, sign: bool = False) -> str:
 
 def named(cell: Cell) -> str:
     """Return `alpha 0.25`, `alpha 0.25 with tilt -0.5 and cnn=0`, `the base`."""
-    if cell in (BASE, FINETUNED):
-        return "the base" if cell == BASE else "the fine-tune"
+    ends = {BASE: "the base", FINETUNED: "the fine-tune", STOCK: "Model Stock's merge"}
+    if cell in ends:
+        return ends[cell]
     more = [*([f"tilt {cell.tilt:g}"] if cell.tilt else []), *cell.rules]
     return f"alpha {cell.alpha:g}" + (f" with {' and '.join(more)}" if more else "")
 
@@ -106,9 +108,12 @@ def _doubts(decision: Decision, goal: Curve, pick: Cell) -> Iterator[str]:
     for gate, verdict in zip(decision.rule.gates, decision.verdicts[pick], strict=True):
         if not verdict.certain and math.isfinite(verdict.margin.low):
             yield f"It meets {gate} by {with_half(verdict.margin)} only, so the data leave that open."
-    if not goal.groups:
-        yield f"{goal.name} has no figures for each utterance, so nothing says how sure this is."
-    elif goal.rough:
+    names = dict.fromkeys([goal.name, *(gate.name for gate in decision.rule.gates)])
+    bare = [name for name in names if name in decision.scores and not decision.scores[name].groups]
+    if bare:
+        have = "has" if len(bare) == 1 else "have"
+        yield f"{' and '.join(bare)} {have} no figures for each utterance, so nothing says how sure that is."
+    if goal.rough:
         yield f"{len(goal.groups)} groups are few: the intervals are rough, and mostly too narrow."
 
 
@@ -121,12 +126,16 @@ def _why_none(decision: Decision) -> str:
     cells, gates = len(decision.cells), decision.rule.gates
     if decision.nearest is not None:
         verdicts = zip(gates, decision.verdicts[decision.nearest], strict=True)
-        short = ", ".join(f"{gate} by {figure(-verdict.reach)}" for gate, verdict in verdicts if not verdict.met)
+        short = ", ".join(_miss(gate, verdict) for gate, verdict in verdicts if not verdict.met)
         return f"None of the {cells} cells meets the gates; nearest is {named(decision.nearest)}, which misses {short}."
     if decision.rule.goal is not None:
         return f"No cell that meets the gates has a figure for {decision.rule.goal}."
     meeting = f"; {len(decision.meeting)} meet the gates" if gates else ""
     return (
-        f"No score was named to be best, so nothing is picked; {len(decision.front)} of {cells} cells are on the Pareto front of "
-        f"{' and '.join(decision.axes)}{meeting}."
+        f"No score was named to be best, so nothing is picked; {len(decision.front)} of {cells} cells are on the "
+        f"Pareto front of {' and '.join(decision.axes)}{meeting}."
     )
+
+
+def _miss(gate: Gate, verdict: Verdict) -> str:
+    return f"{gate} by {figure(-verdict.reach)}" if math.isfinite(verdict.reach) else f"{gate}, which is not known"

@@ -1,6 +1,6 @@
 """What a sweep costs: its CPU time beside that of the forwards alone, and of merging, loading and scoring by hand.
 
-    python pairs.py FOLDER --only hubert --kinds safetensors
+    python pairs.py FOLDER --only hubert --kind safetensors
     python sweep.py --pair FOLDER/hubert/safetensors [--clips 8] [--seconds 1] [--alphas 0:1:0.05] [--tilts=-0.5,0,0.5]
 
 Three probe tasks, of as many clips of the built-in probe each, cut to so many seconds. By hand a cell is one merge, and

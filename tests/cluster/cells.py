@@ -1,6 +1,6 @@
 """A stand-in for a sweep, quick to run: makes the cells of its share that are not there yet, one file each.
 
-`cells.py --cells 8 --seconds 0.2 -o DIR --task i/n`. Each line of DIR/made/NAME is one time that a cell was made.
+It heeds `--task i/n` and `-o DIR`. Each line of DIR/made/NAME is one time that a cell was made.
 """
 
 from __future__ import annotations
@@ -18,26 +18,22 @@ from speechft_merge.sweep.share import Share
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--cells", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=0.1)
-    parser.add_argument("--fail", default="")
+    parser.add_argument("--seconds", type=float, default=0.3)
     parser.add_argument("--task", default="0/1")
     parser.add_argument("-o", dest="folder", type=Path)
-    options = parser.parse_args()
+    options, _ = parser.parse_known_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     share = Share.from_environment(os.environ) if options.task == "auto" else Share.parse(options.task)
     for name in ("cells", "made"):
         (options.folder / name).mkdir(parents=True, exist_ok=True)
-    for i in share.of(range(options.cells)):
+    for i in share.of(range(12)):
         path = options.folder / "cells" / f"{i}.json"
         if not path.exists():
             time.sleep(options.seconds)
-            if options.fail == str(i):
-                sys.exit(f"cell {i} cannot be made")
             with (options.folder / "made" / str(i)).open("a") as file:
                 print(share, file=file)
             hidden = path.with_name(f".{os.getpid()}")
-            hidden.write_text(json.dumps({"alpha": i / options.cells}))
+            hidden.write_text(json.dumps({"alpha": i / 12}))
             hidden.replace(path)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 NODES = ("n1", "n2")
+USER = pwd.getpwuid(os.getuid()).pw_name
 
 CONFIGURATION = """\
 ClusterName=private
@@ -36,6 +37,7 @@ StateSaveLocation={folder}/state
 SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmdLogFile={folder}/slurmd.%n.log
 SlurmdSpoolDir={folder}/spool.%n
+# nodes are what is said below, as much as an element of the example's array asks for, whatever this machine is
 SlurmdParameters=config_overrides
 # cgroups are the host's, not a container's
 ProctrackType=proctrack/linuxproc
@@ -48,8 +50,8 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1
 MpiDefault=none
 ReturnToService=2
 KillWait=5
-NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=1000
-NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=1000
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=8192
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=8192
 PartitionName=both Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -98,6 +100,17 @@ class Slurm:
         eventually(lambda: not going & {*self.states(job).values()}, f"job {job} has ended", self.log)
         return self.states(job)
 
+    def is_idle(self) -> bool:
+        """Both nodes are up and have no job."""
+        try:
+            return self("sinfo", "--noheader", "-N", "-o", "%T").split() == ["idle"] * len(NODES)
+        except AssertionError:  # the controller does not listen yet
+            return False
+
+    def end_jobs(self) -> None:
+        self("scancel", "--user", USER)
+        eventually(lambda: self("squeue", "--noheader") == "", "all jobs have ended", self.log)
+
     def log(self) -> str:
         return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self.folder.glob("*.log")))
 
@@ -125,9 +138,8 @@ class RunningSlurm:
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o600)
         (folder / "state").mkdir()
-        user = pwd.getpwuid(os.getuid()).pw_name
         conf = folder / "slurm.conf"
-        conf.write_text(CONFIGURATION.format(folder=folder, user=user, ports=free_ports(3)))
+        conf.write_text(CONFIGURATION.format(folder=folder, user=USER, ports=free_ports(3)))
         files = {"key-file": "munge.key", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "munge.seed"}
         options = [f"--{option}={folder / name}" for option, name in files.items()]
         self._daemon(stack, "munged", "--foreground", "--force", f"--socket={socket_path}", *options)
@@ -136,8 +148,8 @@ class RunningSlurm:
         for node in NODES:
             (folder / f"spool.{node}").mkdir()
             self._daemon(stack, "slurmd", "-D", "-N", node, "-f", conf)
-        stack.callback(self._end_jobs)
-        eventually(self._is_idle, "both nodes are idle", self._slurm.log)
+        stack.callback(self._slurm.end_jobs)
+        eventually(self._slurm.is_idle, "both nodes are idle", self._slurm.log)
 
     def _daemon(self, stack: ExitStack, *words: object) -> None:
         output = stack.enter_context((self._folder / f"{words[0]}.output.log").open("a"))
@@ -146,16 +158,6 @@ class RunningSlurm:
             stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
         stack.callback(_end, process)
-
-    def _is_idle(self) -> bool:
-        try:
-            return self._slurm("sinfo", "--noheader", "-N", "-o", "%T").split() == ["idle"] * len(NODES)
-        except AssertionError:  # the controller does not listen yet
-            return False
-
-    def _end_jobs(self) -> None:
-        self._slurm("scancel", "--user", pwd.getpwuid(os.getuid()).pw_name)
-        eventually(lambda: self._slurm("squeue", "--noheader") == "", "all jobs have ended", self._slurm.log)
 
 
 def free_ports(count: int) -> list[int]:

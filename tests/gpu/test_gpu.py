@@ -11,7 +11,10 @@ from float64 import moved
 from models import CLASSES, build
 from safetensors.torch import load_file, save_file
 
-from speechft_merge import LiveMerge, ProbeRequest, Recipe, compare, merge_state_dicts
+from speechft_merge import LiveMerge, ProbeRequest, Recipe, compare, merge_state_dicts, open_merge
+from speechft_merge.live import live_encoder
+from speechft_merge.plan.plan import make_plan
+from speechft_merge.similarity.models import ComparedModels
 
 if TYPE_CHECKING:
     from conftest import Run, Snapshot
@@ -93,3 +96,16 @@ def test_the_shipped_pair_is_merged_in_place() -> None:
     base = load_file(PAIR / "base/model.safetensors", device="cuda")
     merged = merge_state_dicts(base, load_file(PAIR / "finetuned/model.safetensors", device="cuda"))
     assert merged.keys() == base.keys()
+
+
+@pytest.mark.parametrize("layer_alpha", [(), ("layers=0.1:0.9",)])
+def test_a_live_encoder_has_the_numbers_of_the_cpu(layer_alpha: tuple[str, ...]) -> None:
+    recipe = Recipe(alpha=0.3, layer_alpha=layer_alpha)
+    found = {}
+    with open_merge(PAIR / "base", PAIR / "finetuned", recipe) as opened:
+        models = ComparedModels(opened.base, opened.finetuned, make_plan(opened.base, opened.finetuned, recipe))
+        for device in ("cpu", "cuda"):
+            live = live_encoder(models, torch.device(device))
+            live.set(models.plan)
+            found[device] = {name: tensor.cpu() for name, tensor in live.module.state_dict().items()}
+    assert all(torch.equal(tensor, found["cuda"][name]) for name, tensor in found["cpu"].items())

@@ -17,7 +17,7 @@ from speechft_merge.scoring.command import parse_command_score, read_printed, ru
 from speechft_merge.scoring.scores import Better
 
 if TYPE_CHECKING:
-    from conftest import Given
+    from candidates import Given
 
 HIGHER = Better.HIGHER
 
@@ -132,13 +132,14 @@ entry.run()
 
 @ON_LINUX
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL])
-@pytest.mark.parametrize("stubborn", [False, True])
+@pytest.mark.parametrize("first", ["", "trap '' TERM INT; "], ids=["meek", "stubborn"])
 def test_a_command_and_its_children_end_with_us_by_whatever_signal(
-    number: signal.Signals, stubborn: bool, tmp_path: Path
+    number: signal.Signals, first: str, tmp_path: Path
 ) -> None:
+    """A child in a process group of its own among them."""
     ready = tmp_path / "pids"
-    trap = "trap '' TERM INT; " if stubborn else ""
-    command = f"{trap}sleep 1000 & sleep 1000 & echo $$ $! >{ready}.tmp; mv {ready}.tmp {ready}; wait; sleep 1000"
+    started = "sleep 1000 & one=$!; timeout 900 sleep 1000 & two=$!"
+    command = f"{first}{started}; echo $$ $one $two >{ready}.tmp; mv {ready}.tmp {ready}; wait; sleep 1000"
     with subprocess.Popen([sys.executable, "-c", SCORES, command], stderr=subprocess.PIPE) as process:
         while not ready.exists():
             assert process.poll() is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Given
+from candidates import Given
 
 from speechft_merge.errors import ScoreError, UsageError
 from speechft_merge.scoring.function import parse_function_score
@@ -88,6 +88,9 @@ def test_a_changed_module_is_another_scorer(write: Write) -> None:
         ("    return model(1, 2)", r"^f: my_evaluation\.py, line 4: TypeError: "),
         ("    yield {'id': 1, 'value': 1}\n    raise KeyError", r"^f: my_evaluation\.py, line 5: KeyError$"),
         ("    raise SystemExit(1)", r"^f: my_evaluation\.py, line 4: SystemExit: 1$"),
+        ("    return {'a': (1 / i for i in (1, 0))}", r"^f: my_evaluation\.py, line 4: ZeroDivisionError"),
+        ("    return {'a b': 1}", r"^f: 'a b' cannot name a score"),
+        ("    return {}", r"^f returned no score"),
         ("    return None", r"^f is None, not a number$"),
         ("    return 'good'", r"^f is 'good', not a number$"),
         ("    return {'a': {}}", r"^f\.a is \{\}, not a number$"),

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from speechft_merge import MergeOptions, merge
+from speechft_merge.comparing import compare
 from speechft_merge.errors import CheckpointError, SpeechFTMergeError, TemporaryError
-from speechft_merge.merging import compare, open_merge
+from speechft_merge.merging import open_merge
 from speechft_merge.sources import LocalFile
 
 if TYPE_CHECKING:
@@ -66,17 +67,17 @@ def test_an_input_that_is_replaced_or_deleted_is_merged_as_it_was_opened(
 
 
 def test_a_comparison_of_what_changes_ends_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from speechft_merge.similarity import comparison
+    from speechft_merge import comparing
 
     shutil.copytree(Path(__file__).parents[2] / "examples/pair", tmp_path, dirs_exist_ok=True)
 
-    compare_models = comparison.compare_models
+    compare_models = comparing.compare_models
 
     def changed(*args: object) -> object:
         overwrite(tmp_path / "finetuned/model.safetensors")
         return compare_models(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(comparison, "compare_models", changed)
+    monkeypatch.setattr(comparing, "compare_models", changed)
     with pytest.raises(TemporaryError, match="was written to"):
         compare(tmp_path / "base", tmp_path / "finetuned")
 

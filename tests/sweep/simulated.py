@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speechft_merge.record.layers import LayerKey
 from speechft_merge.scoring.scores import Better, Score, Unit
-from speechft_merge.sweep.grid import Cell
+from speechft_merge.sweep.decision import Decision, Rule, decide
+from speechft_merge.sweep.gate import parse_gate
+from speechft_merge.sweep.grid import Cell, lay_out
 from speechft_merge.sweep.intervals import Curve
+from speechft_merge.sweep.report import SweepReport
 from speechft_merge.sweep.results import CellResult, LayerFigures
 
 Floats = NDArray[np.float64]
@@ -105,3 +108,25 @@ def a_sweep(cells: Sequence[Cell], peak: float = 0.35, speakers: int = 24, seed:
         )
         results.append(CellResult(cell, scores, features(1 - 0.4 * cell.alpha**2, 1 - 0.4 * (1 - cell.alpha) ** 2)))
     return results
+
+
+TILTED = lay_out([number / 10 for number in range(11)], (-0.5, 0.0, 0.5))
+
+
+def a_rule(goal: str | None, *gates: str, strict: bool = False) -> Rule:
+    return Rule(goal, tuple(map(parse_gate, gates)), strict)
+
+
+def a_decision(goal: str | None, *gates: str, cells: Sequence[Cell] = TILTED, strict: bool = False) -> Decision:
+    return decide(a_sweep(cells), a_rule(goal, *gates, strict=strict))
+
+
+def a_report(cells: Sequence[Cell], goal: str | None, *gates: str, scores: int = 2) -> SweepReport:
+    """A report on a sweep with one to three scores; the third has no units."""
+    results = [
+        replace(result, scores=(*result.scores, known_only("language-id", 0.9 - result.cell.alpha))[:scores])
+        for result in a_sweep(cells)
+    ]
+    models = {"base": "org/hubert-base", "finetuned": "<b>/tuned"}
+    decision = decide(results, a_rule(goal, *gates), {"CKA floor 0.9": Cell(0.5)})
+    return SweepReport(models, {"method": "mean"}, tuple(results), decision)

@@ -27,7 +27,7 @@ CELLS = [BASE, Cell(0.25), Cell(0.5), FINETUNED]
     st.integers(-(10**6), 10**6).map(lambda number: number / 1000),
 )
 def test_a_gate_reads_back_as_it_is_written(name: str, operator: str, role: str | None, offset: float) -> None:
-    gate = Gate(name, operator, role, float(f"{offset:g}"))
+    gate = Gate(name, operator, role, offset)
     assert parse_gate(str(gate)) == gate
 
 

@@ -87,10 +87,15 @@ def test_torchrun_counts_where_srun_started_it_on_every_node() -> None:
 
 
 def test_a_batch_shell_is_one_process_however_many_tasks_its_job_has() -> None:
-    shell = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
+    shell = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
     assert Share.from_environment(array(range(3))[1] | shell) == Share(1, 3)
     with pytest.raises(UsageError, match="no variable tells the share"):
         Share.from_environment(shell)
+
+
+def test_what_only_says_its_place_and_the_count_is_understood_too() -> None:
+    assert Share.from_environment({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}) == Share(1, 4)
+    assert Share.from_environment({"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "3"}) == Share(2, 3)
 
 
 @pytest.mark.parametrize("elements", [[3, 5], [1, 3, 7], [0, 1, 2, 4]])

@@ -1,0 +1,204 @@
+"""A sweep end to end on the shipped pair: cells are real merges, shares add up, the pick has its evidence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from speechft_merge.bench import SweepRequest
+from speechft_merge.comparing import compare
+from speechft_merge.errors import MismatchError, OutputError, ScoreError, UsageError
+from speechft_merge.merging import merge
+from speechft_merge.options import MergeOptions
+from speechft_merge.recipe.recipe import Recipe
+from speechft_merge.record.manifest import read_manifest
+from speechft_merge.scoring.command import parse_command_score
+from speechft_merge.scoring.function import parse_function_score
+from speechft_merge.similarity.request import ProbeRequest
+from speechft_merge.sweep.decision import Rule
+from speechft_merge.sweep.folder import SweepFolder
+from speechft_merge.sweep.gate import parse_gate
+from speechft_merge.sweep.grid import BASE, FINETUNED, STOCK, Cell, lay_out
+from speechft_merge.sweep.results import CellResult
+from speechft_merge.sweep.share import Share
+from speechft_merge.sweeping import collect, merge_best, sweep, write_report
+
+if TYPE_CHECKING:
+    from conftest import Run
+
+PAIR = Path(__file__).parent.parent / "examples/pair"
+MODELS = str(PAIR / "base"), str(PAIR / "finetuned")
+PROBE = ProbeRequest(seconds=20.0, workers=1)
+CELLS = lay_out([0.0, 0.25, 0.5, 1.0], [0.0, 0.5])
+DIGEST = (
+    'python3 -c \'import sys, zlib; print(zlib.crc32(open(sys.argv[1] + "/model.safetensors", "rb").read()))\' {model}'
+)
+
+
+def results_of(folder: Path) -> dict[Cell, CellResult]:
+    kept = SweepFolder(folder)
+    return {result.cell: result for result in kept.results(kept.read()[1])}
+
+
+def comparable(folder: Path) -> dict[Cell, dict[str, Any]]:
+    """The results of the cells that are done, without what they took."""
+    return {cell: replace(result, seconds={}).to_json() for cell, result in results_of(folder).items()}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep by features and by the digest of the weights."""
+    folder = tmp_path_factory.mktemp("sweep") / "out"
+    done = sweep(*MODELS, folder, SweepRequest(CELLS, scorers=[parse_command_score(f"digest={DIGEST}")], probe=PROBE))
+    assert (done.cells, done.measured, done.skipped) == (len(CELLS), len(CELLS), 0)
+    return folder
+
+
+@pytest.mark.parametrize("cell", [Cell(0.25), Cell(0.5, 0.5), BASE, FINETUNED], ids=lambda cell: cell.label)
+def test_what_is_measured_of_a_cell_is_what_compare_measures_of_its_merge(
+    cell: Cell, swept: Path, tmp_path: Path
+) -> None:
+    rules = ("layers=0.25:0.75",) if cell.tilt else ()
+    recipe = Recipe(alpha=cell.alpha, layer_alpha=rules)
+    merge(*MODELS, tmp_path / "merged", recipe)
+    report = compare(*MODELS, str(tmp_path / "merged"), PROBE)
+    found = results_of(swept)[cell]
+    expected = [(row.key, row.pairs["base_merged"].cka, row.pairs["finetuned_merged"].cka) for row in report.layers]
+    for layer, (key, to_base, to_finetuned) in zip(found.layers, expected, strict=True):
+        assert layer.key == key
+        assert (layer.cka_base, layer.cka_finetuned) == pytest.approx((to_base, to_finetuned), abs=1e-7)
+    moved = [row.drift for row in report.layers]
+    if not rules:
+        assert [layer.drift for layer in found.layers] == pytest.approx([cell.alpha * one for one in moved], rel=1e-6)
+
+
+@pytest.mark.parametrize("cell", [Cell(0.25), Cell(0.5, 0.5)], ids=lambda cell: cell.label)
+def test_a_command_is_given_the_very_merge(cell: Cell, swept: Path, tmp_path: Path) -> None:
+    rules = ("layers=0.25:0.75",) if cell.tilt else ()
+    merge(*MODELS, tmp_path / "merged", Recipe(alpha=cell.alpha, layer_alpha=rules))
+    (expected,) = parse_command_score(f"digest={DIGEST}").score(Written(tmp_path / "merged"))
+    assert results_of(swept)[cell].scores[0].value == expected.value
+
+
+class Written:
+    """A candidate that lies on the disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def written(self) -> Any:
+        from contextlib import nullcontext
+
+        return nullcontext(self.folder)
+
+
+def test_shares_add_up_to_the_whole_in_any_order(swept: Path, tmp_path: Path) -> None:
+    request = SweepRequest(CELLS, scorers=[parse_command_score(f"digest={DIGEST}")], probe=PROBE)
+    for index in (2, 0, 1):
+        sweep(*MODELS, tmp_path / "out", request, share=Share(index, 3).of)
+        if index:
+            report = collect(tmp_path / "out", Rule())
+            assert {*report.missing} | {one.cell for one in report.results} == {*CELLS}
+    assert comparable(tmp_path / "out") == comparable(swept)
+    assert collect(tmp_path / "out", Rule()).missing == ()
+
+
+def test_a_second_run_measures_nothing(swept: Path) -> None:
+    request = SweepRequest(CELLS, scorers=[parse_command_score(f"digest={DIGEST}")], probe=PROBE)
+    assert sweep(*MODELS, swept, request).measured == 0
+
+
+@pytest.mark.parametrize("change", [{"probe": None}, {"scorers": []}, {"recipe": Recipe(keep_head=True)}])
+def test_another_sweep_is_kept_out_of_the_folder(change: dict[str, Any], swept: Path) -> None:
+    request = SweepRequest(CELLS, scorers=[parse_command_score(f"digest={DIGEST}")], probe=PROBE)
+    with pytest.raises(OutputError, match="another sweep"):
+        sweep(*MODELS, swept, replace(request, **change))
+
+
+def score_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Any:
+    """A scorer by a function in a module of the working directory."""
+    (tmp_path / "my_scores.py").write_text(body)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "my_scores", raising=False)
+    return parse_function_score("my_scores:score")
+
+
+NEAR = """
+import torch
+def score(model, processor):
+    weight = model.hubert.encoder.layers[0].attention.q_proj.weight
+    norm = float(weight.detach().double().norm())
+    return [{"id": str(i), "group": str(i // 2), "value": -abs(norm - 21.5) + 0.01 * i} for i in range(20)]
+"""
+
+
+def test_the_pick_is_written_with_its_evidence_and_is_the_merge_of_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    scorer = score_by(tmp_path, monkeypatch, NEAR)
+    request = SweepRequest(CELLS, Recipe(keep_head=True), [scorer], probe=None)
+    sweep(*MODELS, tmp_path / "out", request)
+    report = collect(tmp_path / "out", Rule("score", (parse_gate("score>=base-10"),)))
+    pick = report.decision.pick
+    assert pick is not None
+    made = merge_best(tmp_path / "out", report.decision, tmp_path / "best")
+    assert made.manifest.evidence is not None
+    assert made.manifest.evidence["rule"] == "highest score of the merges with score>=base-10"
+    assert read_manifest(tmp_path / "best") == made.manifest
+    card = ModelCard.load(tmp_path / "best/README.md")
+    (result,) = card.data.eval_results
+    assert result.metric_value == pytest.approx(report.decision.scores["score"].value(pick))
+    assert "## Why this alpha" in card.content
+    words = [str(tmp_path / "again") if word == str(tmp_path / "best") else word for word in made.manifest.command]
+    assert run(*words).code == 0
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("best", "again"))
+    assert first == second
+
+
+def test_models_that_changed_since_the_sweep_are_not_merged(tmp_path: Path, swept: Path) -> None:
+    report = collect(swept, Rule("digest"))
+    other = tmp_path / "out"
+    SweepFolder(other).begin(SweepFolder(swept).read()[0] | {"fingerprints": ["1", "2"]}, CELLS)
+    with pytest.raises(MismatchError, match="not the models that were swept"):
+        merge_best(other, report.decision, tmp_path / "best")
+    assert not (tmp_path / "best").exists()
+
+
+def test_without_a_pick_there_is_nothing_to_merge(swept: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="picked no cell"):
+        merge_best(swept, collect(swept, Rule()).decision, tmp_path / "best")
+
+
+def test_a_score_that_fails_keeps_what_is_done(tmp_path: Path) -> None:
+    failing = parse_command_score("size=test $(ls {model} | wc -l) -gt 100 || { echo broken >&2; exit 3; }")
+    with pytest.raises(ScoreError, match="broken"):
+        sweep(*MODELS, tmp_path / "out", SweepRequest(CELLS, scorers=[failing], probe=None))
+    assert collect(tmp_path / "out", Rule()).missing == CELLS
+
+
+def test_several_fine_tunes_bring_model_stock_as_a_heuristic(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    merge(*MODELS, other, alpha=0.6)
+    cells = (*lay_out([0.5]), STOCK)
+    sweep(MODELS[0], [MODELS[1], str(other)], tmp_path / "out", SweepRequest(cells, probe=PROBE))
+    report = collect(tmp_path / "out", Rule())
+    assert report.decision.heuristics == {"model-stock": STOCK}
+    merge(MODELS[0], [MODELS[1], str(other)], tmp_path / "stock", Recipe(method="model-stock"))
+    expected = compare(MODELS[0], MODELS[1], str(tmp_path / "stock"), PROBE).mean["base_merged"][0]
+    assert results_of(tmp_path / "out")[STOCK].cka_base == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_report_is_written_whole(swept: Path) -> None:
+    report = collect(swept, Rule("digest"))
+    assert write_report(report, swept) == []
+    document = json.loads((swept / "report.json").read_text())
+    assert [Cell.from_json(cell) for cell in document["cells"]] == [*CELLS]
+    lines = [json.loads(line) for line in (swept / "cells.jsonl").read_text().splitlines()]
+    assert lines == [result.to_json() for result in report.results]
+    assert (swept / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert MergeOptions().evidence is None
