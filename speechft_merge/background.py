@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 _LEFT: list[threading.Event] = []
 _TO_UNDO: list[Callable[[], object]] = []
+_LEAVING = threading.Event()
 
 
 def wait_for(call: Callable[[], _Result], seconds: float = math.inf) -> _Result:
@@ -39,9 +40,9 @@ def wait_for(call: Callable[[], _Result], seconds: float = math.inf) -> _Result:
         finally:
             ended.set()
 
-    threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True).start()
     deadline = time.monotonic() + seconds
-    _LEFT.append(ended)
+    _LEFT.append(ended)  # before the thread may keep a signal's handler waiting
+    threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True).start()
     while not ended.wait(min(deadline - time.monotonic(), 0.2)):
         if time.monotonic() > deadline:
             raise TimeoutError(f"no end within {seconds:g} s")
@@ -61,6 +62,8 @@ def undone_if_left(undo: Callable[[], object]) -> Iterator[None]:
     """Have something undone should the process end while this lasts, in a call that nobody waits for any more."""
     _TO_UNDO.append(undo)
     try:
+        if _LEAVING.is_set():
+            raise RuntimeError("the process ends")
         yield
     finally:
         _TO_UNDO.remove(undo)
@@ -68,6 +71,7 @@ def undone_if_left(undo: Callable[[], object]) -> Iterator[None]:
 
 def leave() -> None:
     """Undo what calls that are left to themselves would have, before the process ends without them."""
+    _LEAVING.set()  # nothing more to be undone begins
     for undo in [*_TO_UNDO]:
         with suppress(Exception):
             undo()

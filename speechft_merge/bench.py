@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -17,13 +19,14 @@ from speechft_merge.errors import UsageError
 from speechft_merge.executor.device import open_device
 from speechft_merge.executor.executor import execute
 from speechft_merge.live import live_encoder, live_model, load_processor
+from speechft_merge.output.folder import explained
 from speechft_merge.plan.plan import Action, make_plan
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.recipe.rules import parse_rule
 from speechft_merge.similarity.comparison import make_inputs, usable_clips
 from speechft_merge.similarity.measure import measure_against, summarise
 from speechft_merge.similarity.models import ComparedModels, drift_by_layer, encoder_names, encoder_sources
-from speechft_merge.similarity.probe import read_probe
+from speechft_merge.similarity.probe import list_files, read_probe
 from speechft_merge.similarity.request import ProbeRequest
 from speechft_merge.sweep.grid import BASE, FINETUNED, Cell, tilted
 from speechft_merge.sweep.results import CellResult, LayerFigures
@@ -70,13 +73,9 @@ class SweepRequest:
     @property
     def description(self) -> dict[str, Any]:
         """What decides about the figures besides the models and the grid, for JSON."""
-        probe = None
-        if self.probe is not None:
-            paths = [str(path) for path in self.probe.paths or ()]
-            probe = {"paths": paths, "seconds": self.probe.seconds, "estimator": self.probe.estimator}
         return {
             "recipe": replace(self.recipe, alpha=0.0).to_json(),
-            "probe": probe,
+            "probe": None if self.probe is None else _describe(self.probe),
             "scorers": [scorer.description for scorer in self.scorers],
         }
 
@@ -92,12 +91,25 @@ class SweepRequest:
         return replace(self.recipe, alpha=cell.alpha, layer_alpha=rules, **other)
 
 
+def _describe(probe: ProbeRequest) -> dict[str, Any]:
+    files, digest = list_files(probe.paths), hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    origin = "built-in" if probe.paths is None else f"{len(files)} files"
+    return {
+        "origin": origin, "sha256": digest.hexdigest(), "seconds": probe.seconds, "estimator": probe.estimator
+    }  # fmt: skip
+
+
 class Bench:
     """What measures cells, one after the other: the live model, the features that it is compared with, the scorers."""
 
     def __init__(self, opened: Merge, request: SweepRequest) -> None:
         self.opened, self._request = opened, request
         self._models = ComparedModels(opened.base, opened.finetuned, self._plan(FINETUNED))
+        self.notes: list[str] = []
+        """What is found of the models and the probe."""
 
     def measure(self, cell: Cell) -> CellResult:
         """Measure one cell.
@@ -120,6 +132,8 @@ class Bench:
         for scorer in self._request.scorers:
             with _timed(seconds, str(scorer.description["name"])):
                 scores += scorer.score(_Candidate(self, plan.recipe))
+            if scorer.needs_model:  # a user's function may have changed it
+                self.live.set(plan)
         return CellResult(cell, tuple(scores), layers, seconds)
 
     def _plan(self, cell: Cell) -> Plan:
@@ -145,12 +159,14 @@ class Bench:
     def inputs(self) -> InputMaker:
         """What makes inputs, by the base's own settings."""
         base, finetuned, *_ = encoder_sources(self._models)
-        return make_inputs(base, finetuned)[0]
+        maker, notes = make_inputs(base, finetuned)
+        self.notes += notes
+        return maker
 
     @property
-    def scratch(self) -> str | None:
+    def scratch(self) -> Path:
         """Where models are written to be scored: beside the job, if the site says where (Alliance Canada's name)."""
-        return str(self._request.scratch) if self._request.scratch else os.environ.get("SLURM_TMPDIR")
+        return self._request.scratch or Path(os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir())
 
     @cached_property
     def processor(self) -> Any:
@@ -161,7 +177,9 @@ class Bench:
     def _clips(self) -> list[NDArray[Any]]:
         assert self._request.probe is not None
         probe = read_probe(self._request.probe.paths, self.inputs.rate, self._request.probe.seconds)
-        return usable_clips(probe, self.inputs)[0]
+        clips, notes = usable_clips(probe, self.inputs)
+        self.notes += notes
+        return clips
 
     def _features(self) -> Features:
         """Return the features of the live encoder on the probe, as it is set."""
@@ -237,13 +255,23 @@ class _Candidate:
 
     @contextlib.contextmanager
     def written(self) -> Iterator[Path]:
-        with (
-            tempfile.TemporaryDirectory(prefix="speechft-merge-", dir=self.bench.scratch) as folder,
-            undone_if_left(lambda: shutil.rmtree(folder, ignore_errors=True)),
-        ):
-            path = Path(folder, "model")
-            self.bench.opened.at(self.recipe).write(path)
-            yield path
+        folder = Path(self.bench.scratch, f"speechft-merge-{secrets.token_hex(6)}")
+        with undone_if_left(lambda: _remove(folder)):
+            with explained(folder):
+                folder.mkdir(mode=0o700, parents=True)
+            try:
+                self.bench.opened.at(self.recipe).write(folder / "model")
+                yield folder / "model"
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that a thread may still be writing to: what it makes meanwhile goes, too."""
+    for _ in range(10):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.02)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

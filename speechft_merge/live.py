@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from speechft_merge.checkpoints.companions import GENERATION, parse_companion
-from speechft_merge.errors import CheckpointError, MismatchError, UsageError
+from speechft_merge.errors import CheckpointError, MismatchError, ScoreError, UsageError
 from speechft_merge.executor.device_buffers import torch_type
 from speechft_merge.executor.in_place import load_tensor, write_into
 from speechft_merge.layouts.weight_norm import canonical
@@ -59,7 +59,13 @@ class LiveModel:
             MismatchError: an input holds numbers that are not finite.
             CheckpointError: an input cannot be read.
             TemporaryError: an input was written to since it was opened.
+            ScoreError: somebody gave the module other tensors, by `half()` or `to()`.
         """
+        if {name: tensor.data_ptr() for name, tensor in self.module.state_dict().items()} != self._places:
+            raise ScoreError(
+                "what scored the model before left it with other weights, or elsewhere",
+                hint="let the function take a copy before it moves or changes the model",
+            )
         held = len(self._held)
         with torch.no_grad():
             for tensor in plan.tensors:
@@ -85,6 +91,11 @@ class LiveModel:
         """Return the two parts of a kernel that the module has with weight norm, and the file without."""
         parts = {name: like for name, like in self._targets.items() if name in (f"{kernel}_g", f"{kernel}_v")}
         return in_parts({kernel: made}, parts)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Where the module's tensors are, as it was built."""
+        return {name: tensor.data_ptr() for name, tensor in self.module.state_dict().items()}
 
     @cached_property
     def _targets(self) -> dict[str, Tensor]:

@@ -74,17 +74,15 @@ def sweep(
         CheckpointError, MismatchError, UsageError: the models cannot be read, merged or run.
         ScoreError: a cell cannot be scored; those before it are kept.
     """
-    options = options or MergeOptions()
-    if any(scorer.needs_files for scorer in request.scorers):
-        options = replace(options, download=True)  # read for every cell
+    # other shares read the models, too, and the pick does; what is written for a score is thrown away
+    options = replace(options or MergeOptions(), download=True, fsync=False)
     with open_merge(base, finetuned, replace(request.recipe, alpha=1.0), options) as opened:
         kept = SweepFolder(folder)
         kept.begin(_describe(opened, request), request.cells, options.overwrite)
         cells = share(request.cells)
         todo = [cell for cell in cells if not kept.is_done(cell)]
-        if todo:
-            _measure(opened, request, todo, kept, progress)
-    return Swept(len(cells), len(todo), len(cells) - len(todo), _notes(opened, request))
+        found = _measure(opened, request, todo, kept, progress) if todo else []
+    return Swept(len(cells), len(todo), len(cells) - len(todo), (*_notes(opened, request), *found))
 
 
 def _notes(opened: Merge, request: SweepRequest) -> tuple[str, ...]:
@@ -98,7 +96,8 @@ def _describe(opened: Merge, request: SweepRequest) -> dict[str, Any]:
 
 def _measure(
     opened: Merge, request: SweepRequest, todo: Sequence[Cell], kept: SweepFolder, progress: Progress | None
-) -> None:
+) -> list[str]:
+    """Measure cells, and return what is found on the way."""
     from speechft_merge.similarity.encoders import exact_products  # imports torch
     from speechft_merge.similarity.measure import torch_threads
 
@@ -108,6 +107,7 @@ def _measure(
             kept.put(bench.measure(cell))
             if progress is not None:
                 progress(done, len(todo))
+    return bench.notes
 
 
 def collect(folder: Path, rule: Rule) -> SweepReport:

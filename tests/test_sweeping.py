@@ -160,6 +160,39 @@ def test_the_pick_is_written_with_its_evidence_and_is_the_merge_of_its_command(
     assert first == second
 
 
+MEDDLES = """
+def score(model, processor):
+    model.train()
+    for weight in model.parameters():
+        weight.data.zero_()
+    return 1.0
+"""
+MOVES = """
+def score(model, processor):
+    model.double()
+    return 1.0
+"""
+
+
+def test_what_a_function_does_to_the_model_is_undone_for_the_next_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meddler = score_by(tmp_path, monkeypatch, MEDDLES)
+    (tmp_path / "other.py").write_text(NEAR)
+    near = parse_function_score("near=other:score")
+    cells = lay_out([0.5])
+    for folder, scorers in (("alone", [near]), ("after", [meddler, near])):
+        sweep(*MODELS, tmp_path / folder, SweepRequest(cells, Recipe(keep_head=True), scorers, probe=None))
+    alone, after = (results_of(tmp_path / folder) for folder in ("alone", "after"))
+    assert [alone[cell].scores[0].value for cell in cells] == [after[cell].scores[1].value for cell in cells]
+
+
+def test_a_function_that_moves_the_model_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = SweepRequest(CELLS, Recipe(keep_head=True), [score_by(tmp_path, monkeypatch, MOVES)], probe=None)
+    with pytest.raises(ScoreError, match="left it with other weights"):
+        sweep(*MODELS, tmp_path / "out", request)
+
+
 def test_models_that_changed_since_the_sweep_are_not_merged(tmp_path: Path, swept: Path) -> None:
     report = collect(swept, Rule("digest"))
     other = tmp_path / "out"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Each element of the array measures its share of the cells: sbatch sweep.sh BASE FINETUNED FOLDER
+# Each element of the array measures its share of the cells: sbatch sweep.sh BASE FINETUNED FOLDER [OPTIONS]
 #SBATCH --job-name=sweep
 #SBATCH --array=0-7
 #SBATCH --time=60
@@ -11,4 +11,4 @@
 #SBATCH --output=%x_%A_%a.log
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not inherit it since Slurm 22.05
 
-srun speechft-merge sweep "$1" "$2" --alphas 0:1:0.05 --task auto -o "$3"
+srun speechft-merge sweep "$1" "$2" -o "$3" "${@:4}" --task auto

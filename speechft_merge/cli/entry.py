@@ -85,12 +85,18 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+_STOPPED: list[Stopped] = []
+
+
 def _stop(number: int, _: object) -> NoReturn:
     _ignore_signals()
-    raise Stopped(128 + number)
+    _STOPPED.append(Stopped(128 + number))
+    raise _STOPPED[0]
 
 
 def _fail(error: Exception | Stopped) -> NoReturn:
+    if _STOPPED and not isinstance(error, Stopped):  # within an import, C code makes "initialization failed" of it
+        error = _STOPPED[0]
     from speechft_merge.background import is_any_left, leave  # only now: most runs succeed
     from speechft_merge.cli.failure import explain
 

@@ -60,7 +60,7 @@ class SubmitOptions(OptionGroup):
         """
         from speechft_merge.sweep.submit import submit  # not for --help
 
-        jobs = submit([sys.executable, "-m", "speechft_merge", *sys.argv[1:]], folder, self._read())
+        jobs = submit([sys.executable, "-P", "-m", "speechft_merge", *sys.argv[1:]], folder, self._read())
         if not self.wait:
             return False
         with ProgressLine(sink, "jobs") as progress:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from speechft_merge.bench import SweepRequest
     from speechft_merge.merging import MergeResult
     from speechft_merge.options import MergeOptions
+    from speechft_merge.scoring.scores import Better
     from speechft_merge.sweep.decision import Decision, Rule
     from speechft_merge.sweep.grid import Cell
     from speechft_merge.sweep.report import SweepReport
@@ -104,13 +105,14 @@ def sweep(
             group.require_effect(False, "with --collect", "leave --collect out")
     else:
         request = _request(models, grid, scores, None if no_cka else features, work)
-        _check(rule, request)
+        _check(decision, rule, request)
         swept = _run(models, folder, request, replace(work.read(), overwrite=overwrite), part, submission, sink)
         if swept is None:
             return
         notes += swept.notes
     report = collect(folder, rule)
-    decision.require_direction(report.decision)
+    if report.decision.goal is not None:
+        decision.require_direction(report.decision.goal.name, report.decision.goal.better)
     notes += write_report(report, folder)
     result, pushed = None, None
     if merge_best is not None and report.decision.pick is not None and not report.missing:
@@ -157,18 +159,22 @@ def _request(
     return SweepRequest(grid.cells(len(models) - 1), grid.read(), scorers, probe, scores.scratch)
 
 
-def _check(rule: Rule, request: SweepRequest) -> None:
+def _check(decision: DecisionOptions, rule: Rule, request: SweepRequest) -> None:
     """Refuse a rule that names no score, before the first cell; of commands and functions only the name is known."""
     from speechft_merge.sweep.gate import check_gates, check_goal
     from speechft_merge.sweep.intervals import FEATURES
 
     owners = {str(scorer.description["name"]): scorer.names for scorer in request.scorers}
-    asked = [*([rule.goal] if rule.goal else []), *(gate.name for gate in rule.gates)]
-    names = [name for owner, own in owners.items() for name in own or [owner]]
-    names += [name for name in asked if owners.get(name.partition(".")[0]) == ()]
-    check_gates(rule.gates, dict.fromkeys([*names, *(FEATURES if request.probe is not None else [])]))
+    known: dict[str, Better | None] = {}
+    for owner, names in owners.items():
+        known |= dict(names) or dict.fromkeys([owner])
+    for name in [*([rule.goal] if rule.goal else []), *(gate.name for gate in rule.gates)]:
+        if owners.get(name.partition(".")[0]) == {}:
+            known.setdefault(name)
+    check_gates(rule.gates, known | dict.fromkeys(FEATURES if request.probe is not None else ()))
     if rule.goal is not None:
-        check_goal(rule.goal, dict.fromkeys(names))
+        check_goal(rule.goal, known)
+        decision.require_direction(rule.goal, known[rule.goal])
 
 
 def _run(

@@ -16,7 +16,8 @@ from speechft_merge.errors import UsageError
 if TYPE_CHECKING:
     from speechft_merge.recipe.recipe import Recipe
     from speechft_merge.scoring.scorer import Scorer
-    from speechft_merge.sweep.decision import Decision, Rule
+    from speechft_merge.scoring.scores import Better
+    from speechft_merge.sweep.decision import Rule
     from speechft_merge.sweep.grid import Cell
     from speechft_merge.sweep.share import Share
 
@@ -165,19 +166,19 @@ class DecisionOptions(OptionGroup):
             raise UsageError("--maximize and --minimize name one score each", hint="pass one of them, and --gate")
         return Rule(self.maximize or self.minimize, tuple(map(parse_gate, self.gate or ())), self.strict_gate)
 
-    def require_direction(self, decision: Decision) -> None:
+    def require_direction(self, goal: str, better: Better | None) -> None:
         """Refuse to maximise what is better when lower, and the other way round.
 
+        Args:
+            goal: name of the score that is to be best.
+            better: which direction of it is; None if that is not known yet.
+
         Raises:
-            UsageError: the goal is such a score.
+            UsageError: the other one was asked for.
         """
-        given = "maximize" if self.maximize else "minimize"
-        if decision.goal is not None and (decision.goal.better.sign > 0) != (given == "maximize"):
-            other = "minimize" if self.maximize else "maximize"
-            raise UsageError(
-                f"--{given} {decision.goal.name}: of this score {decision.goal.better} is better",
-                hint=f"pass --{other}",
-            )
+        given, other = ("maximize", "minimize") if self.maximize else ("minimize", "maximize")
+        if better is not None and (better.sign > 0) != (given == "maximize"):
+            raise UsageError(f"--{given} {goal}: of this score {better} is better", hint=f"pass --{other}")
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,13 @@ may wait for all its own."""
 class CommandScorer:
     """Scores what a command prints on stdout, alone or as one JSON object a line; stderr is for everything else."""
 
-    names: Sequence[str] = ()
     notes: Sequence[str] = ()
     needs_model = False
     needs_files = True
 
     def __init__(self, name: str, better: Better, command: str) -> None:
         self.name, self.better, self.command = name, better, command
+        self.names: dict[str, Better] = {}
         digest = hashlib.sha256(command.encode("utf-8", "surrogateescape")).hexdigest()  # it may hold a password
         self.description: dict[str, Any] = {"kind": "command", "name": name, "better": better.value, "sha256": digest}
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 class FunctionScorer:
     """Scores what `function(model, processor)` returns: a number, records, or a dict of several such by name."""
 
-    names: Sequence[str] = ()
     notes: Sequence[str] = ()
     needs_model = True
     needs_files = False
@@ -39,6 +38,7 @@ class FunctionScorer:
             ScoreError: the module cannot be imported.
         """
         self.name, self.better = name, better
+        self.names: dict[str, Better] = {}
         file, self._function = _find(name, target)
         source = file.read_bytes() if file.is_file() else b""
         self.description: dict[str, Any] = {

@@ -45,7 +45,7 @@ class ProbeTask:
             CheckpointError: a file is no audio, or there are too few clips, classes or groups.
         """
         self.name = name
-        self.names: Sequence[str] = (name, f"{name}.last")
+        self.names = dict.fromkeys((name, f"{name}.last"), Better.HIGHER)
         _require_enough(name, clips)
         self._recordings = Recordings(clips)
         self._folds = assign_folds([clip.label for clip in clips], [clip.group for clip in clips])

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from speechft_merge.scoring.scores import Score
+    from speechft_merge.scoring.scores import Better, Score
     from speechft_merge.similarity.encoders import Encoder
     from speechft_merge.similarity.inputs import InputMaker
 
@@ -45,8 +45,11 @@ class Candidate(Protocol):
 class Scorer(Protocol):
     """Scores one model after the other on the same data."""
 
-    names: Sequence[str]
-    """Of the scores, in their order; empty where only a first call tells them."""
+    @property
+    def names(self) -> Mapping[str, Better]:
+        """Names of the scores, in their order -> which direction is better; empty where only a first call tells."""
+        ...
+
     notes: Sequence[str]
     """What a reader of the figures must know: of recordings left out, say."""
     needs_model: bool

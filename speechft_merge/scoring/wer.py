@@ -39,7 +39,7 @@ class WordErrorRate:
             CheckpointError: a file is no audio, or none is left.
         """
         self.name = name
-        self.names: Sequence[str] = (name,)
+        self.names = {name: Better.LOWER}
         seconds = {clip: seconds_of(clip.path) for clip in clips}
         short = [clip for clip in clips if seconds[clip] <= LONGEST]
         kept = [clip for clip in short if normalise(clip.label)]

@@ -111,7 +111,7 @@ def read_probe(paths: Sequence[Path] | None, rate: int, seconds: float = SECONDS
         CheckpointError: none of them can be used.
         UsageError: soundfile or soxr is not installed.
     """
-    files = sorted(BUILT_IN.glob("*.flac")) if paths is None else find_audio(paths)
+    files = list_files(paths)
     skipped: dict[str, str] = {}
     clips: list[_Clip] = []
     for path in files:
@@ -162,6 +162,15 @@ def read_clip(path: Path, rate: int, seconds: float = LONGEST) -> NDArray[np.flo
     except _UnusableError as error:
         raise CheckpointError(f"{path} {error}") from error
     return _resample(samples, own_rate, rate)
+
+
+def list_files(paths: Sequence[Path] | None) -> list[Path]:
+    """Return the files of a probe; None is for the one that ships with the package.
+
+    Raises:
+        NotFoundError: there is no audio file.
+    """
+    return sorted(BUILT_IN.glob("*.flac")) if paths is None else find_audio(paths)
 
 
 def find_audio(paths: Iterable[Path]) -> list[Path]:

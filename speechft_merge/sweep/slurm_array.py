@@ -92,7 +92,7 @@ class SlurmArray(Jobs):
             kind = TemporaryError if "contact" in str(error) or "timed out" in str(error) else UsageError
             raise kind("Slurm did not take the jobs", found=str(error)) from error
         self._folder = folder
-        self._states: dict[str, str] = {}
+        self._states = {job.job_id: "PENDING" for job in self._jobs}
         self._asked = -self.squeue_every
         self._without_result: dict[str, float] = {}
 

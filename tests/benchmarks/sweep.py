@@ -1,7 +1,7 @@
 """What a sweep costs: its CPU time beside that of the forwards alone, and of merging, loading and scoring by hand.
 
     python pairs.py FOLDER --only hubert --kind safetensors
-    python sweep.py --pair FOLDER/hubert/safetensors [--clips 8] [--seconds 1] [--alphas 0:1:0.05] [--tilts=-0.5,0,0.5]
+    python sweep.py --pair FOLDER/hubert/safetensors [--clips 12] [--seconds 1] [--alphas 0:1:0.05] [--tilts=-0.5,0,0.5]
 
 Three probe tasks, of as many clips of the built-in probe each, cut to so many seconds. By hand a cell is one merge, and
 for each score a process that loads it with transformers and runs it on the clips; of that some cells are measured, and
@@ -65,7 +65,7 @@ def cut_tasks(folder: Path, clips: int, seconds: float) -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--alphas", default="0:1:0.05")
     parser.add_argument("--tilts", default="-0.5,0,0.5")

@@ -138,6 +138,15 @@ def test_a_wrong_word_is_a_usage_error_before_anything_is_measured(
     assert not (tmp_path / "out/cells").exists() or lines_of(tmp_path) == []
 
 
+def test_the_wrong_direction_of_a_probe_is_told_before_anything_is_measured(
+    languages: Path, run: Run, tmp_path: Path
+) -> None:
+    ran = run("sweep", *MODELS, "--probe-task", f"language={languages}", "--minimize", "language", "-o", "out")
+    assert ran.code == 2
+    assert "higher is better" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_to_measure_is_a_usage_error(run: Run) -> None:
     ran = run("sweep", *MODELS, "--no-cka", "-o", "out")
     assert ran.code == 2

@@ -35,8 +35,7 @@ def running_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 def slurm(running_slurm: Slurm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Slurm]:
     """Both nodes idle, and the command on the PATH; commands of this process find it too."""
     (tmp_path / "bin").mkdir()
-    command = f'[ "$1" = sweep ] && exec {shlex.join(PROGRAM)} "$@"; exec {shlex.join(COMMAND)} "$@"'
-    (tmp_path / "bin/speechft-merge").write_text(f"#!/bin/sh\n{command}\n")
+    (tmp_path / "bin/speechft-merge").write_text(f'#!/bin/sh\nexec {shlex.join(COMMAND)} "$@"\n')
     (tmp_path / "bin/speechft-merge").chmod(0o755)
     environment = running_slurm.environment
     monkeypatch.setenv("SLURM_CONF", environment["SLURM_CONF"])
@@ -53,36 +52,58 @@ def slurm(running_slurm: Slurm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that takes some seconds on one node."""
+    """A sweep that takes some seconds.
 
-    models: tuple[str, str]
-    options: tuple[str, ...]
+    In `work`, the file `made` has a line for each time that a cell was measured, and models are written to `scratch`.
+    """
+
+    work: Path
     expected: dict[str, Any]
-    """What the cells hold when no other process takes part."""
+    """What the cells hold when one process makes them all."""
 
-    def words(self, folder: Path, *options: str) -> list[str]:
+    def environment(self) -> dict[str, str]:
+        (self.work / "scratch").mkdir()
+        return {"MADE": str(self.work / "made"), "TMPDIR": str(self.work / "scratch")}
+
+    def words(self, folder: Path) -> list[str]:
         """The command, but for its share."""
-        return [*PROGRAM, "sweep", *self.models, *self.options, *options, "-o", str(folder)]
+        return [*COMMAND, "sweep", *MODELS, *OPTIONS, "-q", "-o", str(folder)]
+
+    def script_arguments(self, folder: Path) -> list[str]:
+        """What `sweep.sh` is told."""
+        return [*MODELS, str(folder), *OPTIONS]
 
     def cells(self, folder: Path) -> dict[str, Any]:
-        """What each finished cell holds."""
-        return {path.name: json.loads(path.read_text()) for path in sorted((folder / "cells").glob("*.json"))}
+        """What each finished cell holds, but for the time that it took."""
+        files = sorted((folder / "cells").glob("[!.]*.json"))
+        return {path.name: json.loads(path.read_text()) | {"seconds": None} for path in files}
 
-    def assert_whole(self, folder: Path) -> None:
-        """Every cell is there, was finished once, and is what it should be."""
+    def assert_whole(self, folder: Path, killed: int = 0) -> None:
+        """Every cell is there and is what it should be; none was measured twice, but for those in hand at a kill."""
         assert self.cells(folder) == self.expected
-        times = {path.name: path.read_text().splitlines() for path in (folder / "made").iterdir()}
-        assert [name for name, lines in times.items() if len(lines) != 1] == []
-        assert len(times) == len(self.expected)
+        more = len((self.work / "made").read_text().splitlines()) - len(self.expected)
+        assert 0 <= more <= killed
+        assert [*(self.work / "scratch").rglob("*.safetensors")] == [], "no model of a cell is left"
 
 
-PROGRAM = [sys.executable, str(Path(__file__).with_name("cells.py"))]
+MODELS = tuple(str(EXAMPLES / "pair" / name) for name in ("base", "finetuned"))
+SCORE = "n=$((0x$(sha256sum {model}/model.safetensors | cut -c1-8))); sleep 0.3; echo $n >> $MADE; echo $n"
+OPTIONS = ("--alphas", "0:1:0.1", "--no-cka", "--score", f"weights={SCORE}")
+"""What is measured of a merge are its bytes."""
 
 
 @pytest.fixture(scope="session")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+def serial_cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("serial")
-    pair = EXAMPLES / "pair"
-    bare = Sweep((str(pair / "base"), str(pair / "finetuned")), ("--alphas", "0:1:0.05"), {})
-    subprocess.run(bare.words(folder), env=plain_environment(), check=True, stdin=subprocess.DEVNULL, timeout=300)
-    return Sweep(bare.models, bare.options, bare.cells(folder))
+    bare = Sweep(folder, {})
+    environment = plain_environment() | bare.environment()
+    subprocess.run(bare.words(folder / "alphas"), env=environment, check=True, stdin=subprocess.DEVNULL, timeout=300)
+    return bare.cells(folder / "alphas")
+
+
+@pytest.fixture
+def sweep(serial_cells: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    prepared = Sweep(tmp_path, serial_cells)
+    for name, value in prepared.environment().items():
+        monkeypatch.setenv(name, value)
+    return prepared

@@ -48,7 +48,7 @@ SelectTypeParameters=CR_Core_Memory
 SchedulerType=sched/builtin
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 MpiDefault=none
-ReturnToService=2
+ReturnToService=0
 KillWait=5
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=8192
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=8192
@@ -116,7 +116,7 @@ class Slurm:
 
 
 class RunningSlurm:
-    """Starts the daemons and ends them, and every job of theirs. A context manager."""
+    """Starts the daemons and ends them, and every job of theirs; a test run that is killed takes them along."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -154,8 +154,8 @@ class RunningSlurm:
     def _daemon(self, stack: ExitStack, *words: object) -> None:
         output = stack.enter_context((self._folder / f"{words[0]}.output.log").open("a"))
         process = subprocess.Popen(
-            [str(word) for word in words], env=os.environ | self._slurm.environment, stdin=subprocess.DEVNULL,
-            stdout=output, stderr=output, start_new_session=True,
+            ["setpriv", "--pdeathsig=TERM", *map(str, words)], env=os.environ | self._slurm.environment,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
         stack.callback(_end, process)
 

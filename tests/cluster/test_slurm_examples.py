@@ -16,7 +16,8 @@ SCRIPTS = Path(__file__).parents[2] / "examples/slurm"
 
 
 def test_a_merge_is_one_job(slurm: Slurm, pair: Pair, tiny: Tiny, tmp_path: Path) -> None:
-    job = slurm.sbatch("--wait", SCRIPTS / "merge.sh", *pair.args, "merged", cwd=tmp_path)
+    job = slurm.sbatch(SCRIPTS / "merge.sh", *pair.args, "merged", cwd=tmp_path)
+    assert slurm.wait(job) == {job: "COMPLETED"}
     assert (tmp_path / f"merge_{job}.log").read_text() == "merged\n"
     assert tiny.read(tmp_path / "merged").keys() == tiny.read(pair.base).keys()
 
