@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from speechft_merge.similarity.encoders import Encoder
     from speechft_merge.similarity.inputs import InputMaker
     from speechft_merge.similarity.measure import Side
+    from speechft_merge.similarity.models import EncoderSource
 
 Features = dict["LayerKey", list["Tensor"]]
 """Layer -> the features of each clip: (frames, width)."""
@@ -110,6 +111,7 @@ class Bench:
         self._models = ComparedModels(opened.base, opened.finetuned, self._plan(FINETUNED))
         self.notes: list[str] = []
         """What is found of the models and the probe."""
+        self._measured: dict[str, Mapping[str, Drift]] = {}
 
     def measure(self, cell: Cell) -> CellResult:
         """Measure one cell.
@@ -156,12 +158,23 @@ class Bench:
         return self._live
 
     @cached_property
-    def inputs(self) -> InputMaker:
-        """What makes inputs, by the base's own settings."""
-        base, finetuned, *_ = encoder_sources(self._models)
-        maker, notes = make_inputs(base, finetuned)
+    def _sources(self) -> list[EncoderSource]:
+        return encoder_sources(self._models)
+
+    @cached_property
+    def _base_inputs(self) -> InputMaker:
+        """What makes the inputs of a comparison, by the base's own settings."""
+        maker, notes = make_inputs(*self._sources[:2])
         self.notes += notes
         return maker
+
+    @cached_property
+    def inputs(self) -> InputMaker:
+        """What makes inputs by the settings of the model that is written."""
+        base, finetuned = self._sources[:2]
+        if not self._request.recipe.keep_head or base.extractor == finetuned.extractor:
+            return self._base_inputs
+        return make_inputs(finetuned, base)[0]
 
     @property
     def scratch(self) -> Path:
@@ -176,15 +189,15 @@ class Bench:
     @cached_property
     def _clips(self) -> list[NDArray[Any]]:
         assert self._request.probe is not None
-        probe = read_probe(self._request.probe.paths, self.inputs.rate, self._request.probe.seconds)
-        clips, notes = usable_clips(probe, self.inputs)
+        probe = read_probe(self._request.probe.paths, self._base_inputs.rate, self._request.probe.seconds)
+        clips, notes = usable_clips(probe, self._base_inputs)
         self.notes += notes
         return clips
 
     def _features(self) -> Features:
         """Return the features of the live encoder on the probe, as it is set."""
         found: Features = {}
-        for batch in self.inputs.batches(self._clips):
+        for batch in self._base_inputs.batches(self._clips):
             for clip in self.live.encoder.run(batch):
                 for key, state in clip.items():
                     found.setdefault(key, []).append(state)
@@ -207,23 +220,25 @@ class Bench:
         found = zip(features, figures, strict=True)
         return tuple(LayerFigures(key, cka[0], cka[1], drifts[key]) for key, cka in found)
 
-    @cached_property
-    def _drifts(self) -> Mapping[str, Drift]:
-        """How far fine-tuning moved each tensor of the encoder, by the plan's names."""
-        plan = self._plan(Cell(0.25))  # at 1 a single fine-tune is copied, and the base not read
-        names = self._names
-        mixed = [tensor for tensor in plan.tensors if tensor.action is Action.INTERPOLATED and tensor.name in names]
-        return execute([(tensor.at(0), None) for tensor in mixed], workers=1)
+    def _drifts(self, method: str) -> Mapping[str, Drift]:
+        """Return how far fine-tuning moved each tensor of the encoder, by the plan's names; measured once a method."""
+        if method not in self._measured:
+            other = method if method != self._request.recipe.method else ""
+            plan, names = self._plan(Cell(0.25, method=other)), self._names  # at 1 the base would not be read
+            mixed = [tensor for tensor in plan.tensors if tensor.action is Action.INTERPOLATED and tensor.name in names]
+            self._measured[method] = execute([(tensor.at(0), None) for tensor in mixed], workers=1)
+        return self._measured[method]
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
-        return encoder_names(self._models, encoder_sources(self._models))
+        return encoder_names(self._models, self._sources)
 
     def _drifts_of(self, plan: Plan) -> dict[str, Drift]:
         """Return how far a merge moved each tensor, by the names of the encoder's class: alpha times the whole way."""
         moved: dict[str, Drift] = {}
+        drifts = self._drifts(plan.recipe.method)
         for tensor in plan.tensors:
-            drift = self._drifts.get(tensor.name)
+            drift = drifts.get(tensor.name)
             if drift is not None:
                 way = (tensor.alpha or 0.0) * drift.ratio
                 moved |= dict.fromkeys(self._names[tensor.name], replace(drift, delta=drift.delta * way * way))

@@ -47,10 +47,12 @@ class Evidence:
     """Why a recipe was chosen."""
 
     rule: str
-    """What decided, set before the sweep."""
+    """What decided."""
     scores: tuple[Measured, ...]
     words: tuple[str, ...]
     """Sentences on the decision."""
+    end: str = "the fine-tune"
+    """What alpha 1 is called."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what the manifest has of it."""
@@ -65,16 +67,16 @@ class Evidence:
             ]
             for score in self.scores
         ]
-        table = [["score", "base", "this merge", "fine-tuned"], ["---"] * 4, *rows]
+        table = [["score", "the base", "this merge", self.end], ["---"] * 4, *rows]
+        told = any(score.pick.low is not None for score in self.scores)
         return [
             SECTION,
             "",
-            as_markdown(f"Chosen by a sweep, by a rule given before: {self.rule}. " + " ".join(self.words)),
+            as_markdown(f"Chosen by a sweep: {self.rule}. " + " ".join(self.words)),
             "",
             *("| " + " | ".join(map(as_markdown, row)) + " |" for row in (table if rows else [])),
             "",
-            "In brackets: 95 % intervals.",
-            "",
+            *(["In brackets: 95 % intervals.", ""] if told else []),
         ]
 
     def model_index(self, name: str, task: str | None) -> list[str]:

@@ -20,7 +20,7 @@ from speechft_merge.packages import needs_extra
 from speechft_merge.plan.operations import Copy
 from speechft_merge.plan.plan import Action, PlannedTensor
 from speechft_merge.similarity.encoders import WHISPER, build_encoder, load_weights, wrap_encoder
-from speechft_merge.similarity.filling import fill, in_parts, read_settings
+from speechft_merge.similarity.filling import fill, in_parts, may_lack, read_settings
 from speechft_merge.similarity.models import ComparedModels, encoder_names, encoder_sources, load_encoder
 
 if TYPE_CHECKING:
@@ -193,7 +193,11 @@ def _require_all(state: Mapping[str, Tensor], found: set[str]) -> None:
     """Refuse a class with a tensor that no file fills, nor a tie: it would stay as it is in every merge."""
     known = found | {f"{name}_{part}" for name in found for part in "gv"}
     filled = {tensor.data_ptr() for name, tensor in state.items() if canonical(name) in known}
-    missing = [name for name, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in filled]
+    missing = [
+        name
+        for name, tensor in state.items()
+        if tensor.numel() and tensor.data_ptr() not in filled and not may_lack(name)
+    ]
     if missing:
         raise CheckpointError(f"{len(missing)} tensors of the class are not in its file by name, first {missing[0]!r}")
 

@@ -86,6 +86,8 @@ class Merge:
     findings: tuple[Finding, ...]
     """What is to be noted or warned of; a merge that must be refused is not opened."""
     options: MergeOptions
+    _known: tuple[Finding, ...]
+    """What was found of the models before any recipe."""
     _resources: ExitStack
 
     def __enter__(self) -> Merge:
@@ -163,7 +165,7 @@ class Merge:
         Raises:
             MismatchError, UsageError: see `open_merge`.
         """
-        return _decide([*self.models], (), recipe, self.options, self._resources)
+        return _decide([*self.models], self._known, recipe, self.options, self._resources)
 
     def _execute(self, keep: Kept | None = None) -> Execute:
         return lambda segments, progress: execute(segments, self.workers.count, progress, self.device.name, keep)
@@ -323,6 +325,7 @@ def _decide(
         workers=choose_workers(form.files.size, options.workers, plan.converts, device.is_cpu),
         findings=findings,
         options=options,
+        _known=tuple(known),
         _resources=resources,
     )
 

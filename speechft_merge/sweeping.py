@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -9,19 +10,24 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.bench import Bench, SweepRequest
-from speechft_merge.errors import MismatchError, UsageError
+from speechft_merge.checkpoints.companions import read_extractor
+from speechft_merge.errors import MismatchError, OutputError, TemporaryError, UsageError
 from speechft_merge.evidence import Evidence, Figure, Measured
 from speechft_merge.merging import open_merge
 from speechft_merge.options import MergeOptions
 from speechft_merge.output.folder import write_whole
 from speechft_merge.plan.findings import Level, texts
+from speechft_merge.plan.plan import make_plan
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.record.card import short
+from speechft_merge.sources.reference import encoder_of, local_path
 from speechft_merge.sweep.decision import decide
 from speechft_merge.sweep.folder import SweepFolder
 from speechft_merge.sweep.grid import BASE, FINETUNED, STOCK
+from speechft_merge.sweep.intervals import curves
 from speechft_merge.sweep.plot import draw_sweep
 from speechft_merge.sweep.report import SweepReport
+from speechft_merge.sweep.results import CellResult
 from speechft_merge.sweep.words import in_words
 from speechft_merge.version import __version__
 
@@ -34,7 +40,6 @@ if TYPE_CHECKING:
     from speechft_merge.sweep.decision import Decision, Rule
     from speechft_merge.sweep.grid import Cell
     from speechft_merge.sweep.intervals import Curve
-    from speechft_merge.sweep.results import CellResult
 Progress = Callable[[int, int], None]
 """Called with the cells done and the total."""
 Share = Callable[[Sequence["Cell"]], Sequence["Cell"]]
@@ -77,6 +82,7 @@ def sweep(
     # other shares read the models, too, and the pick does; what is written for a score is thrown away
     options = replace(options or MergeOptions(), download=True, fsync=False)
     with open_merge(base, finetuned, replace(request.recipe, alpha=1.0), options) as opened:
+        _require_cells(opened, request)
         kept = SweepFolder(folder)
         kept.begin(_describe(opened, request), request.cells, options.overwrite)
         cells = share(request.cells)
@@ -90,8 +96,26 @@ def _notes(opened: Merge, request: SweepRequest) -> tuple[str, ...]:
 
 
 def _describe(opened: Merge, request: SweepRequest) -> dict[str, Any]:
-    models = [model.pinned for model in opened.models]
-    return {"models": models, "fingerprints": [entry.fingerprint for entry in opened.inputs]} | request.description
+    models = [_absolute(model.pinned) for model in opened.models]
+    small = [sorted(opened.companions.items()), *(read_extractor(model) for model in opened.models)]
+    return {
+        "models": models,
+        "fingerprints": [entry.fingerprint for entry in opened.inputs],
+        "small files": hashlib.sha256(repr(small).encode()).hexdigest(),
+    } | request.description
+
+
+def _absolute(reference: str) -> str:
+    """Return a reference that means the same from another directory."""
+    path = local_path(reference)
+    picked = encoder_of(reference)
+    return reference if path is None else str(path.resolve()) + (f"#{picked}" if picked else "")
+
+
+def _require_cells(opened: Merge, request: SweepRequest) -> None:
+    """Refuse rules that select nothing or give alphas out of range, before the folder knows of the grid."""
+    for cell in {cell.rules: cell for cell in request.cells}.values():
+        make_plan(opened.base, opened.finetuned, request.recipe_of(cell, opened.stacks))
 
 
 def _measure(
@@ -102,9 +126,12 @@ def _measure(
     from speechft_merge.similarity.measure import torch_threads
 
     with torch_threads(opened.options.workers), exact_products():
-        bench = Bench(opened, request)
+        bench, known = Bench(opened, request), list[CellResult]()
         for done, cell in enumerate(todo, 1):
-            kept.put(bench.measure(cell))
+            result = bench.measure(cell)
+            known = known or kept.results([BASE])
+            curves([*known, result])  # a cell that was scored on other utterances would make the sweep undecidable
+            kept.put(result)
             if progress is not None:
                 progress(done, len(todo))
     return bench.notes
@@ -119,18 +146,24 @@ def collect(folder: Path, rule: Rule) -> SweepReport:
 
     Raises:
         NotFoundError: no sweep began there.
+        TemporaryError: none of its cells is done.
         UsageError: the rule names a score that is not there.
     """
     kept = SweepFolder(folder)
     description, cells = kept.read()
     results = kept.results(cells)
     done = {result.cell for result in results}
+    if not results:
+        raise TemporaryError(f"none of the {len(cells)} cells of {folder} is done yet", hint="run the sweep first")
+    alone = len(description["models"]) == 2 and description["recipe"].get("method") == "mean"
     base, *finetuned = map(short, description["models"])
     return SweepReport(
         models={"base": base, "finetuned": ", ".join(finetuned)},
         recipe=description["recipe"],
         results=tuple(results),
-        decision=decide(results, rule, {"model-stock": STOCK} if STOCK in done else {}),
+        decision=decide(
+            results, rule, {"model-stock": STOCK} if STOCK in done else {}, "the fine-tune" if alone else "alpha 1"
+        ),
         probe=description["probe"],
         missing=tuple(cell for cell in cells if cell not in done),
         warnings=_clipped(results),
@@ -160,21 +193,24 @@ def merge_best(
     Raises:
         UsageError: nothing was picked.
         MismatchError: the models are not those that were swept.
-        OutputError, WriteError: the output exists, or cannot be written.
+        OutputError, WriteError: the output exists, with other evidence perhaps, or cannot be written.
     """
     if decision.pick is None:
         raise UsageError("the sweep picked no cell, so there is none to be merged", hint="name a goal that cells reach")
     description, _ = SweepFolder(folder).read()
     base, *finetuned = description["models"]
     request = SweepRequest((), Recipe.from_json(description["recipe"]))
-    options = replace(options or MergeOptions(), evidence=make_evidence(decision, decision.pick))
+    evidence = make_evidence(decision, decision.pick)
+    options = replace(options or MergeOptions(), evidence=evidence)
     with open_merge(base, finetuned, replace(request.recipe, alpha=1.0), options) as opened:
         if [entry.fingerprint for entry in opened.inputs] != description["fingerprints"]:
             raise MismatchError(f"{', '.join(description['models'])} are not the models that were swept in {folder}")
         recipe = request.recipe_of(decision.pick, opened.stacks)
         command = ("merge", base, *finetuned, *recipe.to_words(), "-o", str(output))
-        made = opened.at(recipe)
-        return replace(made, options=replace(options, command=command)).write(output, progress)
+        made = replace(opened.at(recipe), options=replace(options, command=command)).write(output, progress)
+    if made.already_done and made.manifest.evidence != evidence.to_json():
+        raise OutputError(f"{output} is this merge already, with other evidence or none", hint="name another directory")
+    return made
 
 
 def make_evidence(decision: Decision, pick: Cell) -> Evidence:
@@ -183,7 +219,7 @@ def make_evidence(decision: Decision, pick: Cell) -> Evidence:
         Measured(curve.name, curve.better.value, *(_figure(curve, cell) for cell in (BASE, pick, FINETUNED)))
         for curve in decision.scores.values()
     )
-    return Evidence(_rule(decision), scores, tuple(in_words(decision)))
+    return Evidence(_rule(decision), scores, tuple(in_words(decision)), decision.end)
 
 
 def _rule(decision: Decision) -> str:

@@ -15,7 +15,8 @@ import typer
 from speechft_merge.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-READMES = [ROOT / "README.md", ROOT / "examples/README.md", ROOT / "examples/speech_ft/README.md"]
+FOLDERS = ("", "examples", "examples/slurm", "examples/speech_ft")
+READMES = [ROOT / folder / "README.md" for folder in FOLDERS]
 PROGRAM = "speechft-merge"
 
 

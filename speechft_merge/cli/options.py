@@ -61,6 +61,13 @@ Dtype = Annotated[
     typer.Option(metavar="TYPE", help="keep (the base's; default), float32, float16 or bfloat16."),
 ]
 
+AllowUnrelated = Annotated[
+    bool, typer.Option("--allow-unrelated", help="Merge models that seem unrelated, or in the wrong order.")
+]
+AllowPartial = Annotated[
+    bool, typer.Option("--allow-partial", help="Merge a fine-tune that has some stack of the base in part only.")
+]
+
 
 @dataclass(frozen=True)
 class AlphaOptions(OptionGroup):
@@ -201,12 +208,8 @@ class OutputOptions(OptionGroup):
         typer.Option("--output", "-o", metavar="DIR", help="Directory to make; default: named after the fine-tune."),
     ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it already exists.")] = False
-    allow_unrelated: Annotated[
-        bool, typer.Option("--allow-unrelated", help="Merge models that seem unrelated, or in the wrong order.")
-    ] = False
-    allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Merge a fine-tune that has some stack of the base in part only.")
-    ] = False
+    allow_unrelated: AllowUnrelated = False
+    allow_partial: AllowPartial = False
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Split the weights into files of at most this size (500MB).")
     ] = None

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge.cli.show_push import push_parts
 from speechft_merge.cli.sink import Shown
 from speechft_merge.cli.tables import Table
-from speechft_merge.sweep.report import LEGEND
 from speechft_merge.sweep.terminal import text_plot
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def show_sweep(
     def parts(verbose: int) -> Iterator[Table | str]:
         titles, *rows = report.to_table()
         yield Table(titles, rows)
-        yield LEGEND
+        yield report.legend
         yield from text_plot(report).splitlines()
         yield from report.in_words()
         yield f"more in {folder}: report.html, report.json, report.csv, cells.jsonl"

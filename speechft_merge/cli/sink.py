@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from speechft_merge.cli.text import fit
+from speechft_merge.cli.text import fit, wrapped
 from speechft_merge.foreign import clean
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Sink:
             _emit(json.dumps(result.document(), indent=2, ensure_ascii=True))
         elif not self.quiet:
             for part in result.parts(self.verbose):
-                _emit(clean(part) if isinstance(part, str) else part.draw())
+                _emit(wrapped(clean(part)) if isinstance(part, str) else part.draw())
         elif result.headline is not None:
             _emit(clean(result.headline))
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from speechft_merge.background import wait_for
 from speechft_merge.cli.groups import OptionGroup
 from speechft_merge.cli.progress import ProgressLine
 from speechft_merge.errors import UsageError, quote
@@ -64,7 +63,7 @@ class SubmitOptions(OptionGroup):
         if not self.wait:
             return False
         with ProgressLine(sink, "jobs") as progress:
-            failures = wait_for(lambda: jobs.wait(progress))
+            failures = jobs.wait(progress)
         for failure in failures:
             print(f"speechft-merge: warning: {failure}: {failure.log}", *failure.tail, sep="\n  ", file=sys.stderr)
         return True
@@ -72,6 +71,8 @@ class SubmitOptions(OptionGroup):
     def _read(self) -> Submission:
         from speechft_merge.sweep.jobs import Submission, parse_minutes  # not for --help
 
+        if self.submit == "local" and not self.wait:
+            raise UsageError("processes on this machine end with this one", hint="leave --no-wait out")
         if self.submit not in PLACES:
             raise UsageError(f"{quote(self.submit)} is no place to submit to", hint=f"use {' or '.join(PLACES)}")
         free = [option.partition("=") for option in self.sbatch or ()]

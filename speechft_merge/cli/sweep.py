@@ -16,16 +16,16 @@ from speechft_merge.cli.progress import ProgressLine
 from speechft_merge.cli.sink import Sink
 from speechft_merge.cli.submission import SubmitOptions
 from speechft_merge.cli.sweep_options import DecisionOptions, GridOptions, ScoreOptions, ShareOptions
-from speechft_merge.errors import GateError, TemporaryError, UsageError
+from speechft_merge.errors import GateError, OutputError, TemporaryError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from speechft_merge.bench import SweepRequest
-    from speechft_merge.merging import MergeResult
     from speechft_merge.options import MergeOptions
+    from speechft_merge.push import PushTarget
     from speechft_merge.scoring.scores import Better
-    from speechft_merge.sweep.decision import Decision, Rule
+    from speechft_merge.sweep.decision import Rule
     from speechft_merge.sweep.grid import Cell
     from speechft_merge.sweep.report import SweepReport
     from speechft_merge.sweep.share import Share
@@ -89,45 +89,68 @@ def sweep(
     sink: Sink,
 ) -> None:
     """Find out which alpha: make every merge of a grid in memory, compare and score it, and decide by a rule."""
-    from speechft_merge.cli.show_sweep import show_sweep
-    from speechft_merge.push import push
-    from speechft_merge.sweeping import collect, write_report
-
     models = [*filter(None, [base]), *(finetuned or ())]
-    folder, rule, part = _folder(output, models), decision.read(), share.read()
+    folder, rule, part = _folder(output, models, share.collect), decision.read(), share.read()
     features.require_effect(not no_cka, "with --no-cka", "leave --no-cka out")
+    if submission.submit is not None and "-" in (features.probe or ()):
+        raise UsageError("jobs cannot read a probe from this stdin", hint="name its files or folders")
     hub.require_effect(push_to_hub is not None, "without --push-to-hub", "pass --push-to-hub")
     _require_goal(rule, merge_best, push_to_hub)
     target = None if push_to_hub is None or part is not None else hub.prepare(push_to_hub)
-    notes: list[str] = []
+    swept = None
     if share.collect:
         for group in (grid, scores, features, submission):
             group.require_effect(False, "with --collect", "leave --collect out")
+        if overwrite or no_cka:
+            raise UsageError(f"--{'overwrite' if overwrite else 'no-cka'} has no effect with --collect")
     else:
         request = _request(models, grid, scores, None if no_cka else features, work)
         _check(decision, rule, request)
-        swept = _run(models, folder, request, replace(work.read(), overwrite=overwrite), part, submission, sink)
+        options = replace(grid.allow(work.read()), overwrite=overwrite)
+        swept = _run(models, folder, request, options, part, submission, sink)
         if swept is None:
             return
-        notes += swept.notes
+    _conclude(folder, decision, rule, merge_best, target, hub.commit_message, grid.allow(work.read()), swept, sink)
+
+
+def _conclude(
+    folder: Path, decision: DecisionOptions, rule: Rule, merge_best: Path | None, target: PushTarget | None,
+    message: str | None, options: MergeOptions, swept: Swept | None, sink: Sink,
+) -> None:  # fmt: skip
+    """Decide on what is measured, write the report and the pick, show both."""
+    from speechft_merge.cli.show_sweep import show_sweep
+    from speechft_merge.push import push
+    from speechft_merge.sweeping import collect, write_report
+    from speechft_merge.sweeping import merge_best as write_pick
+
     report = collect(folder, rule)
     if report.decision.goal is not None:
         decision.require_direction(report.decision.goal.name, report.decision.goal.better)
-    notes += write_report(report, folder)
+    notes, failed = list(swept.notes if swept is not None else ()), None
+    try:
+        notes += write_report(report, folder)
+    except OutputError as error:  # what was measured is shown all the same
+        failed = error
     result, pushed = None, None
     if merge_best is not None and report.decision.pick is not None and not report.missing:
-        result = _merge(folder, report.decision, merge_best, work, sink)
+        with ProgressLine(sink) as progress:
+            result = write_pick(folder, report.decision, merge_best, options, progress)
         if target is not None:
-            pushed = wait_for(lambda: push(result.output, target, hub.commit_message))
+            pushed = wait_for(lambda: push(result.output, target, message))
     sink.show(show_sweep(report, str(folder), result, pushed, notes))
+    if failed is not None:
+        raise failed
     _require_pick(report, folder)
 
 
-def _folder(output: Path | None, models: Sequence[str]) -> Path:
+def _folder(output: Path | None, models: Sequence[str], collects: bool) -> Path:
     from speechft_merge.output.path import require_path, stem_of
 
-    if output is None and len(models) < 2:
-        raise UsageError("which sweep?", hint="name its folder (-o), or the models")
+    if len(models) < 2 and (output is None or not collects):
+        missing = "--output" if collects else "FINETUNED..." if models else "BASE"
+        raise UsageError(
+            f"missing {'option' if collects else 'argument'} '{missing}'", hint="run speechft-merge sweep -h"
+        )
     return require_path(output or f"{stem_of(models[1])}-sweep", models)
 
 
@@ -144,10 +167,6 @@ def _request(
     """Return what is swept, after checking that it can be."""
     from speechft_merge.bench import SweepRequest
 
-    if len(models) < 2:
-        raise UsageError(
-            f"missing argument '{'FINETUNED...' if models else 'BASE'}'", hint="run speechft-merge sweep -h"
-        )
     probe = None if features is None else features.probed(work)
     if probe is not None:
         probe.require_means()
@@ -197,14 +216,6 @@ def _run(
         sink.show(show_share(part, swept, str(folder)))
         return None
     return swept
-
-
-def _merge(folder: Path, decision: Decision, output: Path, work: WorkOptions, sink: Sink) -> MergeResult:
-    from speechft_merge.sweeping import merge_best
-
-    options = work.read()
-    with ProgressLine(sink) as progress:
-        return merge_best(folder, decision, output, options, progress)
 
 
 def _require_pick(report: SweepReport, folder: Path) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from speechft_merge.cli.groups import OptionGroup
-from speechft_merge.cli.options import Dtype, KeepHead, LoraAlpha, Method, Weight
+from speechft_merge.cli.options import AllowPartial, AllowUnrelated, Dtype, KeepHead, LoraAlpha, Method, Weight
 from speechft_merge.errors import UsageError
 
 if TYPE_CHECKING:
+    from speechft_merge.options import MergeOptions
     from speechft_merge.recipe.recipe import Recipe
     from speechft_merge.scoring.scorer import Scorer
     from speechft_merge.scoring.scores import Better
@@ -50,6 +51,12 @@ class GridOptions(OptionGroup):
     lora_alpha: LoraAlpha = None
     keep_head: KeepHead = False
     dtype: Dtype = None
+    allow_unrelated: AllowUnrelated = False
+    allow_partial: AllowPartial = False
+
+    def allow(self, options: MergeOptions) -> MergeOptions:
+        """Return how models are opened, with what is allowed of them."""
+        return replace(options, allow_unrelated=self.allow_unrelated, allow_partial=self.allow_partial)
 
     def cells(self, finetuned: int) -> tuple[Cell, ...]:
         """Return the cells of the grid; with several fine-tunes also what Model Stock makes of them."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
+
 from speechft_merge.foreign import clean
 
 LINE = 2000
@@ -11,6 +15,13 @@ LINE = 2000
 def fit(text: str, limit: int = LINE) -> str:
     """Return clean text of at most `limit` characters; a longer one loses its middle."""
     return _cut(clean(_cut(text, limit)), limit)  # cleaning megabytes would take seconds
+
+
+def wrapped(text: str) -> str:
+    """Return a sentence on lines that fit the terminal, broken between words; as it is where stdout is none."""
+    if not sys.stdout.isatty() or len(text) <= (columns := shutil.get_terminal_size().columns):
+        return text
+    return textwrap.fill(text, columns, break_long_words=False, break_on_hyphens=False)
 
 
 def _cut(text: str, limit: int) -> str:

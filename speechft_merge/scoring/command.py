@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import tempfile
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from speechft_merge.errors import ScoreError, UsageError, quote
@@ -27,6 +28,8 @@ MODEL = "{model}"
 """What a command has where the path of the model directory goes."""
 _TAIL = 4096
 """Bytes at the end of stderr that are looked at for what went wrong."""
+_MOST = 256 << 20
+"""Most bytes that a command may print: a million records have 80 MB."""
 _LINES = 5
 """Lines of these that are shown."""
 
@@ -57,7 +60,7 @@ class CommandScorer:
     def __init__(self, name: str, better: Better, command: str) -> None:
         self.name, self.better, self.command = name, better, command
         self.names: dict[str, Better] = {}
-        digest = hashlib.sha256(command.encode("utf-8", "surrogateescape")).hexdigest()  # it may hold a password
+        digest = _digest(command)  # it may hold a password
         self.description: dict[str, Any] = {"kind": "command", "name": name, "better": better.value, "sha256": digest}
 
     def score(self, candidate: Candidate) -> list[Score]:
@@ -84,6 +87,20 @@ def parse_command_score(text: str) -> CommandScorer:
             hint=f"write it as --score 'wer:lower=./evaluate.sh {MODEL}'",
         )
     return CommandScorer(*parse_name(head.strip()), command.strip())
+
+
+def _digest(command: str) -> str:
+    """Return the sha256 of a command, and of the files that it names: a script that changes is another score."""
+    total = hashlib.sha256(command.encode("utf-8", "surrogateescape"))
+    try:
+        words = shlex.split(command, comments=False)
+    except ValueError:
+        words = command.split()
+    for word in words:
+        with contextlib.suppress(OSError, ValueError):
+            if Path(word).is_file():
+                total.update(Path(word).read_bytes())
+    return total.hexdigest()
 
 
 def read_printed(name: str, better: Better, printed: str) -> list[Score]:
@@ -138,7 +155,7 @@ def run_command(command: str, name: str) -> str:
         except (OSError, ValueError) as error:
             raise ScoreError(f"{name}: the command cannot be started: {error}") from error
         try:
-            code = process.wait()
+            code = _wait(process, out, name)
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: only zombies are left
                 os.killpg(process.pid, signal.SIGKILL)
@@ -148,6 +165,17 @@ def run_command(command: str, name: str) -> str:
             raise ScoreError(f"{name}: the command {_ending(code)}", found=f"on its stderr: {told}" if told else None)
         out.seek(0)
         return out.read().decode(errors="replace")
+
+
+def _wait(process: subprocess.Popen[bytes], out: IO[bytes], name: str) -> int:
+    """Return the exit code of a process, unless it prints without end."""
+    while True:
+        if os.fstat(out.fileno()).st_size > _MOST:
+            raise ScoreError(
+                f"{name}: the command prints more than {_MOST >> 20} MB", hint="let it print its scores alone"
+            )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(1.0)
 
 
 def _ending(code: int) -> str:

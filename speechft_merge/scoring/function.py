@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib
 import importlib.util
@@ -52,13 +53,16 @@ class FunctionScorer:
         Raises:
             ScoreError: it raises, or returns something else.
         """
-        model, processor = candidate.model, candidate.processor
-        with _blaming(self.name), _working_directory():
+        model, processor = candidate.model, copy.deepcopy(candidate.processor)
+        settings = copy.deepcopy(getattr(model, "generation_config", None))
+        with _blaming(self.name), _working_directory(), contextlib.redirect_stdout(sys.stderr):
             result = self._function(model, processor)
             several = isinstance(result, Mapping)
             # a generator's errors are the function's
             results = [(key, _gathered(each)) for key, each in (result.items() if several else [(None, result)])]
         model.eval()  # as the next score expects it
+        if settings is not None:
+            model.generation_config = settings
         if not results:
             raise ScoreError(f"{self.name} returned no score")
         scores = []

@@ -58,6 +58,6 @@ class Score:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Score:
         """Return what `to_json` made."""
-        value = math.nan if content["value"] is None else content["value"]
-        units = tuple(Unit(*unit) for unit in content["units"])
-        return cls(content["name"], Better(content["better"]), value, units)
+        value = math.nan if content["value"] is None else float(content["value"])
+        units = tuple(Unit(str(id), str(group), float(one), float(of)) for id, group, one, of in content["units"])
+        return cls(str(content["name"]), Better(content["better"]), value, units)

@@ -23,7 +23,7 @@ HOW_TO_RUN = frozenset(
 )
 """Keys of a config.json that do not say what the model is; some make transformers fetch and run code (kernels)."""
 MAY_LACK = frozenset({"masked_spec_embed"})
-"""Canonical names of what only training uses."""
+"""What only training uses: the last words of its names."""
 
 _MORE, _MORE_PARAMETERS, _MORE_LAYERS = 4, 10_000_000, 32
 """How much larger than its weights the model of a config may be: what is missing is named, if memory allows."""
@@ -49,6 +49,11 @@ def read_settings(name: str, config: Mapping[str, Any]) -> Any:
         ) from error
 
 
+def may_lack(name: str) -> bool:
+    """Return whether a file may lack a tensor of its class, with or without the encoder's prefix."""
+    return canonical(name).rpartition(".")[2] in MAY_LACK
+
+
 def fill(name: str, settings: Any, model_class: Any, weights: Mapping[str, Tensor]) -> Any:
     """Return a model of a class, in float32, with weights under its names.
 
@@ -72,7 +77,7 @@ def fill(name: str, settings: Any, model_class: Any, weights: Mapping[str, Tenso
         raise
     except Exception as error:  # a foreign config.json may raise anything
         raise CheckpointError(f"{name}: its config does not describe a model: {error}") from error
-    wrong = [key for key in found["missing_keys"] if canonical(key) not in MAY_LACK] or list(found["mismatched_keys"])
+    wrong = [key for key in found["missing_keys"] if not may_lack(key)] or list(found["mismatched_keys"])
     if wrong:
         raise CheckpointError(
             f"{name}: {len(wrong)} tensors of {model_class.__name__} are not in it, or have other shapes, first "

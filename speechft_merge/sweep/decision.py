@@ -74,6 +74,8 @@ class Decision:
     """Another cell is nowhere worse in any of `axes`, and better in one."""
     heuristics: dict[str, Cell]
     """Picks that looked at no score."""
+    end: str = "the fine-tune"
+    """What alpha 1 is called."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -114,6 +116,7 @@ def decide(
     results: Sequence[CellResult],
     rule: Rule,
     heuristics: Mapping[str, Cell] | None = None,
+    end: str = "the fine-tune",
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Decision:
@@ -123,6 +126,7 @@ def decide(
         results: of all cells that are done.
         rule: set before.
         heuristics: name -> the cell that it picks.
+        end: what alpha 1 is called.
         resamples: of the groups, for how sure the pick is.
         seed: of the resamples.
 
@@ -153,6 +157,7 @@ def decide(
         certainty=None if pick is None else how_sure(known, rule, verdicts, dominated, resamples, seed),
         dominated=dominated,
         heuristics=dict(heuristics or {}),
+        end=end,
     )
 
 
@@ -206,7 +211,7 @@ def how_sure(
     A strict rule asks in each for as much more than the gate as the worse half of the interval that is known.
     """
     names = dict.fromkeys(name for name in (rule.goal, *(gate.name for gate in rule.gates)) if name is not None)
-    if rule.goal is None or not any(known[name].groups for name in names):
+    if rule.goal is None or not any(len(known[name].groups) > 1 for name in names):
         return None
     values = {name: known[name].resampled(resamples, seed) for name in names}
     goal, cells = known[rule.goal], [*verdicts]

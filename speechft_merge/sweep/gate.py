@@ -77,10 +77,13 @@ class Gate:
         return margin >= -_ROUNDING if self.operator.endswith("=") else margin > _ROUNDING
 
     def judge(self, curve: Curve, strict: bool = False) -> dict[Cell, Verdict]:
-        """Judge each cell by its score, or if `strict` by the worse end of its interval, if it has one."""
+        """Judge each cell by its score, or if `strict` by the worse end of its interval.
+
+        A score that has units, but too few or too equal ones for an interval, meets no strict gate.
+        """
         estimates = curve.estimates() if self.role is None else curve.against(REFERENCES[self.role])
         margins = {cell: estimate.shifted(-self.offset, self.sign) for cell, estimate in estimates.items()}
-        return {cell: self._verdict(margin, strict) for cell, margin in margins.items()}
+        return {cell: self._verdict(margin, strict and bool(curve.groups)) for cell, margin in margins.items()}
 
     def margins(self, curve: Curve, values: Floats) -> Floats:
         """Return the margins of the cells in resamples of a score, both (resamples, cells)."""
@@ -89,7 +92,7 @@ class Gate:
         return self.sign * (values - self.offset)
 
     def _verdict(self, margin: Estimate, strict: bool) -> Verdict:
-        reach = margin.low if strict and math.isfinite(margin.low) else margin.value
+        reach = margin.low if strict else margin.value
         met, least, most = (bool(self.meets(one)) for one in (reach, margin.low, margin.high))
         return Verdict(margin, reach, met, certain=math.isfinite(margin.low) and least == most)
 

@@ -56,7 +56,8 @@ class Cell:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Cell:
         """Return what `to_json` made."""
-        return cls(content["alpha"], content["tilt"], tuple(content["layer_alpha"]), content["method"])
+        rules = tuple(map(str, content["layer_alpha"]))
+        return cls(float(content["alpha"]), float(content["tilt"]), rules, str(content["method"]))
 
 
 BASE, FINETUNED = Cell(0.0), Cell(1.0)
@@ -90,7 +91,7 @@ def parse_numbers(text: str, what: str, least: float, most: float) -> tuple[floa
 def lay_out(
     alphas: Iterable[float], tilts: Iterable[float] = (0.0,), rules: Sequence[Sequence[str]] = ()
 ) -> tuple[Cell, ...]:
-    """Return the cells: the base, all others by alpha and tilt, the fine-tune; each once.
+    """Return the cells, the end points among them: each once, in order.
 
     Args:
         alphas: from 0 to 1.
@@ -100,7 +101,7 @@ def lay_out(
     Raises:
         UsageError: there are more than `MOST`.
     """
-    points = sorted(alphas), sorted(tilts)
+    points = tuple(alphas), tuple(tilts)
     if math.prod(map(len, (*points, *rules))) > MOST:
         raise UsageError(f"a sweep of more than {MOST} cells", hint="give fewer alphas, tilts or rules")
     made = (
@@ -108,7 +109,12 @@ def lay_out(
         for alpha, tilt in itertools.product(*points)
         for chosen in itertools.product(*rules)
     )
-    return tuple(dict.fromkeys([BASE, *made, FINETUNED]))
+    return in_order([BASE, *made, FINETUNED])
+
+
+def in_order(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """Return cells by alpha, tilt and rules, each once; those of another method last."""
+    return tuple(sorted({*cells}, key=lambda cell: (cell.method, cell.alpha, abs(cell.tilt), cell.tilt, cell.rules)))
 
 
 def parse_rule_grid(text: str) -> tuple[str, ...]:

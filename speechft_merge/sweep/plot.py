@@ -13,7 +13,6 @@ from speechft_merge.errors import UsageError
 from speechft_merge.similarity.drawing import COLUMN, draw, make_page
 from speechft_merge.sweep.decision import find_dominated, lines_of, shown_line
 from speechft_merge.sweep.grid import BASE, FINETUNED
-from speechft_merge.sweep.report import LEGEND
 from speechft_merge.sweep.words import named
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ def _draw_misses(
 
 
 def _draw_ends(axes: Any, decision: Decision, places: dict[Cell, Place]) -> None:
-    ends = [(BASE, "base", "o", "none", 6), (FINETUNED, "fine-tune", "s", "none", 6)]
+    ends = [(BASE, "base", "o", "none", 6), (FINETUNED, decision.end.removeprefix("the "), "s", "none", 6)]
     for cell, label, marker, face, size in [*ends, (decision.pick, "pick", "*", "#F0E442", 9)]:
         if cell in places:
             axes.plot(
@@ -162,7 +161,7 @@ def _plain(text: str) -> str:
 def _page(report: SweepReport, svg: str) -> bytes:
     decision = report.decision
     names = " and ".join(decision.axes)
-    pick = f"; the pick is {named(decision.pick)}" if decision.pick else ""
+    pick = f"; the pick is {named(decision, decision.pick)}" if decision.pick else ""
     alt = html.escape(f"{names} against alpha, of {len(decision.cells)} merges, with 95 % intervals{pick}")
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
-    return make_page("Which alpha?", report.models, svg, report.to_table(), report.in_words(), [LEGEND])
+    return make_page("Which alpha?", report.models, svg, report.to_table(), report.in_words(), [report.legend])

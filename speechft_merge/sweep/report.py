@@ -23,7 +23,12 @@ SCHEMA = 1
 """Version of the JSON document."""
 KINDS = ("value", "to_base", "to_finetuned", "to_pick")
 """What is known of a cell in each score: its value, and its differences to the base, the fine-tune and the pick."""
-LEGEND = "* the pick, ~ not told apart from it, x misses a gate, . another cell is nowhere worse, somewhere better"
+MARKS = {
+    "*": "the pick",
+    "~": "not told apart from it",
+    "x": "misses a gate",
+    ".": "another cell is nowhere worse, somewhere better",
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class SweepReport:
         return out.getvalue()
 
     def to_table(self) -> list[list[str]]:
-        """Return the table for people: titles, and a row for each cell; `LEGEND` says what its marks mean."""
+        """Return the table for people: titles, and a row for each cell; `legend` says what its marks mean."""
         cells = [result.cell for result in self.results]
         columns = {"alpha": [cell.method or f"{cell.alpha:g}" for cell in cells]}
         if any(cell.tilt for cell in cells):
@@ -121,8 +126,14 @@ class SweepReport:
         """Return what the decision is and how sure, in a few sentences."""
         return words.in_words(self.decision)
 
+    @property
+    def legend(self) -> str:
+        """What the marks of the table mean, as far as there are some."""
+        there = "".join(self.marks(result.cell) for result in self.results)
+        return ", ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in there)
+
     def marks(self, cell: Cell) -> str:
-        """Return what `LEGEND` explains."""
+        """Return those of `MARKS` that a cell has."""
         decision = self.decision
         same = decision.to_pick.get(cell)
         return "".join(

@@ -31,10 +31,10 @@ class LayerFigures:
     def from_json(cls, content: dict[str, Any]) -> LayerFigures:
         """Return what `to_json` made."""
         key = LayerKey(content["part"], content["stack"], content["layer"])
-        base, finetuned = (
-            math.nan if content[name] is None else content[name] for name in ("cka_base", "cka_finetuned")
+        base, finetuned, drift = (
+            None if content[name] is None else float(content[name]) for name in ("cka_base", "cka_finetuned", "drift")
         )
-        return cls(key, base, finetuned, content["drift"])
+        return cls(key, math.nan if base is None else base, math.nan if finetuned is None else finetuned, drift)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class CellResult:
             Cell.from_json(content["cell"]),
             tuple(map(Score.from_json, content["scores"])),
             tuple(map(LayerFigures.from_json, content["layers"])),
-            content["seconds"],
+            {str(step): float(seconds) for step, seconds in content["seconds"].items()},
         )
 
 

@@ -54,9 +54,9 @@ def with_half(estimate: Estimate, sign: bool = False) -> str:
     return figure(estimate.value, sign) + half
 
 
-def named(cell: Cell) -> str:
+def named(decision: Decision, cell: Cell) -> str:
     """Return `alpha 0.25`, `alpha 0.25 with tilt -0.5 and cnn=0`, `the base`."""
-    ends = {BASE: "the base", FINETUNED: "the fine-tune", STOCK: "Model Stock's merge"}
+    ends = {BASE: "the base", FINETUNED: decision.end, STOCK: "Model Stock's merge"}
     if cell in ends:
         return ends[cell]
     more = [*([f"tilt {cell.tilt:g}"] if cell.tilt else []), *cell.rules]
@@ -66,37 +66,48 @@ def named(cell: Cell) -> str:
 def _pick(decision: Decision, goal: Curve, pick: Cell) -> str:
     cells, met = len(decision.cells), len(decision.meeting)
     best = "highest" if goal.better is Better.HIGHER else "lowest"
+    equal = sum(goal.value(cell) == goal.value(pick) for cell in decision.meeting)
+    best += "" if equal == 1 else f" (as of {equal - 1} others)"
     verb = "Keep" if pick in (BASE, FINETUNED) else "Take"
     value = f"{goal.name} {with_half(goal.estimates()[pick])}"
-    if not decision.rule.gates:
-        start = f"{verb} {named(pick)}: {value} is the {best} of all {cells} cells"
+    if met == cells:
+        start = f"{verb} {named(decision, pick)}: {value} is the {best} of all {cells} cells"
+        start += ", which all meet the gates" if decision.rule.gates else ""
     elif met == 1:
-        start = f"{verb} {named(pick)}, the only one of {cells} cells that meets the gates: {value}"
+        start = f"{verb} {named(decision, pick)}, the only one of {cells} cells that meets the gates: {value}"
     else:
-        start = f"{verb} {named(pick)}: {value} is the {best} of the {met} of {cells} cells that meet the gates"
+        start = (
+            f"{verb} {named(decision, pick)}: {value} is the {best} of the {met} of {cells} cells that meet the gates"
+        )
     ends = [end for end in (BASE, FINETUNED) if end != pick and end in goal.cells]
-    against = [f"{with_half(goal.against(end)[pick], sign=True)} against {named(end)}" for end in ends]
+    against = [f"{with_half(goal.against(end)[pick], sign=True)} against {named(decision, end)}" for end in ends]
     return start + (f", {' and '.join(against)}." if ends else ".")
 
 
 def _how_sure(decision: Decision, goal: Curve, pick: Cell) -> str:
-    low, high = decision.plateau or (pick.alpha, pick.alpha)
-    alike = [cell for cell in along(pick, decision.cells) if low <= cell.alpha <= high]
+    line, (low, high) = along(pick, decision.cells), decision.plateau or (pick.alpha, pick.alpha)
+    alike = [cell for cell in line if low <= cell.alpha <= high]
     apart = "The alphas beside it are told apart from it"
-    if len(alike) > 1:
+    if len(line) == 1 or decision.plateau is None:
+        apart = (
+            "No other alpha of its kind was measured" if len(line) == 1 else "No interval tells it from other alphas"
+        )
+    elif len(alike) > 1:
         met = sum(map(decision.meets, alike))
         gates = f" ({met} of these {len(alike)} cells {'meets' if met == 1 else 'meet'} the gates)"
         apart = f"Alphas {low:g} to {high:g} cannot be told apart from it"
         apart += gates if met < len(alike) else ""
     certainty = decision.certainty
-    return apart + (_in_resamples(certainty, goal, pick) if certainty is not None and certainty.shares else ".")
+    return apart + (
+        _in_resamples(decision, certainty, goal, pick) if certainty is not None and certainty.shares else "."
+    )
 
 
-def _in_resamples(certainty: Certainty, goal: Curve, pick: Cell) -> str:
+def _in_resamples(decision: Decision, certainty: Certainty, goal: Curve, pick: Cell) -> str:
     low, high = certainty.alphas
     between = f"alphas of {low:g} to {high:g}" if low < high else f"alpha {low:g}"
     often, share = next(iter(certainty.shares.items()))
-    rival = f"; most often it picks {named(often)} ({share:.0%})" if often != pick else ""
+    rival = f"; most often it picks {named(decision, often)} ({share:.0%})" if often != pick else ""
     none = f"; in {certainty.none:.0%} no cell meets the gates" if certainty.none >= 0.005 else ""
     return (
         f"; in {certainty.resamples} resamples of the {len(goal.groups)} groups the same rule picks it in "
@@ -118,7 +129,7 @@ def _doubts(decision: Decision, goal: Curve, pick: Cell) -> Iterator[str]:
 
 
 def _heuristics(decision: Decision) -> str:
-    picks = ", ".join(f"{name} takes {named(cell)}" for name, cell in decision.heuristics.items())
+    picks = ", ".join(f"{name} takes {named(decision, cell)}" for name, cell in decision.heuristics.items())
     return f"Heuristics, which look at no score: {picks}."
 
 
@@ -127,7 +138,8 @@ def _why_none(decision: Decision) -> str:
     if decision.nearest is not None:
         verdicts = zip(gates, decision.verdicts[decision.nearest], strict=True)
         short = ", ".join(_miss(gate, verdict) for gate, verdict in verdicts if not verdict.met)
-        return f"None of the {cells} cells meets the gates; nearest is {named(decision.nearest)}, which misses {short}."
+        nearest = named(decision, decision.nearest)
+        return f"None of the {cells} cells meets the gates; nearest is {nearest}, which misses {short}."
     if decision.rule.goal is not None:
         return f"No cell that meets the gates has a figure for {decision.rule.goal}."
     meeting = f"; {len(decision.meeting)} meet the gates" if gates else ""

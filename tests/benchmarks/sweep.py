@@ -34,7 +34,7 @@ import transformers
 torch.set_num_threads(1)
 model, folder, passes = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32).eval()
-extractor = transformers.AutoFeatureExtractor.from_pretrained(model)
+extractor = transformers.Wav2Vec2FeatureExtractor()
 clips = [soundfile.read(path, dtype="float32")[0] for path in sorted(folder.rglob("*.wav"))]
 inputs = [extractor(clip, sampling_rate=16000, return_tensors="pt")["input_values"] for clip in clips]
 with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -13,15 +14,21 @@ import torch
 from candidates import Given
 from hypothesis import given
 from hypothesis import strategies as st
-from models import build, transformers
+from models import build, fine_tune, transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
+from speechft_merge.bench import SweepRequest
 from speechft_merge.errors import CheckpointError, MismatchError, NotFoundError, ScoreError, UsageError
+from speechft_merge.merging import merge
+from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.scoring.scores import Better
 from speechft_merge.scoring.transcripts import normalise, read_transcribed
 from speechft_merge.scoring.wer import best_tokens, count_errors, parse_wer
 from speechft_merge.similarity.inputs import InputMaker
 from speechft_merge.similarity.probe import BUILT_IN
+from speechft_merge.sweep.folder import SweepFolder
+from speechft_merge.sweep.grid import lay_out
+from speechft_merge.sweeping import sweep
 
 if TYPE_CHECKING:
     from conftest import WriteAudio
@@ -308,3 +315,39 @@ def test_what_is_not_there_is_named(write_audio: WriteAudio, tmp_path: Path) -> 
             parse_wer(text)
     with pytest.raises(NotFoundError, match="there is no file or folder"):
         parse_wer("missing")
+
+
+@pytest.mark.parametrize("family", ["Wav2Vec2", "Whisper"])
+def test_each_cell_of_a_sweep_reads_as_the_folder_of_its_merge(
+    family: str, spoken: Path, ctc_processor: Any, whisper_processor: Any, tmp_path: Path
+) -> None:
+    if family == "Whisper":
+        base = build_whisper(whisper_processor.tokenizer, multilingual=True)
+        finetuned, processor = copy.deepcopy(base), whisper_processor
+        torch.manual_seed(1)
+        for name, weight in finetuned.named_parameters():
+            if "layers" in name:
+                weight.data += 0.05 * torch.randn_like(weight)
+    else:
+        base, processor = build("Wav2Vec2"), ctc_processor
+        finetuned = fine_tune(base, "Wav2Vec2", "ForCTC", vocab_size=len(LETTERS))
+        finetuned.lm_head.weight.data *= 20
+    for model, side in ((base, "base"), (finetuned, "finetuned")):
+        model.save_pretrained(tmp_path / side)
+        processor.save_pretrained(tmp_path / side)
+    models, cells, keep_head = (
+        (str(tmp_path / "base"), str(tmp_path / "finetuned")),
+        lay_out([0.5]),
+        family != "Whisper",
+    )
+    scorer = parse_wer(f"dev={spoken}")
+    request = SweepRequest(cells, Recipe(keep_head=keep_head), [scorer], probe=None)
+    sweep(*models, tmp_path / "sweep", request)
+    found = {result.cell: result.scores[0] for result in SweepFolder(tmp_path / "sweep").results(cells)}
+    for cell in cells:
+        out = tmp_path / f"merged{cell.alpha}"
+        merge(*models, out, Recipe(alpha=cell.alpha, keep_head=keep_head))
+        written = type(finetuned).from_pretrained(out).eval()
+        inputs = InputMaker(written.config.to_dict(), processor.feature_extractor.to_dict())
+        (expected,) = scorer.score(Given(model=written, processor=processor, inputs=inputs))
+        assert found[cell] == expected

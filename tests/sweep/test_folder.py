@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,18 @@ def test_a_damaged_result_is_measured_again(tmp_path: Path, content: str) -> Non
     path.write_text(content)
     assert not folder.is_done(CELLS[0])
     assert folder.results(CELLS) == []
+
+
+def test_runs_that_begin_at_once_do_not_take_each_other_for_strangers(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(40):
+            folder, barrier = SweepFolder(tmp_path / str(number)), threading.Barrier(8)
+
+            def begin(_: int, folder: SweepFolder = folder, barrier: threading.Barrier = barrier) -> None:
+                barrier.wait()
+                folder.begin(DESCRIPTION, CELLS)
+
+            assert [*pool.map(begin, range(8))] == [None] * 8
 
 
 def test_a_folder_without_a_sweep_says_so(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_a_pick_says_what_it_is_among_what_and_against_both_ends() -> None:
     first = in_words(decision)[0]
     goal = decision.scores["phones"]
     assert first.startswith(
-        f"Take {named(decision.pick)}: phones {with_half(goal.estimates()[decision.pick])} is the highest"
+        f"Take {named(decision, decision.pick)}: phones {with_half(goal.estimates()[decision.pick])} is the highest"
     )
     assert f"of the {len(decision.meeting)} of {len(decision.cells)} cells that meet the gates" in first
     for end, name in ((BASE, "the base"), (FINETUNED, "the fine-tune")):
@@ -114,4 +114,10 @@ def test_a_figure_has_digits_for_its_size(value: float, text: str) -> None:
 def test_an_uneven_interval_shows_its_greater_half() -> None:
     assert with_half(Estimate(0.98, 0.92, 0.99)) == "0.980 ±0.060"
     assert with_half(Estimate(0.98), sign=True) == "+0.980"
-    assert named(Cell(0.25, -0.5, ("cnn=0",))) == "alpha 0.25 with tilt -0.5 and cnn=0"
+    assert named(a_decision("phones"), Cell(0.25, -0.5, ("cnn=0",))) == "alpha 0.25 with tilt -0.5 and cnn=0"
+
+
+def test_what_alpha_1_is_called_is_said_as_given() -> None:
+    results = a_sweep(CELLS, speakers=12)
+    words = " ".join(in_words(decide(results, Rule("phones"), end="alpha 1")))
+    assert "the fine-tune" not in words
