@@ -21,7 +21,7 @@ from speechft_merge.plan.plan import make_plan
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.record.card import short
 from speechft_merge.sources.reference import encoder_of, local_path
-from speechft_merge.sweep.decision import decide
+from speechft_merge.sweep.decision import cka_floor, decide
 from speechft_merge.sweep.folder import SweepFolder
 from speechft_merge.sweep.grid import BASE, FINETUNED, STOCK
 from speechft_merge.sweep.intervals import curves
@@ -137,12 +137,13 @@ def _measure(
     return bench.notes
 
 
-def collect(folder: Path, rule: Rule) -> SweepReport:
+def collect(folder: Path, rule: Rule, floor: float | None = None) -> SweepReport:
     """Decide on the cells that are done.
 
     Args:
         folder: of the sweep.
         rule: what decides.
+        floor: least mean CKA to the base, for what the heuristic of that name would pick; None to leave that out.
 
     Raises:
         NotFoundError: no sweep began there.
@@ -161,14 +162,19 @@ def collect(folder: Path, rule: Rule) -> SweepReport:
         models={"base": base, "finetuned": ", ".join(finetuned)},
         recipe=description["recipe"],
         results=tuple(results),
-        decision=decide(
-            results, rule, {"model-stock": STOCK} if STOCK in done else {}, "the fine-tune" if alone else "alpha 1"
-        ),
+        decision=decide(results, rule, _heuristics(results, floor), "the fine-tune" if alone else "alpha 1"),
         probe=description["probe"],
         missing=tuple(cell for cell in cells if cell not in done),
         warnings=_clipped(results),
         versions={"speechft_merge": __version__},
     )
+
+
+def _heuristics(results: Sequence[CellResult], floor: float | None) -> dict[str, Cell]:
+    """Return what is picked without any score."""
+    found = {"model-stock": STOCK} if any(result.cell == STOCK for result in results) else {}
+    taken = None if floor is None else cka_floor(results, floor)
+    return found if taken is None else found | {f"CKA floor {floor:g}": taken}
 
 
 def _clipped(results: Sequence[CellResult]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ def made_up(encoder: str, task: str, seed: int, edge: int, cka: tuple[float, ...
     likeness = tuple(1 - 0.04 * at if at <= edge else 0.7 - 0.05 * at for at in range(len(ALPHAS)))
     others = tuple(0.6 if at <= edge else 0.5 for at in range(len(ALPHAS)))
     own = tuple(0.1 + 0.8 * alpha for alpha in ALPHAS)
-    return rules.Case(encoder, task, seed, ALPHAS, cka or likeness, own, (others, others))
+    return rules.Case(encoder, task, seed, ALPHAS, cka or likeness, own, (others, others), (others, others), own)
 
 
 @pytest.fixture
@@ -59,9 +59,8 @@ def test_a_cka_that_knows_nothing_of_the_gate_fails(cases: list[Any]) -> None:
 
 
 def test_utility_and_regret_are_those_computed_by_hand() -> None:
-    case = rules.Case(
-        "tiny", "speaker", 0, (0.0, 0.25, 1.0), (1.0, 0.9, 0.5), (0.2, 0.4, 0.6), ((0.5, 0.495, 0.4),) * 2
-    )
+    found = replace(made_up("tiny", "speaker", 0, edge=1), alphas=(0.0, 0.25, 1.0), cka=(1.0, 0.9, 0.5))
+    case = replace(found, own=(0.2, 0.4, 0.6), others=((0.5, 0.495, 0.4),) * 2)
     assert case.learnt == pytest.approx([0, 0.5, 1])
     assert rules.gated(case) == pytest.approx([0, 0.5, 0])
     assert rules.balanced(case) == pytest.approx([0.5, (0.5 + 0.99) / 2, (1 + 0.8) / 2])
@@ -70,7 +69,7 @@ def test_utility_and_regret_are_those_computed_by_hand() -> None:
 
 
 def test_the_gate_takes_the_mean_of_the_other_tasks() -> None:
-    one = rules.Case("tiny", "speaker", 0, (0.0, 1.0), (1.0, 0.5), (0.2, 0.6), ((0.5, 0.47), (0.5, 0.515)))
+    one = replace(made_up("tiny", "speaker", 0, edge=1), others=((0.5, 0.47), (0.5, 0.515)))
     assert one.changes == pytest.approx([0, -0.0075])
     assert one.holds(1)
 
@@ -115,13 +114,13 @@ def test_the_bootstrap_draws_whole_pairs_of_encoder_and_task(cases: list[Any]) -
 def test_a_fine_tune_that_is_not_measured_to_its_end_is_left_out() -> None:
     rows = [
         {"encoder": "tiny", "task": "phones", "seed": seed, "alpha": alpha, "cka": 1 - alpha / 2, "own": alpha,
-         "speaker_all": 0.5, "language_all": 0.6, "phones_all": 0.7}
+         "speaker_all": 0.5, "language_all": 0.6, "phones_all": 0.7, "speaker_last": 0.1, "language_last": 0.2}
         for seed, alphas in ((0, (1.0, 0.0, 0.25)), (1, (0.0, 0.25)))
         for alpha in alphas
     ]  # fmt: skip
     (case,) = rules.read_cases(rows)
     assert (case.seed, case.alphas, case.cka) == (0, (0.0, 0.25, 1.0), (1.0, 0.875, 0.5))
-    assert case.others == ((0.5,) * 3, (0.6,) * 3)
+    assert (case.others, case.last, case.fresh) == (((0.5,) * 3, (0.6,) * 3), ((0.1,) * 3, (0.2,) * 3), (0.7,) * 3)
 
 
 def test_the_page_shows_what_the_report_makes_of_the_journal() -> None:
@@ -137,7 +136,7 @@ def test_a_probe_is_ridge_regression_on_the_other_folds(width: int) -> None:
     generator = np.random.default_rng(0)
     labels, folds = generator.integers(0, 5, size=200), np.arange(200) % 4
     features = generator.standard_normal((200, width)) * 3 + 1
-    features[:, :5] += np.eye(5)[labels] * 3
+    features[:, :5] += np.eye(5)[labels] * 9
     scaled = (features - features.mean(axis=0)) / features.std(axis=0, ddof=1)
     right = 0
     for fold in range(4):

@@ -123,3 +123,17 @@ def test_a_file_of_folded_kernels_fills_the_two_parts_of_the_class(tmp_path: Pat
     kernel = next(t for n, t in load_file(tmp_path / "merged/model.safetensors").items() if n.endswith("conv.weight"))
     made = live.module.encoder.pos_conv_embed.conv.weight
     assert torch.allclose(made, kernel.float(), atol=1e-6)
+
+
+def test_a_file_may_lack_what_only_training_uses(tmp_path: Path) -> None:
+    base = build("Hubert")
+    finetuned = fine_tune(base, "Hubert", "ForCTC")
+    for model, side in ((base, "base"), (finetuned, "finetuned")):
+        model.save_pretrained(tmp_path / side)
+    path = tmp_path / "finetuned/model.safetensors"
+    weights = {name: tensor for name, tensor in load_file(path).items() if not name.endswith("masked_spec_embed")}
+    save_file(weights, path, metadata={"format": "pt"})
+    with open_merge(str(tmp_path / "base"), str(tmp_path / "finetuned"), Recipe(alpha=1.0, keep_head=True)) as opened:
+        live = live_model(of(opened), opened.companions, torch.device("cpu"))
+        live.set(plan_of(opened, alpha=0.3))
+    assert type(live.module).__name__ == "HubertForCTC"

@@ -227,6 +227,16 @@ def test_several_fine_tunes_bring_model_stock_as_a_heuristic(tmp_path: Path) -> 
     assert results_of(tmp_path / "out")[STOCK].cka_base == pytest.approx(expected, abs=1e-7)
 
 
+def test_a_cka_floor_is_a_heuristic_beside_the_rule(swept: Path) -> None:
+    figures = {cell: result.cka_base for cell, result in results_of(swept).items() if cell == Cell(cell.alpha)}
+    floor = sorted(figures.values())[1]
+    report = collect(swept, Rule("digest"), floor)
+    (name,) = report.decision.heuristics
+    assert report.decision.heuristics[name].alpha == max(cell.alpha for cell, cka in figures.items() if cka >= floor)
+    assert f"{name} takes" in " ".join(report.in_words())
+    assert collect(swept, Rule("digest"), 1.5).decision.heuristics == {}
+
+
 def test_the_report_is_written_whole(swept: Path) -> None:
     report = collect(swept, Rule("digest"))
     assert write_report(report, swept) == []

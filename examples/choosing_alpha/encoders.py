@@ -21,12 +21,17 @@ from speechft_merge.similarity.encoders import Encoder, build_encoder
 
 BASE = "whisper_base/model.bin"
 SMALL_HUBERT = Path(__file__).parents[1] / "pair" / "base"
-NAMES = ("whisper-tiny.en", "whisper-base", "small-hubert")
+NAMES = ("whisper-tiny.en", "small-hubert", "whisper-base")
 POSITIONS = "embed_positions.weight"
 """Whisper's table of positions, a row a frame: fixed sinusoids, which no fine-tune changes."""
 
 State = dict[str, torch.Tensor]
 Inputs = dict[str, torch.Tensor]
+
+
+def half() -> torch.autocast:
+    """Products in bfloat16: half of the time; CKA alone is measured in float32, as `compare` does."""
+    return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Base:
 
     def build(self, samples: int) -> Encoder:
         """A new encoder with the base's weights, for crops of `samples`."""
-        state = self.cut(self.state, samples)
+        state = {name: tensor.clone() for name, tensor in self.cut(self.state, samples).items()}  # trained in place
         config = self.config | ({"max_source_positions": len(state[POSITIONS])} if POSITIONS in state else {})
         return build_encoder(self.name, config, state, torch.device("cpu"))
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
-from examples.choosing_alpha.encoders import Base, State
+from examples.choosing_alpha.encoders import Base, State, half
 from examples.choosing_alpha.tasks import WINDOW, Task
 
 BATCH = 32
@@ -33,7 +33,9 @@ def finetune(base: Base, task: Task, *, rate: float, steps: int, seed: int) -> t
     started, losses = time.monotonic(), []
     for _ in range(steps):
         waves, labels = task.batch(BATCH, generator)
-        loss = loss_of(head, encoder(**base.hear(waves)).last_hidden_state, labels)
+        inputs = base.hear(waves)
+        with half():
+            loss = loss_of(head, encoder(**inputs).last_hidden_state, labels)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*trained, *head.parameters()], 1.0)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 
+from examples.choosing_alpha.encoders import half
+from examples.choosing_alpha.likeness import CLIP, Likeness
 from examples.choosing_alpha.probe import probe_accuracy
 from examples.choosing_alpha.tasks import WINDOW
-from examples.sources.recordings import RATE
-from examples.speech_ft.encoder import FRAME
-from speechft_merge.similarity.cka import Cross, Representation, cka
 from speechft_merge.similarity.inputs import Batch
-from speechft_merge.similarity.probe import read_probe
 
 if TYPE_CHECKING:
     from examples.choosing_alpha.encoders import Base, Inputs, State
     from examples.choosing_alpha.tasks import Task, Test
-    from speechft_merge.similarity.cka import Shifted
     from speechft_merge.similarity.encoders import Encoder
 
-ROWS = 80
+ROWS = 32
 """Crops that are heard at once."""
-CLIP = 5 * RATE // 2
-"""Samples that hold any of the 24 clips of the built-in probe, 50 s in all."""
 
 
 class Bench:
@@ -38,13 +32,9 @@ class Bench:
         self.at_base: dict[str, float] = {}
         """What fresh probes find in the base; empty until it is measured."""
 
-    def merge(self, finetuned: State, own: str, head: State) -> Merge:
-        """The merges of the base and a fine-tune for the task `own`."""
-        return Merge(self, finetuned, own, head)
-
 
 class Merge:
-    """A live encoder, and its twin for the built-in probe, at one alpha after the other."""
+    """A base and a fine-tune for the task `own` in live encoders: one for the tests, one for the built-in probe."""
 
     def __init__(self, bench: Bench, finetuned: State, own: str, head: State) -> None:
         self._bench, self._own = bench, own
@@ -81,7 +71,8 @@ def features(
     heard = []
     for inputs in batches:
         count = len(next(iter(inputs.values())))
-        clips = encoder.run(Batch(inputs, frames=[10**6] * count))
+        with half():
+            clips = encoder.run(Batch(inputs, frames=[10**6] * count))
         heard.append([torch.stack(layer) for layer in zip(*(clip.values() for clip in clips), strict=True)])
     layers = [torch.cat(parts) for parts in zip(*heard, strict=True)]
     if test.labels.dim() == 1:
@@ -89,50 +80,3 @@ def features(
     labels = test.labels[:, : layers[0].shape[1]]
     known = labels >= 0
     return [layer[known] for layer in layers], labels[known], test.folds[:, None].expand_as(labels)[known]
-
-
-class Likeness:
-    """CKA to a base on the built-in probe, layer by layer, as `speechft-merge compare` estimates it."""
-
-    def __init__(self, base: Base) -> None:
-        clips = [torch.from_numpy(clip[:CLIP]) for clip in read_probe(None, RATE).clips]
-        self.encoder = base.build(CLIP)
-        self._batches = [Batch(base.hear(base.fill(clip, CLIP)[None]), [-(-len(clip) // FRAME)]) for clip in clips]
-        self._layers = [Layer() for _ in self._states(0)]
-        for number in range(len(clips)):
-            for layer, states in zip(self._layers, self._states(number), strict=True):
-                layer.add_base(states)
-
-    def _states(self, clip: int) -> list[torch.Tensor]:
-        return list(self.encoder.run(self._batches[clip])[0].values())
-
-    def measure(self) -> float:
-        """Mean over layers of the CKA of the encoder, as it now is, to the base."""
-        found = [self._states(number) for number in range(len(self._batches))]
-        values = [layer.cka(list(states)) for layer, states in zip(self._layers, zip(*found, strict=True), strict=True)]
-        return math.fsum(values) / len(values)
-
-
-class Layer:
-    """The base's features in one layer, and what is like them."""
-
-    def __init__(self) -> None:
-        self._side = Representation()
-        self._own = Cross(self._side, self._side)
-        self._frames: list[Shifted] = []
-
-    def add_base(self, states: torch.Tensor) -> None:
-        """Add a clip of the base, (frames, width)."""
-        shifted = self._side.add(states)
-        self._own.add(shifted, shifted)
-        self._frames.append(shifted)
-
-    def cka(self, clips: list[torch.Tensor]) -> float:
-        """Of another encoder's features of the same clips."""
-        side = Representation()
-        own, cross = Cross(side, side), Cross(self._side, side)
-        for ours, states in zip(self._frames, clips, strict=True):
-            theirs = side.add(states)
-            own.add(theirs, theirs)
-            cross.add(ours, theirs)
-        return cka(cross, self._own, own)

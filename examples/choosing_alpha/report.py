@@ -20,6 +20,7 @@ from examples.choosing_alpha.rules import (
     best_alpha,
     best_threshold,
     gated,
+    less_base,
     pick,
     read_cases,
 )
@@ -66,9 +67,9 @@ def table(cases: Sequence[Case], left_out: str) -> str:
     lost = {name: regrets(cases, picks, UTILITIES[name]) for name, picks in found.items()}
     weights = draw_clusters(cases)
     lines = [
-        f"| leaving out one {left_out} | alpha, mean | own head kept | other tasks | gate holds | regret, primary "
-        "| regret, secondary |",
-        "|---|---|---|---|---|---|---|",
+        f"| leaving out one {left_out} | alpha, mean | own head kept | own task, fresh probe | other tasks "
+        "| the same, last layer | gate holds | regret, primary | regret, secondary |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for rule in found["primary"][0]:
         chosen = [each[rule] for each in found["primary"]]
@@ -77,7 +78,9 @@ def table(cases: Sequence[Case], left_out: str) -> str:
             rule,
             f"{mean(case.alphas[at] for case, at in pairs):.2f}",
             f"{mean(case.learnt[at] for case, at in pairs):.3f}",
+            f"{mean(case.fresh[at] - case.fresh[0] for case, at in pairs):+.3f}",
             f"{mean(case.changes[at] for case, at in pairs):+.3f}",
+            f"{mean(less_base(case.last)[at] for case, at in pairs):+.3f}",
             f"{sum(case.holds(at) for case, at in pairs)} of {len(cases)}",
             *(f"{each[rule].mean():.3f} {interval(means(each[rule], weights))}" for each in lost.values()),
         ]
@@ -103,13 +106,18 @@ def told_apart(cases: Sequence[Case]) -> str:
         "CKA": np.array([case.cka[at] for case, at in points]),
         "alpha": np.array([-case.alphas[at] for case, at in points]),
     }
-    areas = []
+    weights = draw_clusters(cases)[:, [cases.index(case) for case, _ in points]]
+    areas, drawn = {}, {}
     for name, score in scores.items():
-        gaps = score[inside][:, None] - score[~inside][None, :]
-        areas.append(f"{name} {(np.sign(gaps).mean() + 1) / 2:.3f}")
+        wins = (np.sign(score[inside][:, None] - score[~inside][None, :]) + 1) / 2
+        areas[name] = wins.mean()
+        with np.errstate(invalid="ignore"):  # a sample without either
+            both = weights[:, inside].sum(axis=1) * weights[:, ~inside].sum(axis=1)
+            drawn[name] = ((weights[:, inside] @ wins) * weights[:, ~inside]).sum(axis=1) / both
     return (
         f"The gate holds at {inside.sum()} of {len(points)} merges. Area under the curve of telling these from the "
-        f"others: {', '.join(areas)}."
+        f"others: CKA {areas['CKA']:.3f} {interval(drawn['CKA'])}, alpha {areas['alpha']:.3f} "
+        f"{interval(drawn['alpha'])}, difference {interval(drawn['CKA'] - drawn['alpha'])}."
     )
 
 
@@ -167,6 +175,29 @@ def results(cases: Sequence[Case]) -> str:
     return "\n\n".join([conditions, *parts, told_apart(cases), each_fine_tune(cases)])
 
 
+def draw(cases: Sequence[Case], path: Path) -> None:
+    """What the other tasks lose, against alpha and against CKA: a line a fine-tune."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.2), sharey=True)
+    encoders = list(dict.fromkeys(case.encoder for case in cases))
+    for axis, (name, label) in zip(axes, {"alphas": "alpha", "cka": "CKA to the base"}.items(), strict=True):
+        for case in cases:
+            colour = f"C{encoders.index(case.encoder)}"
+            axis.plot(getattr(case, name), case.changes, color=colour, lw=0.8, marker=".", ms=3, label=case.encoder)
+        axis.axhline(-TOLERANCE, color="0.5", ls=":", lw=1)
+        axis.set(xlabel=label)
+    axes[1].invert_xaxis()
+    axes[0].set_ylabel("other tasks less base")
+    shown = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    axes[0].legend(shown.values(), shown, fontsize=7, frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
 def show(records: Sequence[Record]) -> int:
     """Print it all; 1 if the rule may not be printed as a suggestion."""
     cases = read_cases(records)
@@ -176,8 +207,13 @@ def show(records: Sequence[Record]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--figure", type=Path, help="file to draw into")
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS, help="the journal of a run")
-    raise SystemExit(show([json.loads(line) for line in parser.parse_args().results.read_text().splitlines()]))
+    args = parser.parse_args()
+    records = [json.loads(line) for line in args.results.read_text().splitlines()]
+    if args.figure:
+        draw(read_cases(records), args.figure)
+    raise SystemExit(show(records))
 
 
 if __name__ == "__main__":

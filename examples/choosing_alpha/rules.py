@@ -30,6 +30,10 @@ class Case:
     """Accuracy of the fine-tune's own head."""
     others: tuple[tuple[float, ...], ...]
     """Of each other task, accuracy by fresh probes on all layers."""
+    last: tuple[tuple[float, ...], ...]
+    """As `others`, on the last layer alone; no rule minds it."""
+    fresh: tuple[float, ...]
+    """Accuracy on its own task by a fresh probe on all layers; no rule minds it."""
 
     @property
     def learnt(self) -> list[float]:
@@ -39,20 +43,23 @@ class Case:
     @property
     def changes(self) -> list[float]:
         """Accuracy on the other tasks less the base's, on average."""
-        return [mean(value - found[0] for value, found in zip(each, self.others, strict=True)) for each in self._each]
+        return less_base(self.others)
 
     @property
     def kept(self) -> list[float]:
         """Share of the base's accuracy on the other tasks, on average."""
-        return [mean(value / found[0] for value, found in zip(each, self.others, strict=True)) for each in self._each]
-
-    @property
-    def _each(self) -> list[tuple[float, ...]]:
-        return list(zip(*self.others, strict=True))
+        return [
+            mean(each) for each in zip(*([value / found[0] for value in found] for found in self.others), strict=True)
+        ]
 
     def holds(self, at: int) -> bool:
         """Whether the gate does at the alpha of this index."""
         return self.changes[at] >= -TOLERANCE
+
+
+def less_base(found: Sequence[Sequence[float]]) -> list[float]:
+    """Accuracies of several tasks by alpha, less those at alpha 0, on average over the tasks."""
+    return [mean(each) for each in zip(*([value - values[0] for value in values] for values in found), strict=True)]
 
 
 def read_cases(records: Sequence[Record]) -> list[Case]:
@@ -65,9 +72,12 @@ def read_cases(records: Sequence[Record]) -> list[Case]:
         rows = sorted(rows, key=lambda row: row["alpha"])
         if rows[-1]["alpha"] != 1:
             continue
-        alphas, cka, own = (tuple(row[name] for row in rows) for name in ("alpha", "cka", "own"))
-        others = tuple(tuple(row[f"{other}_all"] for row in rows) for other in TASKS if other != task)
-        cases.append(Case(encoder, task, seed, alphas, cka, own, others))
+        alphas, cka, own, fresh = (tuple(row[name] for row in rows) for name in ("alpha", "cka", "own", f"{task}_all"))
+        others, last = (
+            tuple(tuple(row[f"{other}_{kind}"] for row in rows) for other in TASKS if other != task)
+            for kind in ("all", "last")
+        )
+        cases.append(Case(encoder, task, seed, alphas, cka, own, others, last, fresh))
     return cases
 
 

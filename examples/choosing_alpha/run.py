@@ -15,7 +15,7 @@ from transformers.utils import logging
 from examples.choosing_alpha import encoders, report, tasks
 from examples.choosing_alpha.encoders import Base, State
 from examples.choosing_alpha.finetune import finetune
-from examples.choosing_alpha.measure import Bench
+from examples.choosing_alpha.measure import Bench, Merge
 from examples.choosing_alpha.tasks import WINDOW, Task
 from examples.sources.recordings import festvox_paths
 from examples.speech_ft.evaluate import Journal
@@ -57,7 +57,7 @@ def measure(bench: Bench, own: str, seed: int, ends: tuple[State, State], journa
     if not missing:
         return
     finetuned, head = ends
-    merge = bench.merge(finetuned, own, head)
+    merge = Merge(bench, finetuned, own, head)
     for alpha in missing:
         journal.add(**key, alpha=alpha, **{name: round(value, 5) for name, value in merge.at(alpha).items()})
 
@@ -70,7 +70,6 @@ def main() -> None:
     args = parser.parse_args()
     os.umask(0o022)
     torch.set_num_threads(args.threads)
-    torch.set_float32_matmul_precision("medium")  # bfloat16 products: twice as fast, and the same for all alphas
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -21,9 +21,9 @@ SNR = 10.0, 25.0
 RMS = 0.1
 FOLDS = 4
 """Parts of the test crops, each from other stretches of the recordings; a probe is fitted on all but the tested one."""
-CROPS = {"speaker": 60, "language": 480}
+CROPS = {"speaker": 48, "language": 320}
 """Test crops of each class."""
-WINDOWS = 480
+WINDOWS = 360
 """Test windows with phones."""
 STRIDE = 3
 """Every third frame has a part in the test of phones."""

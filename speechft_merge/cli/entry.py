@@ -27,6 +27,7 @@ _OPEN_MAX = 10_240
 def run() -> NoReturn:
     """Run the command line and exit."""
     finished: list[int] = []
+    _STOPPED.clear()
     atexit.register(_leave, finished)  # the first is called last
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # a shell without job control ignores SIGINT for `command &`
@@ -80,12 +81,13 @@ class Stopped(SystemExit):
     """The end by a signal, as an exception: SIGTERM itself would run no `finally`, and a half-written output stay."""
 
 
+_STOPPED: list[Stopped] = []
+"""The signal that came, if one did."""
+
+
 def _ignore_signals() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-_STOPPED: list[Stopped] = []
 
 
 def _stop(number: int, _: object) -> NoReturn:

@@ -120,10 +120,11 @@ def _conclude(
     """Decide on what is measured, write the report and the pick, show both."""
     from speechft_merge.cli.show_sweep import show_sweep
     from speechft_merge.push import push
+    from speechft_merge.sweep.grid import BASE, FINETUNED
     from speechft_merge.sweeping import collect, write_report
     from speechft_merge.sweeping import merge_best as write_pick
 
-    report = collect(folder, rule)
+    report = collect(folder, rule, decision.cka_floor)
     if report.decision.goal is not None:
         decision.require_direction(report.decision.goal.name, report.decision.goal.better)
     notes, failed = list(swept.notes if swept is not None else ()), None
@@ -131,6 +132,8 @@ def _conclude(
         notes += write_report(report, folder)
     except OutputError as error:  # what was measured is shown all the same
         failed = error
+    if merge_best is not None and report.decision.pick in (BASE, FINETUNED):
+        notes.append(f"the pick is {report.decision.pick.label}: what is written has the weights of one of the models")
     result, pushed = None, None
     if merge_best is not None and report.decision.pick is not None and not report.missing:
         with ProgressLine(sink) as progress:

@@ -163,6 +163,14 @@ class DecisionOptions(OptionGroup):
     strict_gate: Annotated[
         bool, typer.Option("--strict-gate", help="Let the whole 95 % interval meet the gates, not only the estimate.")
     ] = False
+    cka_floor: Annotated[
+        float | None,
+        typer.Option(
+            metavar="CKA",
+            help="Also show what a heuristic takes: the largest alpha whose mean CKA to the base stays above this. "
+            "On 27 fine-tunes no such floor did better than a fixed alpha.",
+        ),
+    ] = None
 
     def read(self) -> Rule:
         """Return the rule."""

@@ -102,8 +102,8 @@ class Curve:
             return self._by_cell(self.values, self.values - half, self.values + half)
         with np.errstate(divide="ignore", invalid="ignore"):
             logits = np.log(self.values / (1 - self.values))
-            half /= self.values * (1 - self.values)
-            return self._by_cell(self.values, *(1 / (1 + np.exp(-logits + sign * half)) for sign in (1, -1)))
+            half_logit = half / (self.values * (1 - self.values))
+            return self._by_cell(self.values, *(1 / (1 + np.exp(-logits + sign * half_logit)) for sign in (1, -1)))
 
     def against(self, reference: Cell) -> dict[Cell, Estimate]:
         """Return each cell's score minus that of a reference, paired: what is common to both does not widen it.

@@ -48,8 +48,6 @@ class SweepReport:
     """Cells that are not done."""
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds that each step took; not in the document, which is the same from run to run."""
 
     @cached_property
     def figures(self) -> dict[str, dict[str, dict[Cell, Estimate]]]:

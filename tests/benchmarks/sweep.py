@@ -21,6 +21,8 @@ from runs import ENVIRONMENT, Run, measure
 
 HERE = Path(__file__).resolve()
 TASKS = 3
+PROBE = 30.0
+"""Seconds of the clips that features are compared on."""
 BY_HAND = 5
 """Cells that are made by hand."""
 ALONE = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -35,7 +37,7 @@ torch.set_num_threads(1)
 model, folder, passes = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32).eval()
 extractor = transformers.Wav2Vec2FeatureExtractor()
-clips = [soundfile.read(path, dtype="float32")[0] for path in sorted(folder.rglob("*.wav"))]
+clips = [soundfile.read(path, dtype="float32")[0] for path in sorted(folder.rglob("*.wav"))]  # of tasks and probe
 inputs = [extractor(clip, sampling_rate=16000, return_tensors="pt")["input_values"] for clip in clips]
 with torch.inference_mode():
     for _ in range(passes):
@@ -62,6 +64,17 @@ def cut_tasks(folder: Path, clips: int, seconds: float) -> list[Path]:
     return tasks
 
 
+def write_probe(folder: Path) -> None:
+    """Write the clips that features are compared on."""
+    import soundfile
+
+    from speechft_merge.similarity.probe import read_probe
+
+    folder.mkdir()
+    for number, samples in enumerate(read_probe(None, 16_000, PROBE).clips):
+        soundfile.write(folder / f"{number}.wav", samples, 16_000)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", type=Path, required=True)
@@ -77,11 +90,13 @@ def main() -> None:
         base, finetuned = str(args.pair / "base"), str(args.pair / "finetuned")
         program = [sys.executable, "-m", "speechft_merge"]
         scores = [word for task in tasks for word in ("--probe-task", f"{task.name}={task}")]
-        features = ["--probe-seconds", "30"] if args.cka else ["--no-cka"]
+        features = ["--probe-seconds", str(PROBE)] if args.cka else ["--no-cka"]
         grid = ["--alphas", args.alphas, f"--tilts={args.tilts}", *scores, *features]
         swept = measure(
             [*program, "sweep", base, finetuned, "-o", str(work / "out"), "--workers", "1", "-q", *grid], log, ALONE
         )
+        if args.cka:
+            write_probe(work / "tasks/probe")
         cells = len(json.loads((work / "out/sweep.json").read_text())["cells"])
         forwards = measure([sys.executable, "-c", FORWARDS, base, str(work / "tasks"), str(cells)], log, ALONE)
         hands: list[list[Run]] = []

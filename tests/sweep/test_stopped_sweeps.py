@@ -83,7 +83,7 @@ def test_a_signal_ends_a_sweep_at_once_and_leaves_nothing_but_whole_cells(
         ended = run(command, tmp_path, number, after)
         assert ended["code"] in (0, 128 + number), ended["log"]
         assert "Traceback" not in ended["log"]
-        assert ended["lived"] < 10 if ended["code"] else True  # 2 s on a machine with nothing else to do
+        assert ended["lived"] < 60  # it waits for nothing: 0.1 to 0.5 s where nothing else runs
         figures(tmp_path)
         assert [*(tmp_path / "scratch").iterdir()] == []
     assert run(command, tmp_path)["code"] == 0
