@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ class Figure:
     @property
     def cell(self) -> str:
         """As a table shows it."""
-        if self.value is None or not math.isfinite(self.value):
+        if self.value is None:
             return "-"
         return f"{self.value:.4g}" + (
             "" if self.low is None or self.high is None else f" ({self.low:.4g} to {self.high:.4g})"
@@ -90,7 +89,7 @@ class Evidence:
             return []
         lines = ["model-index:", f"- name: {json.dumps(name)}", "  results:"]
         for score in self.scores:
-            if score.pick.value is not None and math.isfinite(score.pick.value):
+            if score.pick.value is not None:
                 quoted = json.dumps(score.name)
                 lines += [
                     f"  - task: {{type: {task or 'audio-classification'}}}",

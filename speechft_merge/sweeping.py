@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from speechft_merge.plan.findings import Level, texts
 from speechft_merge.plan.plan import make_plan
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.record.card import short
+from speechft_merge.record.codec import finite
 from speechft_merge.sources.reference import encoder_of, local_path
 from speechft_merge.sweep.decision import cka_floor, decide
 from speechft_merge.sweep.folder import SweepFolder
@@ -53,10 +53,13 @@ class Swept:
     cells: int
     """Of its share."""
     measured: int
-    skipped: int
-    """Cells that were done before."""
     notes: tuple[str, ...] = ()
     """What is to be known of the models and the data."""
+
+    @property
+    def skipped(self) -> int:
+        """Cells that were done before."""
+        return self.cells - self.measured
 
 
 def sweep(
@@ -88,7 +91,7 @@ def sweep(
         cells = share(request.cells)
         todo = [cell for cell in cells if not kept.is_done(cell)]
         found = _measure(opened, request, todo, kept, progress) if todo else []
-    return Swept(len(cells), len(todo), len(cells) - len(todo), (*_notes(opened, request), *found))
+    return Swept(len(cells), len(todo), (*_notes(opened, request), *found))
 
 
 def _notes(opened: Merge, request: SweepRequest) -> tuple[str, ...]:
@@ -163,7 +166,7 @@ def collect(folder: Path, rule: Rule, floor: float | None = None) -> SweepReport
         recipe=description["recipe"],
         results=tuple(results),
         decision=decide(results, rule, _heuristics(results, floor), "the fine-tune" if alone else "alpha 1"),
-        probe=description["probe"],
+        probe=description.get("probe"),
         missing=tuple(cell for cell in cells if cell not in done),
         warnings=_clipped(results),
         versions={"speechft_merge": __version__},
@@ -238,7 +241,7 @@ def _rule(decision: Decision) -> str:
 
 def _figure(curve: Curve, cell: Cell) -> Figure:
     estimate = curve.estimates()[cell]
-    return Figure(*(value if math.isfinite(value) else None for value in (estimate.value, estimate.low, estimate.high)))
+    return Figure(*map(finite, (estimate.value, estimate.low, estimate.high)))
 
 
 def write_report(report: SweepReport, folder: Path) -> list[str]:

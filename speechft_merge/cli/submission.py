@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, get_args
 
 import typer
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from speechft_merge.cli.sink import Sink
     from speechft_merge.sweep.jobs import Submission
-
-PLACES = ("slurm", "local")
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,13 @@ class SubmitOptions(OptionGroup):
         return True
 
     def _read(self) -> Submission:
-        from speechft_merge.sweep.jobs import Submission, parse_minutes  # not for --help
+        from speechft_merge.sweep.jobs import Place, Submission, parse_minutes  # not for --help
 
         if self.submit == "local" and not self.wait:
             raise UsageError("processes on this machine end with this one", hint="leave --no-wait out")
-        if self.submit not in PLACES:
-            raise UsageError(f"{quote(self.submit)} is no place to submit to", hint=f"use {' or '.join(PLACES)}")
+        if self.submit not in get_args(Place):
+            places = " or ".join(get_args(Place))
+            raise UsageError(f"{quote(self.submit)} is no place to submit to", hint=f"use {places}")
         free = [option.partition("=") for option in self.sbatch or ()]
         return Submission(
             where=self.submit,  # type: ignore[arg-type]

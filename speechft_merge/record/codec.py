@@ -1,12 +1,18 @@
-"""Converts dataclasses to JSON and back, checked: a record is declared once, by its fields."""
+"""Converts dataclasses to JSON and back, checked: a record is declared once, by its fields; and figures."""
 
 from __future__ import annotations
 
+import math
 import types
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
+
+
+def finite(value: float | None) -> float | None:
+    """Return None for nan and infinity, which JSON lacks."""
+    return None if value is None or not math.isfinite(value) else value
 
 
 def from_json(kind: type[Record], document: object) -> Record:

@@ -87,32 +87,22 @@ class WordErrorRate:
         """Return what a model hears in each clip: the best token of each frame, or what it generates."""
         import torch
 
-        from speechft_merge.executor.device import unusable
-        from speechft_merge.similarity.encoders import exact_products
+        from speechft_merge.similarity.encoders import exact_products, running
         from speechft_merge.similarity.filling import quiet
 
         inputs = {name: values.to(model.device) for name, values in batch.inputs.items()}
         inputs = {
             name: values.to(model.dtype) if values.is_floating_point() else values for name, values in inputs.items()
         }
-        try:
-            with torch.inference_mode(), exact_products(), quiet():
-                if type(model).__name__.endswith("ForCTC"):
-                    # special tokens are not skipped: with them transformers 5 skips the blanks between equal letters
-                    return [*tokenizer.batch_decode(best_tokens(model(**inputs).logits, batch.frames))]
-                if model.can_generate() and model.config.is_encoder_decoder:
-                    tokens = model.generate(**inputs, **_greedy(model.generation_config))
-                    return [*tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-        except MismatchError:
-            raise
-        except torch.OutOfMemoryError as error:
-            raise unusable(str(model.device), error) from error
-        except Exception as error:
-            told = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{self.name}: {type(model).__name__} cannot be run: {told}") from error
-        raise ScoreError(
-            f"{self.name}: {type(model).__name__} gives no text, as a CTC head or a decoder does", hint=_HEAD
-        )
+        named = f"{self.name}: {type(model).__name__}"
+        with running(named, model.device), torch.inference_mode(), exact_products(), quiet():
+            if type(model).__name__.endswith("ForCTC"):
+                # special tokens are not skipped: with them transformers 5 skips the blanks between equal letters
+                return [*tokenizer.batch_decode(best_tokens(model(**inputs).logits, batch.frames))]
+            if model.can_generate() and model.config.is_encoder_decoder:
+                tokens = model.generate(**inputs, **_greedy(model.generation_config))
+                return [*tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        raise ScoreError(f"{named} gives no text, as a CTC head or a decoder does", hint=_HEAD)
 
 
 def parse_wer(text: str) -> WordErrorRate:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from speechft_merge.errors import CheckpointError, MismatchError
+from speechft_merge.errors import CheckpointError, MismatchError, SpeechFTMergeError
 from speechft_merge.executor.device import unusable
 from speechft_merge.layouts.structure import locate
 from speechft_merge.layouts.weight_norm import canonical
@@ -90,14 +90,8 @@ class Encoder:
             MismatchError: a hidden state is not finite.
         """
         inputs = {name: values.to(self.device) for name, values in batch.inputs.items()}
-        try:
-            with torch.inference_mode(), _recorded(self.layers) as states:
-                last = self.model(**inputs, output_hidden_states=False, return_dict=True).last_hidden_state
-        except torch.OutOfMemoryError as error:
-            raise unusable(str(self.device), error) from error
-        except Exception as error:  # inputs that its config does not go with
-            told = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{self.name} cannot be run on {self.device}: {told}") from error
+        with running(self.name, self.device), torch.inference_mode(), _recorded(self.layers) as states:
+            last = self.model(**inputs, output_hidden_states=False, return_dict=True).last_hidden_state
         if not torch.equal(last, [*states.values()][-1]):
             states[OUTPUT] = last
         counts = batch.frames or [last.shape[1]]
@@ -106,6 +100,25 @@ class Encoder:
             if not all(torch.isfinite(clip[key]).all() for clip in clips):
                 raise MismatchError(f"{self.name}: layer {key.label} is not finite on the probe ({tuple(state.shape)})")
         return clips
+
+
+@contextlib.contextmanager
+def running(name: str, device: torch.device) -> Iterator[None]:
+    """Turn what a model of foreign files raises when it runs into an error that names it.
+
+    Raises:
+        CheckpointError: it cannot be run.
+        DeviceError: the device has not enough memory.
+    """
+    try:
+        yield
+    except SpeechFTMergeError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise unusable(str(device), error) from error
+    except Exception as error:  # inputs that its config does not go with
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{name} cannot be run on {device}: {told}") from error
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.record.codec import finite
 from speechft_merge.record.layers import INPUT, drift_cell
 from speechft_merge.similarity.measure import Similarity, mean_over_layers
 
@@ -75,8 +76,8 @@ class Report:
             "utterances": self.utterances,
             "frames": self.frames,
             "layers": [_layer_document(layer) for layer in self.layers],
-            "mean": {pair: {"cka": _number(cka), "se": _number(se)} for pair, (cka, se) in self.mean.items()},
-            "grids": {pair: [[_number(value) for value in row] for row in grid] for pair, grid in self.grids.items()},
+            "mean": {pair: {"cka": finite(cka), "se": finite(se)} for pair, (cka, se) in self.mean.items()},
+            "grids": {pair: [[finite(value) for value in row] for row in grid] for pair, grid in self.grids.items()},
             "warnings": list(self.warnings),
             "versions": self.versions,
         }
@@ -90,7 +91,7 @@ class Report:
         for layer in self.layers:
             for pair, similarity in layer.pairs.items():
                 values = [*(asdict(similarity)[name] for name in figures), layer.drift, layer.null]
-                cells = ["" if _number(value) is None else value for value in values]
+                cells = ["" if finite(value) is None else value for value in values]
                 writer.writerow([*layer.key.to_json().values(), pair, *cells])  # None is written as an empty cell
         return out.getvalue()
 
@@ -130,16 +131,11 @@ def mean_by_pair(results: Mapping[LayerKey, LayerResult]) -> dict[str, tuple[flo
 
 def _layer_document(layer: LayerSimilarity) -> dict[str, Any]:
     figures = {
-        pair: {name: _number(value) for name, value in asdict(similarity).items()}
+        pair: {name: finite(value) for name, value in asdict(similarity).items()}
         for pair, similarity in layer.pairs.items()
     }
-    null = {} if layer.null is None else {"null": _number(layer.null)}
-    return {**layer.key.to_json(), **figures, "drift": _number(layer.drift), **null}
-
-
-def _number(value: float | None) -> float | None:
-    """Return None for nan, which JSON lacks."""
-    return None if value is None or not math.isfinite(value) else value
+    null = {} if layer.null is None else {"null": finite(layer.null)}
+    return {**layer.key.to_json(), **figures, "drift": finite(layer.drift), **null}
 
 
 def _what_moved(report: Report) -> str:

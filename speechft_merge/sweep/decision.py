@@ -34,7 +34,7 @@ class Rule:
     """The score to be best, in its own direction; without one nothing is picked."""
     gates: tuple[Gate, ...] = ()
     strict: bool = False
-    """Whether the whole interval must meet a gate, where there is one."""
+    """Whether the whole interval must meet a gate, of scores that have units."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ NAME, CELLS = "sweep.json", "cells"
 _MADE = (NAME, CELLS, "jobs")
 SCHEMA = 1
 """Version of `sweep.json`."""
+_KINDS = {"models": list, "fingerprints": list, "recipe": dict}
+"""What it has in any case."""
 _MAY_DIFFER = frozenset({"cells", "models"})
 """What two runs of one sweep may say differently: a grid is extended, a model called by another name."""
 
@@ -49,16 +51,16 @@ class SweepFolder:
         described = json.loads(json.dumps({"schema": SCHEMA} | description))  # as it will be read
         if not (self.path / NAME).exists() and self.path.exists() and not self._is_new():
             raise OutputError(f"{self.path} exists and is no sweep's folder", hint="choose another folder (-o)")
+        self._digest = _digest(described)
         with explained(self.path):
             (self.path / CELLS).mkdir(parents=True, exist_ok=True)
         with self._locked():
             if (self.path / NAME).exists() and not overwrite:
                 cells = [*self._like(described), *cells]
             elif overwrite:
-                self._remove_others(_digest(described))
+                self._remove_others(self._digest)
             document = described | {"cells": [cell.to_json() for cell in in_order(cells)]}
             write_whole(self.path / NAME, (json.dumps(document, indent=2) + "\n").encode())
-        self._digest = _digest(described)
 
     def _like(self, described: dict[str, Any]) -> tuple[Cell, ...]:
         """Return the cells of an earlier run, after checking that it was of the same sweep."""
@@ -109,7 +111,9 @@ class SweepFolder:
         try:
             document = read_json(self.path / NAME)
             cells = tuple(map(Cell.from_json, document.pop("cells")))
-            [*map(str, (*document["models"], *document["fingerprints"]))]
+            for key, kind in _KINDS.items():
+                if not isinstance(document[key], kind):
+                    raise TypeError(f"{key} is {quote(document[key])}")
         except (SpeechFTMergeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise OutputError(f"{self.path / NAME} cannot be used: {error}", hint="pass --overwrite") from error
         if document.get("schema") != SCHEMA:

@@ -41,7 +41,7 @@ class Verdict:
     margin: Estimate
     """How far the cell is on the right side; negative on the wrong one."""
     reach: float
-    """What decides: the margin itself; if strict, the worse end of its interval, where there is one."""
+    """What decides: the margin itself; if strict, and the score has units, the worse end of its interval."""
     met: bool
     certain: bool
     """Whether the whole interval meets the gate, or none of it."""

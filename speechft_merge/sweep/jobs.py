@@ -120,6 +120,11 @@ def parse_minutes(text: str) -> int:
     return total
 
 
+def exit_code(status: int) -> int:
+    """Return what a shell has for the end of a process: of one that a signal ended, 128 and its number."""
+    return status if status >= 0 else 128 - status
+
+
 def _tail(log: Path) -> Sequence[str]:
     try:
         with log.open("rb") as file:

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.record.codec import finite
 from speechft_merge.sweep import words
 from speechft_merge.sweep.grid import BASE, FINETUNED
 from speechft_merge.sweep.intervals import Estimate
-from speechft_merge.sweep.results import finite
 
 if TYPE_CHECKING:
     from speechft_merge.sweep.decision import Certainty, Decision

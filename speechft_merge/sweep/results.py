@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from speechft_merge.record.codec import finite
 from speechft_merge.record.layers import LayerKey
 from speechft_merge.scoring.scores import Score
 from speechft_merge.sweep.grid import Cell
@@ -76,11 +77,6 @@ class CellResult:
             tuple(map(LayerFigures.from_json, content["layers"])),
             {str(step): float(seconds) for step, seconds in content["seconds"].items()},
         )
-
-
-def finite(value: float | None) -> float | None:
-    """Return None for nan, which JSON lacks."""
-    return None if value is None or not math.isfinite(value) else value
 
 
 def _mean(values: list[float]) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import TemporaryError, UsageError
 from speechft_merge.packages import needs_extra
-from speechft_merge.sweep.jobs import End, Jobs
+from speechft_merge.sweep.jobs import End, Jobs, exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,12 +43,12 @@ class Task:
         """
         with subprocess.Popen(self.words, preexec_fn=_ignore_warning) as process:
             try:
-                code = process.wait()
+                code = exit_code(process.wait())
             except BaseException:  # submitit has had this job requeued, and leaves
                 process.terminate()
                 raise
-        if code < 0 or code > 128:
-            raise SystemExit(128 - code if code < 0 else code)
+        if code > 128:
+            raise SystemExit(code)
         atexit.register(os._exit, code)
         return code
 

@@ -7,7 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import UsageError
-from speechft_merge.sweep.jobs import End, Jobs
+from speechft_merge.sweep.jobs import End, Jobs, exit_code
 from speechft_merge.sweep.share import Share
 from speechft_merge.sweep.slurm_array import SlurmArray
 
@@ -62,7 +62,7 @@ class LocalProcesses(Jobs):
             if free and len(self._processes) < len(self._commands):
                 self._slots[slot] = len(self._processes)
                 self._processes.append(self._start(len(self._processes), slot))
-        ended = [_exit_code(process.poll()) for process in self._processes]
+        ended = [None if (status := process.poll()) is None else exit_code(status) for process in self._processes]
         return [*ended, *[None] * (len(self._commands) - len(ended))]
 
     def leave(self) -> None:
@@ -102,7 +102,3 @@ def _variables(submission: Submission, slots: int) -> list[dict[str, str]]:
         found = f"{_GPUS}={','.join(visible)}"
         raise UsageError(f"{slots} jobs at once need {slots * gpus} GPUs", found=found, hint="run fewer at once")
     return [threads | {_GPUS: ",".join(visible[slot * gpus : (slot + 1) * gpus])} for slot in range(slots)]
-
-
-def _exit_code(code: int | None) -> int | None:
-    return code if code is None or code >= 0 else 128 - code

@@ -18,7 +18,7 @@ from speechft_merge.sweep.grid import Cell, lay_out
 from speechft_merge.sweep.results import CellResult, LayerFigures
 
 CELLS = lay_out([0.0, 0.5, 1.0])
-DESCRIPTION = {"models": ["a", "b"], "fingerprints": ["1", "2"], "scorers": [{"kind": "command"}]}
+DESCRIPTION = {"models": ["a", "b"], "fingerprints": ["1", "2"], "recipe": {}, "scorers": [{"kind": "command"}]}
 
 
 def result(cell: Cell) -> CellResult:
@@ -93,3 +93,19 @@ def test_runs_that_begin_at_once_do_not_take_each_other_for_strangers(tmp_path: 
 def test_a_folder_without_a_sweep_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"no sweep\.json"):
         SweepFolder(tmp_path).read()
+
+
+@pytest.mark.parametrize(
+    "change", [{"models": 3}, {"fingerprints": None}, {"recipe": []}, {"cells": "x"}, {"schema": 9}]
+)
+def test_a_description_that_cannot_be_used_is_told_and_overwritten_if_asked(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.begin(DESCRIPTION, CELLS)
+    path = tmp_path / "sweep/sweep.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(OutputError, match=r"sweep\.json"):
+        folder.read()
+    folder.begin(DESCRIPTION, CELLS, overwrite=True)
+    assert folder.read()[1] == CELLS
