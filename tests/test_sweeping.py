@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 from speechft_merge.bench import SweepRequest
 from speechft_merge.comparing import compare
@@ -19,6 +22,7 @@ from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.record.manifest import read_manifest
 from speechft_merge.scoring.command import parse_command_score
 from speechft_merge.scoring.function import parse_function_score
+from speechft_merge.similarity.probe import BUILT_IN
 from speechft_merge.similarity.request import ProbeRequest
 from speechft_merge.sweep.decision import Rule
 from speechft_merge.sweep.folder import SweepFolder
@@ -246,3 +250,105 @@ def test_the_report_is_written_whole(swept: Path) -> None:
     assert lines == [result.to_json() for result in report.results]
     assert (swept / "report.png").read_bytes().startswith(b"\x89PNG")
     assert MergeOptions().evidence is None
+
+
+def test_with_several_fine_tunes_alpha_1_is_not_called_the_fine_tune(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    merge(*MODELS, other, alpha=0.6)
+    size = parse_command_score("size=du -sb {model} | cut -f1")
+    sweep(MODELS[0], [MODELS[1], str(other)], tmp_path / "out", SweepRequest(lay_out([]), scorers=[size], probe=None))
+    report = collect(tmp_path / "out", Rule("size"))
+    assert "the fine-tune" not in " ".join(report.in_words())
+
+
+def test_model_stock_moves_as_far_as_its_ratios_say(tmp_path: Path) -> None:
+    other = shutil.copytree(MODELS[1], tmp_path / "other")
+    torch.manual_seed(0)
+    weights = load_file(other / "model.safetensors")
+    for name, weight in weights.items():
+        if ".layers." in name and weight.dim() == 2:  # in another direction than the first
+            weight += 0.1 * weight.float().std() * torch.randn(weight.shape)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    models = [MODELS[1], str(other)]
+    sweep(MODELS[0], models, tmp_path / "out", SweepRequest((*lay_out([]), STOCK), probe=PROBE))
+    made = merge(MODELS[0], models, tmp_path / "stock", Recipe(method="model-stock"))
+    found = {layer.key.label: layer.drift for layer in results_of(tmp_path / "out")[STOCK].layers}
+    blocks = [row.key.block for row in made.manifest.layers if row.key.block is not None]
+    assert len(blocks) == 6
+    for block in blocks:
+        drifts = [drift for name, drift in made.drifts.items() if f".layers.{block}." in name]
+        way = sum(drift.delta * drift.ratio**2 for drift in drifts) / sum(drift.base for drift in drifts)
+        assert found[str(block)] == pytest.approx(way**0.5)
+        assert any(drift.ratio < 0.99 for drift in drifts)
+
+
+def test_what_decides_the_figures_makes_another_sweep(tmp_path: Path) -> None:
+    models = [shutil.copytree(model, tmp_path / Path(model).name) for model in MODELS]
+    script = tmp_path / "score.sh"
+    script.write_text("echo 1")
+
+    def request() -> SweepRequest:
+        return SweepRequest(lay_out([]), scorers=[parse_command_score(f"one=sh {script} {{model}}")], probe=None)
+
+    sweep(*map(str, models), tmp_path / "out", request())
+    sweep(*map(str, models), tmp_path / "out", request())
+    script.write_text("echo 2")
+    with pytest.raises(OutputError, match="differ in scorers"):
+        sweep(*map(str, models), tmp_path / "out", request())
+    script.write_text("echo 1")
+    (models[1] / "preprocessor_config.json").write_text('{"do_normalize": false, "sampling_rate": 16000}')
+    with pytest.raises(OutputError, match="differ in small files"):
+        sweep(*map(str, models), tmp_path / "out", request())
+
+
+def test_other_audio_makes_another_sweep(tmp_path: Path) -> None:
+    clips = sorted(BUILT_IN.glob("*.flac"))
+    for path in clips[:6]:
+        shutil.copy(path, tmp_path)
+    request = SweepRequest(lay_out([]), probe=ProbeRequest(paths=(tmp_path,), seconds=20.0))
+    before = request.description
+    shutil.copy(clips[7], tmp_path / clips[0].name)
+    assert request.description != before
+
+
+def test_a_cell_scored_on_other_utterances_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = """
+calls = []
+def score(model, processor):
+    calls.append(1)
+    return [{"id": i, "value": 1} for i in range(3 if len(calls) == 2 else 4)]
+"""
+    request = SweepRequest(lay_out([]), Recipe(keep_head=True), [score_by(tmp_path, monkeypatch, body)], probe=None)
+    with pytest.raises(MismatchError, match="other utterances"):
+        sweep(*MODELS, tmp_path / "out", request)
+    assert [*results_of(tmp_path / "out")] == [BASE]
+    sweep(*MODELS, tmp_path / "out", request)
+    assert collect(tmp_path / "out", Rule()).missing == ()
+
+
+def test_a_mistyped_rule_leaves_no_trace(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="matches nothing"):
+        sweep(*MODELS, tmp_path / "out", SweepRequest(lay_out([0.5], rules=[("nosuch=0.1",)]), probe=PROBE))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_merge_that_is_there_without_the_evidence_is_not_taken_for_the_pick(swept: Path, tmp_path: Path) -> None:
+    report = collect(swept, Rule("digest"))
+    made = merge_best(swept, report.decision, tmp_path / "best")
+    assert merge_best(swept, report.decision, tmp_path / "best").already_done
+    merge(*MODELS, tmp_path / "plain", Recipe.from_json(made.manifest.recipe))
+    with pytest.raises(OutputError, match="other evidence or none"):
+        merge_best(swept, report.decision, tmp_path / "plain")
+
+
+def test_a_sweep_is_decided_from_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for model in MODELS:
+        shutil.copytree(model, tmp_path / Path(model).name)
+    monkeypatch.chdir(tmp_path)
+    size = parse_command_score("size=du -sb {model} | cut -f1")
+    sweep("base", "finetuned", tmp_path / "out", SweepRequest(lay_out([]), scorers=[size], probe=None))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    report = collect(tmp_path / "out", Rule("size"))
+    assert report.models == {"base": "base", "finetuned": "finetuned"}
+    assert merge_best(tmp_path / "out", report.decision, Path("best")).manifest.evidence is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,3 +110,16 @@ def test_a_description_that_cannot_be_used_is_told_and_overwritten_if_asked(
         folder.read()
     folder.begin(DESCRIPTION, CELLS, overwrite=True)
     assert folder.read()[1] == CELLS
+
+
+def test_what_another_sweep_put_here_or_another_cell_is_does_not_count(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.begin(DESCRIPTION, CELLS)
+    running = SweepFolder(tmp_path / "sweep")
+    running.begin(DESCRIPTION | {"scorers": []}, CELLS, overwrite=True)
+    folder.put(result(CELLS[0]))  # of the sweep that was overwritten, and still runs
+    assert not running.is_done(CELLS[0])
+    running.put(result(CELLS[1]))
+    shutil.copy(running._path(CELLS[1]), running._path(CELLS[2]))
+    assert [one.cell for one in running.results(CELLS)] == [CELLS[1]]
+    assert not running.is_done(CELLS[2])
