@@ -47,6 +47,11 @@ def is_head(name: str) -> bool:
     return first in HEADS or first in ("head", "heads") or name.startswith((*_QUANTIZER, _OF_NEMO))
 
 
+def is_of_pretraining(name: str) -> bool:
+    """Return whether a canonical name is of a head of pre-training, which a task's loss does not reach."""
+    return name.partition(".")[0] in HEADS - TASKS or name.startswith(_QUANTIZER)
+
+
 def task_of(names: Collection[str]) -> str:
     """Return the ending of the class of transformers that has a place for the heads among these canonical names."""
     return next(task for task, needed in _CLASSES.items() if all(name in names for name in needed))

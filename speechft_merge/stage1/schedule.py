@@ -20,6 +20,10 @@ class Schedule:
     warmup: float = 0.1
     hold: float = 0.4
     """Share after the warmup in which the learning rate stays at its peak; then it decays linearly to 0."""
+    first_step: int = 0
+    """What the first step is called where the head-only phase ends. 1 as S3PRL's runner counts (`global_step`), with
+    which the official experts' `set_require_grad` has one head-only step less. Learning rates count from 0 there, too:
+    the runner steps its scheduler after the optimizer."""
 
     def __post_init__(self) -> None:
         if isinstance(self.total_steps, bool) or not isinstance(self.total_steps, int) or self.total_steps < 1:
@@ -32,11 +36,13 @@ class Schedule:
                 f"head_only {self.head_only}, warmup {self.warmup} and hold {self.hold} must be shares of all steps, "
                 f"from 0 to 1, and warmup and hold together not above 1"
             )
+        if self.first_step not in (0, 1):
+            raise UsageError(f"the first step is {self.first_step!r}", hint="count from 0, or from 1 as S3PRL's runner")
 
     @property
     def head_only_steps(self) -> int:
-        """First step at which the encoder trains."""
-        return int(self.total_steps * self.head_only)
+        """Steps in which the head alone trains: floor(head_only T), one less where these are counted from 1."""
+        return max(0, int(self.total_steps * self.head_only) - self.first_step)
 
     def trains(self, part: Part, step: int) -> bool:
         """Return whether a part of the model trains at a step, counted from 0."""

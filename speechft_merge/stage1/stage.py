@@ -18,15 +18,18 @@ loop:
 For transformers' Trainer, `callbacks=[StableFineTuningCallback()]` does the same (speechft_merge/stage1/trainer.py).
 
 A step is an optimizer step: with gradient accumulation, call `begin` and `scheduler.step` once for all its batches.
+Where encoder and head are two modules (S3PRL), give both: `torch.nn.ModuleDict({"upstream": ..., "downstream": ...})`.
 With DistributedDataParallel make the stage first, then wrap the model with `find_unused_parameters=True`, because
 frozen parameters have no gradient to wait for.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from speechft_merge.errors import UsageError
+from speechft_merge.layouts.heads import is_of_pretraining
 from speechft_merge.layouts.naming import Naming, TensorName, read_naming
 from speechft_merge.layouts.structure import is_block, is_decoder, locate
 from speechft_merge.layouts.wrappers import unwrap
@@ -38,30 +41,47 @@ if TYPE_CHECKING:
     import torch
 
 
+Cnn = Literal["freeze", "train", "none"]
+"""What becomes of the convolutional feature extractor: it never trains, it trains when the encoder does, or there is
+none."""
+
 _WITHOUT_CNN = frozenset(["wav2vec2-bert"])
 """Model types of transformers that begin with filter banks."""
+_FIXED = "embed_positions.weight"
+"""Ending of the name of Whisper's sinusoids, which its class freezes itself."""
+
+_log = logging.getLogger(__name__)
 
 
 class StableFineTuning:
     """Stage 1 on one model.
 
-    Construction freezes the CNN and turns off the encoder's layer drop and SpecAugment. Parameters that are frozen
-    beforehand (Whisper's sinusoidal positions) stay frozen.
+    Construction freezes the CNN and turns off the encoder's layer drop and SpecAugment. What was frozen beforehand
+    stays frozen: it may be the CNN, Whisper's sinusoidal positions, parts of the head, and what peft froze under its
+    adapters. Of a model with LoRA these train when the encoder does, and the head must be in its `modules_to_save`.
+
+    With fewer than ten steps there is no head-only phase, and a warning in the log says so.
 
     Args:
         model: any module that contains a speech encoder, with the names of transformers, fairseq, S3PRL or torchaudio.
+            Heads of pre-training within the encoder's own module (fairseq's `final_proj`, `quantizer`) count to the
+            encoder, so an upstream alone has no head, whatever its family.
         schedule: when each part trains.
         encoder: the name of the submodule that is the encoder, such as `upstream.model`; None to detect it.
-        cnn: whether the encoder has a convolutional feature extractor. w2v-BERT and DeCoAR 2.0 are known to have none.
+        cnn: `freeze` the encoder's convolutional feature extractor, `train` it when the encoder trains (an ablation; it
+            then counts to the encoder), or `none` where the encoder begins with filter banks and has no such module.
+            w2v-BERT and DeCoAR 2.0 are known to have none.
 
     Raises:
-        UsageError: no encoder is found, the encoder lacks a CNN that it should have, there is no head, or the encoder
-            is frozen.
+        UsageError: no encoder is found, the encoder lacks a CNN that it should have or has one that it should not,
+            there is no head that trains, or some of the encoder is frozen.
     """
 
     def __init__(
-        self, model: torch.nn.Module, schedule: Schedule, *, encoder: str | None = None, cnn: bool = True
+        self, model: torch.nn.Module, schedule: Schedule, *, encoder: str | None = None, cnn: Cnn = "freeze"
     ) -> None:
+        if cnn not in get_args(Cnn):
+            raise UsageError(f"cnn is {cnn!r}", hint=f"use one of {', '.join(get_args(Cnn))}")
         self.model = model
         self.schedule = schedule
         named = dict(model.named_parameters())
@@ -72,31 +92,51 @@ class StableFineTuning:
             _require_encoder(model, encoder, naming)
         self.parts = parts_of(naming, self.encoder)
         """Name of each parameter -> the part that it belongs to."""
+        self._require_cnn(title, cnn)
+        if cnn == "train":
+            self.parts = {name: "encoder" if part == "cnn" else part for name, part in self.parts.items()}
         self._ours = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-        if cnn and "cnn" not in self.parts.values() and not _known_without_cnn(model, self.parts, self.encoder):
-            raise UsageError(
-                f"no convolutional feature extractor (feature_extractor.*) was found in {self.encoder!r} of {title}",
-                hint="pass cnn=False if it begins with filter banks",
-            )
         self._require_training_parts(title)
-        quiet_encoder(model, self.encoder)
+        if schedule.head_only and not schedule.head_only_steps:
+            _log.warning("%d steps are too few for a head-only phase: the encoder trains at once", schedule.total_steps)
+        quiet_encoder(model, self.encoder, cnn_trains=cnn == "train")
         for name, parameter in self._ours.items():
             if self.parts[name] == "cnn":
                 _freeze(parameter)
 
-    def _require_training_parts(self, title: str) -> None:
-        training = {self.parts[name] for name in self._ours}
-        if "encoder" not in training:
+    def _require_cnn(self, title: str, cnn: Cnn) -> None:
+        found = "cnn" in self.parts.values()
+        if cnn == "none" and found:
             raise UsageError(
-                f"all of the encoder of {title} is frozen (requires_grad is False)",
-                hint="leave the freezing to StableFineTuning: an optimizer made without the encoder's parameters would "
-                "never train them",
+                f"cnn='none', but {self.encoder!r} of {title} has convolutions before its layers",
+                hint="pass cnn='freeze' or cnn='train'",
             )
-        if "head" not in training and self.schedule.head_only_steps:
+        if cnn != "none" and not found and not _known_without_cnn(self.model, self.parts, self.encoder):
             raise UsageError(
-                f"{title} has no head beside its encoder, so that nothing would train in the first "
-                f"{self.schedule.head_only_steps} steps",
-                hint="use a class with a head, or head_only=0",
+                f"no convolutional feature extractor (feature_extractor.*) was found in {self.encoder!r} of {title}",
+                hint="pass cnn='none' if it begins with filter banks",
+            )
+
+    def _require_training_parts(self, title: str) -> None:
+        encoder = [name for name, part in self.parts.items() if part == "encoder" and not name.endswith(_FIXED)]
+        frozen = [name for name in encoder if name not in self._ours]
+        if frozen and (len(frozen) == len(encoder) or not _has_adapters(self.model)):
+            raise UsageError(
+                f"{len(frozen)} of {len(encoder)} tensors of the encoder of {title} are frozen beforehand "
+                f"(requires_grad is False), such as {frozen[0]}",
+                hint="leave the freezing to StableFineTuning: these would stay frozen to the end",
+            )
+        heads = [name for name, part in self.parts.items() if part == "head"]
+        if self.schedule.head_only_steps and not any(name in self._ours for name in heads):
+            steps = f"nothing would train in the first {self.schedule.head_only_steps} steps"
+            if heads:
+                raise UsageError(
+                    f"the head of {title} is frozen ({heads[0]}), so that {steps}",
+                    hint="unfreeze it (peft: modules_to_save), or use head_only=0",
+                )
+            raise UsageError(
+                f"{title} has no head beside its encoder, so that {steps}",
+                hint="use a class with a head, put encoder and head into one torch.nn.ModuleDict, or use head_only=0",
             )
 
     def begin(self, step: int) -> None:
@@ -150,7 +190,8 @@ def parts_of(naming: Naming, encoder: str) -> dict[str, Part]:
     """Return the part of each parameter of a model whose encoder is the submodule of that name.
 
     Whisper's two convolutions over the spectrogram count as its CNN. Decoders read the encoder's output and count as
-    heads, as do quantizers and other pre-training modules.
+    heads, as does whatever stands beside the encoder's module. Heads of pre-training within that module, which
+    fairseq's models have, count to the encoder: no task's loss reaches them.
     """
     return {own: _part(name) for own, name in naming.under(_prefix(naming, encoder)).items()}
 
@@ -161,7 +202,9 @@ def _prefix(naming: Naming, encoder: str) -> str:
 
 
 def _part(name: TensorName) -> Part:
-    if not name.inside or name.location.stays or is_decoder(name.location.stack):
+    if not name.inside or is_decoder(name.location.stack):
+        return "head"
+    if name.location.stays and not is_of_pretraining(name.canonical):
         return "head"
     return "cnn" if name.location.part == "cnn" else "encoder"
 
@@ -237,8 +280,13 @@ def _freeze(parameter: torch.nn.Parameter) -> None:
     parameter.grad = None
 
 
-def quiet_encoder(model: torch.nn.Module, encoder: str) -> None:
-    """Turn off layer drop, SpecAugment and gradients through the CNN in that submodule, in place.
+def _has_adapters(model: torch.nn.Module) -> bool:
+    """Return whether peft put adapters into a module, and froze the weights around them."""
+    return any(getattr(module, "peft_config", None) for module in model.modules())
+
+
+def quiet_encoder(model: torch.nn.Module, encoder: str, *, cnn_trains: bool = False) -> None:
+    """Turn off layer drop and SpecAugment in that submodule, and gradients through its CNN if that is frozen, in place.
 
     Decoders keep their layer drop.
     """
@@ -251,8 +299,11 @@ def quiet_encoder(model: torch.nn.Module, encoder: str) -> None:
         _set(config, "layerdrop", 0.0)
         _set(config, "encoder_layerdrop", 0.0)  # Whisper's name for it
         _set(config, "apply_spec_augment", False)
-    _set(root, "feature_grad_mult", 0.0)  # fairseq then runs its CNN without a graph
-    _set(getattr(root, "feature_extractor", None), "_requires_grad", False)  # transformers does, unless this is True
+    if not cnn_trains:
+        _set(root, "feature_grad_mult", 0.0)  # fairseq then runs its CNN without a graph
+        _set(getattr(root, "feature_extractor", None), "_requires_grad", False)  # transformers does, unless it is True
+    elif getattr(root, "feature_grad_mult", None) == 0:
+        _set(root, "feature_grad_mult", 1.0)  # S3PRL sets it to 0, also where its CNN is meant to train
 
 
 def _set(owner: Any, attribute: str, value: object) -> None:

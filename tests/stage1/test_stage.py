@@ -143,6 +143,26 @@ def test_shares_that_do_not_fit_are_an_error(shares: dict[str, float]) -> None:
         Schedule(100, **shares)
 
 
+@given(total=st.integers(1, 3000))
+def test_counted_from_1_the_encoder_is_frozen_when_the_official_experts_would_freeze_it(total: int) -> None:
+    """S3PRL's runner calls the first step 1; the experts freeze while that number is below a tenth of all steps."""
+    schedule = Schedule(total, first_step=1)
+    for step in range(total):
+        global_step, finetune_step = step + 1, int(total * 0.1)
+        assert schedule.trains("encoder", step) == (global_step >= finetune_step)
+        assert schedule.learning_rate(step) == Schedule(total).learning_rate(step)
+
+
+def test_the_papers_run_has_one_head_only_step_less_if_counted_from_1() -> None:
+    assert [Schedule(50_000, first_step=first).head_only_steps for first in (0, 1)] == [5000, 4999]
+
+
+@pytest.mark.parametrize("first", [-1, 2, None])
+def test_steps_are_counted_from_0_or_1(first: Any) -> None:
+    with pytest.raises(UsageError, match="count from 0, or from 1 as S3PRL's runner"):
+        Schedule(100, first_step=first)
+
+
 # the parts, in every family
 @pytest.mark.parametrize(("family", "kind"), TASKS)
 def test_the_encoder_is_what_the_bare_class_has(family: str, kind: str) -> None:
@@ -299,7 +319,7 @@ def test_gradients_of_zeros_do_not_let_weight_decay_move_what_is_frozen() -> Non
 
 def test_afterwards_everything_may_train_again_that_did_before() -> None:
     model = hubert()
-    model.hubert.encoder.layers[0].requires_grad_(False)
+    model.freeze_feature_encoder()
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     stage = StableFineTuning(model, Schedule(STEPS))
     stage.begin(STEPS - 1)
@@ -310,9 +330,20 @@ def test_afterwards_everything_may_train_again_that_did_before() -> None:
 
 # wrong use
 def test_no_cnn_where_there_should_be_one_is_an_error() -> None:
-    with pytest.raises(UsageError, match=r"no convolutional feature extractor.*'upstream.model' of Lab.*cnn=False"):
+    with pytest.raises(UsageError, match=r"no convolutional feature extractor.*'upstream.model' of Lab.*cnn='none'"):
         StableFineTuning(Lab(cnn=False), Schedule(STEPS))
-    StableFineTuning(Lab(cnn=False), Schedule(STEPS), cnn=False)
+    StableFineTuning(Lab(cnn=False), Schedule(STEPS), cnn="none")
+
+
+def test_a_cnn_where_there_should_be_none_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"cnn='none', but 'hubert' of .* has convolutions"):
+        StableFineTuning(hubert(), Schedule(STEPS), cnn="none")
+
+
+@pytest.mark.parametrize("cnn", [True, False, "freze"])
+def test_an_unknown_fate_of_the_cnn_is_an_error(cnn: Any) -> None:
+    with pytest.raises(UsageError, match="use one of freeze, train, none"):
+        StableFineTuning(hubert(), Schedule(STEPS), cnn=cnn)
 
 
 def test_a_model_without_transformer_layers_is_an_error() -> None:
@@ -328,17 +359,90 @@ def test_a_wrong_name_of_the_encoder_is_an_error(name: str, message: str) -> Non
         StableFineTuning(hubert(), Schedule(STEPS), encoder=name)
 
 
-def test_a_bare_encoder_has_nothing_to_train_at_first() -> None:
-    with pytest.raises(UsageError, match=r"HubertModel has no head .* the first 2 steps"):
-        StableFineTuning(build("Hubert"), Schedule(STEPS))
-    StableFineTuning(build("Hubert"), Schedule(STEPS, head_only=0))
+@pytest.mark.parametrize("family", ["Hubert", "Wav2Vec2", "WavLM", "Data2VecAudio", "Wav2Vec2Bert"])
+def test_a_bare_encoder_has_nothing_to_train_at_first(family: str) -> None:
+    with pytest.raises(UsageError, match=r"Model has no head .* the first 2 steps.* torch.nn.ModuleDict.* head_only=0"):
+        StableFineTuning(build(family), Schedule(STEPS))
+    StableFineTuning(build(family), Schedule(STEPS, head_only=0))
+
+
+@pytest.mark.parametrize("dead", ["final_proj", "label_embs_concat", "quantizer.vars", "project_q"])
+def test_heads_of_pre_training_within_an_upstream_are_none_of_its_task(dead: str) -> None:
+    """fairseq's classes have them among the encoder's names, and S3PRL's copies of these."""
+    upstream: Any = Lab().upstream
+    name, _, inner = dead.partition(".")
+    setattr(upstream.model, name, torch.nn.ParameterDict({inner: torch.ones(4)}) if inner else torch.nn.Linear(4, 4))
+    with pytest.raises(UsageError, match="Module has no head"):
+        StableFineTuning(upstream, Schedule(STEPS))
+    both = torch.nn.ModuleDict({"upstream": upstream, "downstream": torch.nn.Linear(4, 3)})
+    stage = StableFineTuning(both, Schedule(STEPS))
+    assert {n for n, part in stage.parts.items() if part == "head"} == {"downstream.weight", "downstream.bias"}
+    stage.begin(0)
+    assert {n for n, p in both.named_parameters() if p.requires_grad} == {"downstream.weight", "downstream.bias"}
 
 
 def test_an_encoder_frozen_beforehand_is_an_error() -> None:
     model = hubert()
     model.freeze_base_model()
-    with pytest.raises(UsageError, match=r"all of the encoder .* is frozen"):
+    with pytest.raises(UsageError, match=r"(\d+) of \1 tensors of the encoder .* are frozen beforehand"):
         StableFineTuning(model, Schedule(STEPS))
+
+
+def test_one_frozen_layer_is_an_error() -> None:
+    model = hubert()
+    model.hubert.encoder.layers[0].requires_grad_(False)
+    with pytest.raises(UsageError, match=r"16 of 42 tensors .* frozen beforehand .* such as hubert.encoder.layers.0"):
+        StableFineTuning(model, Schedule(STEPS))
+
+
+def test_a_frozen_head_is_an_error() -> None:
+    model = hubert()
+    for head in (model.projector, model.classifier):
+        head.requires_grad_(False)
+    with pytest.raises(UsageError, match=r"the head of .* is frozen \(projector.weight\)"):
+        StableFineTuning(model, Schedule(STEPS))
+
+
+# the ablation: the CNN trains, too
+def test_the_cnn_can_train_when_the_encoder_does() -> None:
+    model = hubert()
+    before, cnn = snapshot(model), of_part(model, "cnn")
+    stage = StableFineTuning(model, Schedule(STEPS), cnn="train")
+    optimizer = torch.optim.SGD(model.parameters(), lr=PEAK)
+    for step in range(4):
+        stage.begin(step)
+        model(**batch(step)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert (moved(before, model) & cnn == set()) == (step < 2)
+    assert moved(before, model) >= cnn
+
+
+def test_a_cnn_that_is_to_train_must_not_be_frozen() -> None:
+    model = hubert()
+    model.freeze_feature_encoder()
+    with pytest.raises(UsageError, match=r"frozen beforehand.*feature_extractor"):
+        StableFineTuning(model, Schedule(STEPS), cnn="train")
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 1.0), (0.1, 0.1)])
+def test_a_cnn_that_is_to_train_gets_a_gradient_in_fairseqs_models(before: float, after: float) -> None:
+    model: Any = Lab()
+    model.upstream.model.feature_grad_mult = before
+    StableFineTuning(model, Schedule(STEPS), cnn="train")
+    assert model.upstream.model.feature_grad_mult == after
+
+
+# what is said
+@pytest.mark.parametrize(("total", "first", "said"), [(9, 0, True), (10, 0, False), (19, 1, True), (20, 1, False)])
+def test_too_few_steps_for_a_head_only_phase_are_said(
+    total: int, first: int, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    StableFineTuning(hubert(), Schedule(total, first_step=first))
+    assert ("too few for a head-only phase" in caplog.text) == said
+    caplog.clear()
+    StableFineTuning(hubert(), Schedule(total, head_only=0))
+    assert caplog.text == ""
 
 
 def test_an_optimizer_without_the_encoder_is_an_error() -> None:

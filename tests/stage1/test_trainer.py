@@ -151,6 +151,64 @@ def test_the_distributed_wrapper_waits_for_no_frozen_parameter(tmp_path: Path) -
     assert moved(snapshot(plain), wrapped) == set()
 
 
+def test_the_shares_of_the_schedule_are_the_callbacks(tmp_path: Path) -> None:
+    from speechft_merge.stage1.schedule import Schedule
+    from speechft_merge.stage1.trainer import StableFineTuningCallback
+
+    shares = {"head_only": 0.3, "warmup": 0.2, "hold": 0.1, "first_step": 1}
+    run = trainer(hubert(), tmp_path, callback=StableFineTuningCallback(**shares))
+    run.train()
+    logged = [entry["learning_rate"] for entry in run.state.log_history if "learning_rate" in entry]
+    assert logged == pytest.approx([PEAK * Schedule(STEPS, **shares).learning_rate(step) for step in range(STEPS)])
+    stage = next(each.stage for each in run.callback_handler.callbacks if isinstance(each, StableFineTuningCallback))
+    assert stage is not None
+    assert stage.schedule.head_only_steps == 5
+    with pytest.raises(UsageError, match="shares of all steps"):
+        StableFineTuningCallback(hold=0.95)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, None),
+        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type=cosine has no effect"),
+        ({"warmup_steps": 5, "lr_scheduler_type": "constant"}, "lr_scheduler_type=constant, warmup_steps=5 has"),
+    ],
+)
+def test_what_is_replaced_is_said_once(
+    settings: dict[str, Any], said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer(hubert(), tmp_path, **settings).train()
+    messages = [each.getMessage() for each in caplog.records if each.name.startswith("speechft_merge")]
+    assert len(messages) == (said is not None)
+    assert said is None or said in messages[0]
+
+
+# peft
+def lora(**settings: Any) -> Any:
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(hubert(), peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **settings))
+
+
+def test_of_a_model_with_lora_the_head_trains_first_and_the_adapters_later(tmp_path: Path) -> None:
+    model = lora(modules_to_save=["projector", "classifier"])
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    head = {name for name in trainable if "modules_to_save" in name}
+    before = snapshot(model)
+    run = trainer(model, tmp_path, save_strategy="steps", save_steps=2)
+    run.train()
+    assert moved(before, model) == trainable
+    assert trainable - head == {name for name in trainable if "lora_" in name}
+    early = lora(modules_to_save=["projector", "classifier"])
+    early.load_adapter(str(tmp_path / "checkpoint-2"), "default", is_trainable=True)
+    assert moved(before, early) == head
+
+
+def test_a_head_that_peft_froze_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the head of .* is frozen .*peft: modules_to_save"):
+        trainer(lora(), tmp_path).train()
+
+
 # wrong use
 def test_a_scheduler_that_cannot_be_replaced_is_an_error(tmp_path: Path) -> None:
     model = hubert()
