@@ -15,7 +15,7 @@ import typer
 from speechft_merge.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("", "examples", "examples/choosing_alpha", "examples/slurm", "examples/speech_ft")
+FOLDERS = ("", "examples", "examples/choosing_alpha", "examples/slurm", "examples/speech_ft", "examples/stage1")
 READMES = [ROOT / folder / "README.md" for folder in FOLDERS]
 PROGRAM = "speechft-merge"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from argparse import Namespace
 from types import ModuleType
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from lab_files import s3prl_base, wavlm
 from loaders import merged, toolkit
 from s3prl_models import LABS, build_s3prl
@@ -136,6 +138,19 @@ def test_a_resumed_run_goes_on_in_its_phase(runner: Any, tmp_path: Path) -> None
     assert [step.rate for step in resumed.steps] == [PEAK * official_rate(step) for step in range(2, STEPS)]
     for number, step in enumerate(resumed.steps, 3):
         assert step.trains == {name: official_trains(name, number) for name in step.trains}, number
+
+
+def test_it_takes_the_options_of_run_downstream(runner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args, config = settings(BASES[0], tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.dump(config))
+    monkeypatch.setattr(toolkit("torchaudio"), "set_audio_backend", lambda _: None, raising=False)
+    monkeypatch.setattr(toolkit("s3prl.run_downstream"), "hack_isinstance", lambda: None)  # for all of Python
+    words = f"-m train -u {args.upstream} -k {args.upstream_ckpt} -d example -f -s last_hidden_state --device cpu"
+    files = ["-c", str(tmp_path / "config.yaml"), "-p", str(tmp_path / "exp")]
+    monkeypatch.setattr(sys, "argv", ["s3prl_runner", *words.split(), *files])
+    runpy.run_module("examples.stage1.s3prl_runner", run_name="__main__")
+    file = merged(tmp_path / "base.pt", tmp_path / "exp" / f"states-{STEPS}.ckpt", tmp_path / "out")
+    assert file.name == "merged_model.pt"
 
 
 def test_a_frozen_upstream_is_an_error(runner: Any, tmp_path: Path) -> None:
