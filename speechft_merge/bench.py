@@ -70,6 +70,8 @@ class SweepRequest:
     def __post_init__(self) -> None:
         if self.recipe.layer_alpha:
             raise UsageError("the recipe of a sweep has rules for layers", hint="give them with the grid's cells")
+        if self.probe is not None and self.probe.decoder:
+            raise UsageError("a sweep compares encoders only", hint="compare the decoders of the merge that you pick")
 
     @property
     def description(self) -> dict[str, Any]:

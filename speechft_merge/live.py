@@ -19,7 +19,8 @@ from speechft_merge.output.formats import parse_config
 from speechft_merge.packages import needs_extra
 from speechft_merge.plan.operations import Copy
 from speechft_merge.plan.plan import Action, PlannedTensor
-from speechft_merge.similarity.encoders import WHISPER, build_encoder, load_weights, wrap_encoder
+from speechft_merge.similarity.encoders import build_encoder, load_weights, wrap_encoder
+from speechft_merge.similarity.families import ENCODER_PREFIX
 from speechft_merge.similarity.filling import fill, in_parts, may_lack, read_settings
 from speechft_merge.similarity.models import ComparedModels, encoder_names, encoder_sources, load_encoder
 
@@ -165,8 +166,8 @@ def live_model(models: ComparedModels, companions: dict[str, bytes], device: tor
         module.generation_config = transformers.GenerationConfig(
             **parse_companion(companions[GENERATION], owner.reference, GENERATION)
         )
-    inner = module.get_encoder() if settings.model_type == WHISPER else module.base_model
-    encoder = wrap_encoder(owner.reference, inner, device)
+    inner, prefix = (module.get_encoder(), ENCODER_PREFIX) if settings.is_encoder_decoder else (module.base_model, "")
+    encoder = wrap_encoder(owner.reference, inner, device, prefix)
     module.to(device)
     names = _names_in(module, {tensor.name: spelled.get(tensor.name, tensor.name) for tensor in models.plan.tensors})
     return LiveModel(module, encoder, names, [models.base, *models.finetuned])

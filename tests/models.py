@@ -27,7 +27,9 @@ _SIZES: dict[str, Any] = {
     "tdnn_dim": (16,) * 5,
 }
 _QUANTIZER = {"codevector_dim": 16, "proj_codevector_dim": 16, "num_codevectors_per_group": 8}
-_WHISPER: dict[str, Any] = {
+_SQUEEZED = _CNN | {"squeeze_factor": 2, "conv_kernel": (10, 3, 3, 3, 3, 2, 2), "conv_stride": (5, 2, 2, 2, 2, 2, 2)}
+_TEXT = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+_TRANSLATOR: dict[str, Any] = _TEXT | {
     "d_model": 32,
     "encoder_layers": 2,
     "decoder_layers": 2,
@@ -35,15 +37,12 @@ _WHISPER: dict[str, Any] = {
     "decoder_attention_heads": 2,
     "encoder_ffn_dim": 64,
     "decoder_ffn_dim": 64,
-    "vocab_size": 60,
+}
+_WHISPER: dict[str, Any] = _TRANSLATOR | {
     "num_mel_bins": 8,
     "max_source_positions": 20,
     "max_target_positions": 10,
     "classifier_proj_size": 16,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
 }
 _CONFIGS: dict[str, dict[str, Any]] = {
     "Hubert": _SIZES | _CNN,
@@ -52,6 +51,18 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "Data2VecAudio": _SIZES | _CNN | {"num_conv_pos_embeddings": 3},
     "Wav2Vec2Bert": _SIZES | {"feature_projection_input_dim": 16},
     "Whisper": _WHISPER,
+    "SEW": _SIZES | _SQUEEZED,
+    "SEWD": _SIZES | _SQUEEZED,
+    "UniSpeech": _SIZES | _CNN | _QUANTIZER,
+    "UniSpeechSat": _SIZES | _CNN | _QUANTIZER,
+    "Wav2Vec2Conformer": _SIZES | _CNN,
+    "AST": _SIZES,
+    "ParakeetEncoder": _SIZES | {"subsampling_conv_channels": 16},
+    "Speech2Text": _TRANSLATOR | {"conv_channels": 32},
+    "SpeechT5": _TRANSLATOR | _CNN | {"hidden_size": 32},
+    "Moonshine": _TEXT
+    | {"hidden_size": 32, "intermediate_size": 64, "encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 2}
+    | {"encoder_num_attention_heads": 2, "decoder_num_attention_heads": 2},
 }
 CLASSES: dict[str, tuple[str, ...]] = {
     "Hubert": ("Model", "ForCTC", "ForSequenceClassification"),

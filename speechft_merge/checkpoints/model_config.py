@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
     Shapes = Mapping[str, tuple[int, ...]]
 
+_TELLING = frozenset({"encoder_attention_heads", "n_audio_head"})
+"""Settings of an encoder's structure, by fairseq and openai-whisper; where one is, the others are."""
+
 
 class ModelConfig(NamedTuple):
     """Family and configuration of the encoder in a checkpoint."""
 
     config: dict[str, Any] | None
-    """The config.json: the file's own, or derived from the lab's configuration; None if neither is possible."""
+    """The config.json: the file's own, or derived from the lab's configuration; None if neither is possible. That of
+    DeCoAR 2.0 only `similarity` can read."""
     problem: str
     """Why there is no config."""
     extractor: dict[str, Any] | None
@@ -31,6 +35,8 @@ class ModelConfig(NamedTuple):
     """transformers' model_type, or `decoar2`; None if unknown."""
     title: str
     """The family and its size, as they are shown."""
+    stated: bool
+    """Whether its files say what no shape shows, such as where norms are; else that is guessed."""
 
 
 def read_model_config(checkpoint: Checkpoint, prefix: str | None = None) -> ModelConfig:
@@ -55,7 +61,8 @@ def read_model_config(checkpoint: Checkpoint, prefix: str | None = None) -> Mode
         except CheckpointError as error:
             problem = str(error)
     extractor = _extractor(checkpoint, shapes) if config is not None else None
-    return ModelConfig(config, problem, extractor, family.model_type, family.title)
+    says = bool(stated) or not _TELLING.isdisjoint(settings)
+    return ModelConfig(config, problem, extractor, family.model_type, family.title, says)
 
 
 def _extractor(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, Any] | None:

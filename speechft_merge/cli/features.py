@@ -61,6 +61,9 @@ class FeatureOptions(ProbeOptions):
     null: Annotated[bool, typer.Option("--null", help="Also measure the floor: the base on mismatched utterances.")] = (
         False
     )
+    decoder: Annotated[
+        bool, typer.Option("--decoder", help="Also compare the text decoders, on what the base hears in each clip.")
+    ] = False
     memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Memory for features, which error bars need; default: 1GiB."),
@@ -81,6 +84,7 @@ class FeatureOptions(ProbeOptions):
             self.probed(work),
             null=self.null,
             grid=self.heatmap is not None,
+            decoder=self.decoder,
             memory=MEMORY if self.memory is None else parse_size(self.memory),
         )
         request.require_means(*packages, figures=[path for path in (self.plot, self.heatmap) if path is not None])

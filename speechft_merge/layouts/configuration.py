@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ast
 import re
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.errors import CheckpointError
+from speechft_merge.layouts.family import family_of
 from speechft_merge.layouts.heads import task_of
 from speechft_merge.layouts.structure import blocks_of, locate
 from speechft_merge.layouts.whisper_configuration import derive_whisper, derive_whisper_extractor
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     Settings = Mapping[str, Any]
 
 WHISPER = "whisper"
+DECOAR2 = "decoar2"
+"""What transformers would call it if it had it."""
 CLASSES = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}
 """model_type -> how transformers' classes of it begin."""
+
+_RATE = 16_000
+"""Samples a second of every published model."""
 
 MAX_TEXT = 1000
 """Most characters of `conv_feature_layers`."""
@@ -46,10 +51,10 @@ _DROPOUTS = {
 
 
 def derive_config(model_type: str, shapes: Shapes, settings: Settings) -> dict[str, Any]:
-    """Derive the config.json of a HuBERT, wav2vec 2.0, WavLM or Whisper model.
+    """Derive the config.json of a HuBERT, wav2vec 2.0, WavLM, Whisper or DeCoAR 2.0 model.
 
     Args:
-        model_type: `hubert`, `wav2vec2`, `wavlm` or `whisper`.
+        model_type: `hubert`, `wav2vec2`, `wavlm`, `whisper` or `decoar2`.
         shapes: by transformers' names without prefix, heads among them.
         settings: the lab's configuration of the model, by its own names; may be empty.
 
@@ -57,7 +62,11 @@ def derive_config(model_type: str, shapes: Shapes, settings: Settings) -> dict[s
         CheckpointError: transformers has no such model, or a setting is in neither of the two.
     """
     try:
-        return (derive_whisper if model_type == WHISPER else partial(_derive, model_type))(shapes, settings)
+        if model_type == WHISPER:
+            return derive_whisper(shapes, settings)
+        if model_type == DECOAR2:
+            return _derive_decoar2(shapes, settings)
+        return _derive(model_type, shapes, settings)
     except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -72,26 +81,38 @@ def _derive(model_type: str, shapes: Shapes, settings: Settings) -> dict[str, An
     missing = [name for name in _NEEDED if name not in shapes]
     if missing:
         raise CheckpointError(f"transformers has no class for this model: it has no {missing[0]}")
-    hidden = shapes["encoder.layer_norm.weight"][0]
     return {
         "architectures": [CLASSES[model_type] + task_of(shapes)],
         "model_type": model_type,
+        **_transformer(shapes, settings),
+        **_convolutions(shapes, settings),
+        **_relative_position(shapes, settings),
+        **({"feat_proj_layer_norm": False} if "feature_projection.layer_norm.weight" not in shapes else {}),
+        **_quantizer(shapes, settings),
+        **({"vocab_size": shapes["lm_head.weight"][0]} if "lm_head.weight" in shapes else {}),
+    }
+
+
+def _transformer(shapes: Shapes, settings: Settings) -> dict[str, Any]:
+    """Return the settings of the positional convolution and the blocks, which all of these families have."""
+    hidden = shapes["encoder.layer_norm.weight"][0]
+    return {
         "hidden_size": hidden,
         "num_hidden_layers": len(blocks_of(locate(shapes).values()).get("encoder", ())),
         "num_attention_heads": _heads(hidden, shapes, settings),
         "intermediate_size": shapes["encoder.layers.0.feed_forward.intermediate_dense.weight"][0],
         "hidden_act": _activation(settings),
-        **_convolutions(shapes, settings),
         **_position(hidden, shapes),
-        **_relative_position(shapes, settings),
         "do_stable_layer_norm": bool(settings.get("layer_norm_first", _has_layer_norm(shapes))),
         **{
             theirs: settings[ours] for ours, theirs in _DROPOUTS.items() if isinstance(settings.get(ours), (int, float))
         },
-        **({"feat_proj_layer_norm": False} if "feature_projection.layer_norm.weight" not in shapes else {}),
-        **_quantizer(shapes, settings),
-        **({"vocab_size": shapes["lm_head.weight"][0]} if "lm_head.weight" in shapes else {}),
     }
+
+
+def _derive_decoar2(shapes: Shapes, settings: Settings) -> dict[str, Any]:
+    bands = shapes["feature_projection.projection.weight"][1]
+    return {"model_type": DECOAR2, "input_dim": bands, **_transformer(shapes, settings)}
 
 
 _NEEDED = (
@@ -106,12 +127,15 @@ def derive_extractor(shapes: Shapes, model: Settings, task: Settings) -> dict[st
     """Derive the preprocessor_config.json: how waveforms are prepared."""
     if "encoder.conv1.weight" in shapes:
         return derive_whisper_extractor(shapes)
+    if family_of(shapes).model_type == DECOAR2:
+        bands = shapes["feature_projection.projection.weight"][1]
+        return {"feature_extractor_type": "Decoar2FeatureExtractor", "feature_size": bands, "sampling_rate": _RATE}
     normalised = task.get("normalize", model.get("normalize", _has_layer_norm(shapes)))
     rate = task.get("sample_rate")
     return {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "feature_size": 1,
-        "sampling_rate": rate if isinstance(rate, int) and rate > 0 else 16000,
+        "sampling_rate": rate if isinstance(rate, int) and rate > 0 else _RATE,
         "padding_value": 0.0,
         "padding_side": "right",
         "do_normalize": bool(normalised),

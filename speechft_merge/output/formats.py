@@ -17,7 +17,7 @@ from speechft_merge.checkpoints.companions import (
 from speechft_merge.checkpoints.dtypes import DType
 from speechft_merge.checkpoints.model_config import ModelConfig, read_model_config
 from speechft_merge.errors import UsageError
-from speechft_merge.layouts.configuration import WHISPER
+from speechft_merge.layouts.configuration import DECOAR2, WHISPER
 from speechft_merge.layouts.family import OWN_PREFIX
 from speechft_merge.layouts.heads import heads_of, task_of
 from speechft_merge.layouts.naming import TRANSFORMERS
@@ -158,7 +158,7 @@ def _is_of_its_class(owner: Checkpoint) -> bool:
 
 def _is_decoar2(owner: Checkpoint) -> bool:
     """Return whether it is DeCoAR 2.0's original file, which S3PRL reads as it is."""
-    return read_model_config(owner).family == "decoar2" and owner.state_path == "model"
+    return read_model_config(owner).family == DECOAR2 and owner.state_path == "model"
 
 
 def _called(owner: Checkpoint, foreign: bool) -> str:
@@ -195,10 +195,9 @@ def convert(plan: Plan, model: ModelConfig, owner: Checkpoint, prefix: str) -> P
     Raises:
         UsageError: transformers has no class for the model, or its file does not tell enough.
     """
-    if model.config is None:
-        raise UsageError(
-            f"{owner.reference} cannot be written for transformers: {model.problem}", hint="leave out --format"
-        )
+    if model.config is None or model.family == DECOAR2:
+        problem = model.problem or "it has no class for DeCoAR 2.0"
+        raise UsageError(f"{owner.reference} cannot be written for transformers: {problem}", hint="leave out --format")
     names = owner.naming.under(prefix)
     task = task_of({name.canonical for name in names.values()})
     named = model.config["model_type"]

@@ -80,11 +80,11 @@ def compare_models(
 
 
 def _compare(models: ComparedModels, request: ProbeRequest, device: torch.device, progress: Progress | None) -> Report:
-    sources = encoder_sources(models)
+    sources = encoder_sources(models, decoder=request.decoder)
     maker, of_inputs = make_inputs(sources[0], sources[1])
     probe = read_probe(request.paths, maker.rate, request.seconds)
     clips, of_clips = usable_clips(probe, maker)
-    encoders, drifts = _build_encoders(models, sources, device)
+    encoders, drifts = _build_encoders(models, sources, device, request.decoder)
     with torch_threads(request.workers), exact_products():
         found = _measure(encoders, maker, clips, request, progress)
     return Report(
@@ -103,16 +103,18 @@ def _compare(models: ComparedModels, request: ProbeRequest, device: torch.device
 
 
 def _build_encoders(
-    models: ComparedModels, sources: Sequence[EncoderSource], device: torch.device
+    models: ComparedModels, sources: Sequence[EncoderSource], device: torch.device, decoder: bool
 ) -> tuple[list[Encoder], dict[str, Drift]]:
     """Return base, fine-tune and merge, and the drift of each tensor by the names of the encoder's class."""
-    encoders = [
-        build_encoder(source.reference, source.config, load_encoder(source, models.kept), device) for source in sources
-    ]
+
+    def build(source: EncoderSource, weights: dict[str, Tensor]) -> Encoder:
+        return build_encoder(source.reference, source.config, weights, device, decoder=decoder)
+
+    encoders = [build(source, load_encoder(source, models.kept)) for source in sources]
     known: dict[str, Drift] = {}
     if models.merged is None:
         merged, weights, known = merge_in_memory(models, sources)
-        encoders.append(build_encoder(merged.reference, merged.config, weights, device))
+        encoders.append(build(merged, weights))
     return encoders, measure_drifts(models, sources[0], known)
 
 
@@ -156,6 +158,8 @@ def usable_clips(probe: Probe, maker: InputMaker) -> tuple[list[NDArray[np.float
         )
     if maker.longest is not None and any(len(clip) > maker.longest for clip in clips):
         warnings.append(f"clips longer than the model's window of {maker.longest / maker.rate:g} s are cut to it")
+    if maker.counts_padding:
+        warnings.append("the model pads every clip to its window, and what it makes of the padding counts, too")
     return clips, warnings
 
 
@@ -163,7 +167,7 @@ def usable_clips(probe: Probe, maker: InputMaker) -> tuple[list[NDArray[np.float
 class _Figures:
     """What is measured on the probe."""
 
-    frames: int
+    frames: int = 0
     results: dict[LayerKey, LayerResult] = field(default_factory=dict)
     nulls: list[float] = field(default_factory=list)
     grids: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -176,12 +180,13 @@ def _measure(
     encoders: list[Encoder], maker: InputMaker, clips: list[NDArray[np.float32]], request: ProbeRequest,
     progress: Progress | None,
 ) -> _Figures:  # fmt: skip
-    keys = _layers_of(encoders[0], next(iter(maker.batches(clips[:1]))))
-    figures = _Figures(sum(maker.frames_of(len(clip)) for clip in clips))
+    keys = _layers_of(encoders[0], encoders[0].with_tokens(next(iter(maker.batches(clips[:1])))))
+    figures, expected = _Figures(), sum(maker.frames_of(len(clip)) for clip in clips)
     began = time.perf_counter()
-    utterances = _reporting(_run(encoders, maker.batches(clips), figures.seconds), len(clips), progress)
+    batches = map(encoders[0].with_tokens, maker.batches(clips))
+    utterances = _reporting(_run(encoders, batches, figures), len(clips), progress)
     first = next(utterances)
-    if _bytes_per_frame(first) * figures.frames <= request.memory:
+    if _bytes_per_frame(first) * expected <= request.memory:
         layers = [list(layer) for layer in zip(first, *utterances, strict=True)]
         results = measure_kept(layers, request.estimator)
         figures.nulls = measure_null(layers, request.estimator) if request.null else []
@@ -190,7 +195,7 @@ def _measure(
     else:
         results = measure(itertools.chain([first], utterances), request.estimator)
         figures.warnings = (
-            f"the features of {figures.frames} frames do not fit into {request.memory / 1e6:.0f} MB: no standard "
+            f"the features of some {expected} frames do not fit into {request.memory / 1e6:.0f} MB: no standard "
             "errors, floor or grid (nothing is drawn for --heatmap); pass fewer --probe-seconds or more --memory",
         )
     figures.results = dict(zip(keys, results, strict=True))
@@ -213,16 +218,17 @@ def _layers_of(encoder: Encoder, batch: Batch) -> list[LayerKey]:
     return [*once]
 
 
-def _run(encoders: list[Encoder], batches: Iterable[Batch], seconds: dict[str, float]) -> Iterator[list[Utterance]]:
-    """Yield the features of all encoders, clip by clip: of each, layer by layer. Add up the seconds of each encoder."""
+def _run(encoders: list[Encoder], batches: Iterable[Batch], figures: _Figures) -> Iterator[list[Utterance]]:
+    """Yield the features of all encoders, clip by clip: of each, layer by layer. Count frames and seconds."""
     for batch in batches:
         found = []
         for role, encoder in zip(ROLES, encoders, strict=True):
             began = time.perf_counter()
             found.append(encoder.run(batch))
-            seconds[role] += time.perf_counter() - began
+            figures.seconds[role] += time.perf_counter() - began
         for clip in zip(*found, strict=True):
             _require_same_layers(clip)
+            figures.frames += len(next(iter(clip[0].values())))
             yield [list(sides) for sides in zip(*(states.values() for states in clip), strict=True)]
 
 

@@ -12,11 +12,13 @@ import torch
 
 from speechft_merge.errors import CheckpointError, MismatchError, SpeechFTMergeError
 from speechft_merge.executor.device import unusable
-from speechft_merge.layouts.structure import locate
+from speechft_merge.layouts.structure import is_decoder, locate
 from speechft_merge.layouts.weight_norm import canonical
-from speechft_merge.packages import needs_extra
 from speechft_merge.record.layers import INPUT, OUTPUT, LayerKey
-from speechft_merge.similarity.filling import fill, read_settings
+from speechft_merge.similarity.decoding import write
+from speechft_merge.similarity.families import find_class
+from speechft_merge.similarity.filling import asked, fill, quiet
+from speechft_merge.similarity.inputs import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
     from speechft_merge.executor.drift import Drift
     from speechft_merge.layouts.structure import Location
     from speechft_merge.plan.plan import PlannedTensor
-    from speechft_merge.similarity.inputs import Batch
-
-WHISPER = "whisper"
 
 
 def load_weights(tensors: Sequence[PlannedTensor]) -> tuple[dict[str, Tensor], dict[str, Drift]]:
@@ -73,10 +72,25 @@ class Encoder:
     name: str
     model: Any
     layers: Mapping[LayerKey, Any]
-    """Its blocks, in order, and the norm beside them."""
+    """Its blocks, in order, and the norm beside them; empty where none are found, and the class gives hidden states."""
     locations: Mapping[str, Location]
     """Where in the model each of its weights is, by canonical names."""
     device: torch.device
+    decodes: bool = False
+    """Whether it is a whole model whose text decoder is compared, too."""
+
+    def with_tokens(self, batch: Batch) -> Batch:
+        """Return a clip's inputs with what this model writes of it, for the decoders; the very batch without one.
+
+        Raises:
+            CheckpointError, DeviceError: see `run`.
+        """
+        if not self.decodes:
+            return batch
+        inputs = {name: values.to(self.device) for name, values in batch.inputs.items()}
+        with running(self.name, self.device), torch.inference_mode(), quiet():
+            tokens = write(self.name, self.model, inputs)
+        return Batch({**batch.inputs, "decoder_input_ids": tokens}, batch.frames)
 
     def run(self, batch: Batch) -> list[dict[LayerKey, Tensor]]:
         """Return the hidden states of each clip, layer by layer: float32, (frames, width), padding cut off.
@@ -89,17 +103,43 @@ class Encoder:
             DeviceError: the device has not enough memory.
             MismatchError: a hidden state is not finite.
         """
-        inputs = {name: values.to(self.device) for name, values in batch.inputs.items()}
-        with running(self.name, self.device), torch.inference_mode(), _recorded(self.layers) as states:
-            last = self.model(**inputs, output_hidden_states=False, return_dict=True).last_hidden_state
-        if not torch.equal(last, [*states.values()][-1]):
-            states[OUTPUT] = last
-        counts = batch.frames or [last.shape[1]]
-        clips = [{key: state[i, :count].float() for key, state in states.items()} for i, count in enumerate(counts)]
+        states = self._states({name: values.to(self.device) for name, values in batch.inputs.items()})
+        counts: list[int] | list[None] = batch.frames or [None]  # of one clip, all
+        clips = [
+            {key: state[i, : None if is_decoder(key.stack) else count].float() for key, state in states.items()}
+            for i, count in enumerate(counts)
+        ]
         for key, state in states.items():
             if not all(torch.isfinite(clip[key]).all() for clip in clips):
                 raise MismatchError(f"{self.name}: layer {key.label} is not finite on the probe ({tuple(state.shape)})")
         return clips
+
+    def _states(self, inputs: Mapping[str, Tensor]) -> dict[LayerKey, Tensor]:
+        """Return the hidden states of all clips, layer by layer: (clips, frames, width).
+
+        Raises:
+            CheckpointError, DeviceError: see `run`.
+        """
+        options = {"use_cache": False} if self.decodes else {}
+        options |= asked(self.model.forward, output_hidden_states=not self.layers)
+        with running(self.name, self.device), torch.inference_mode(), _recorded(self.layers) as states:
+            out = self.model(**inputs, **options)
+        title = type(self.model).__name__
+        last, given = getattr(out, "last_hidden_state", None), getattr(out, "hidden_states", None)
+        if not self.layers and given:
+            states = {
+                LayerKey("layers", block=number - 1) if number else INPUT: each for number, each in enumerate(given)
+            }
+        if not states or (last is None and not self.decodes):
+            raise CheckpointError(f"{self.name}: {title} does not give hidden states, as an encoder would")
+        if last is not None and not torch.equal(last, [*states.values()][-1]):
+            states[OUTPUT] = last
+        for key, state in states.items():
+            if state.dim() != 3:
+                raise CheckpointError(
+                    f"{self.name}: layer {key.label} of {title} is of {state.dim()} dimensions, not 3"
+                )
+        return states
 
 
 @contextlib.contextmanager
@@ -128,17 +168,21 @@ def _recorded(layers: Mapping[LayerKey, Any]) -> Iterator[dict[LayerKey, Tensor]
     What transformers itself returns as hidden states changed: 5.16 took the norm after the last block out of them.
     """
     states: dict[LayerKey, Tensor] = {}
-    *_, last = (key for key in layers if key.block is not None)
+    blocks = {key.stack: key for key in layers if key.block is not None}  # the last one of each stack
 
-    def keep_input(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states[INPUT] = args[0] if args else kwargs["hidden_states"]
+    def keep_input(key: LayerKey, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states[key] = args[0] if args else kwargs["hidden_states"]
 
     def keep_output(key: LayerKey, _: Any, __: Any, output: Any) -> None:
-        if key.block is not None or last in states:  # a norm before the blocks belongs to their input
+        after = blocks.get(key.stack, next(iter(blocks.values())))
+        if key.block is not None or after in states:  # a norm before the blocks belongs to their input
             states[key] = output if isinstance(output, torch.Tensor) else output[0]
 
-    handles = [next(iter(layers.values())).register_forward_pre_hook(keep_input, with_kwargs=True)]
+    handles = []
     for key, module in layers.items():
+        if key.block == 0:
+            given = LayerKey(INPUT.part, key.stack) if is_decoder(key.stack) else INPUT
+            handles.append(module.register_forward_pre_hook(functools.partial(keep_input, given), with_kwargs=True))
         handles.append(module.register_forward_hook(functools.partial(keep_output, key)))
     try:
         yield states
@@ -147,58 +191,71 @@ def _recorded(layers: Mapping[LayerKey, Any]) -> Iterator[dict[LayerKey, Tensor]
             handle.remove()
 
 
-def find_layers(model: Any, locations: Mapping[str, Location]) -> dict[LayerKey, Any]:
-    """Return the encoder's blocks, and the norm beside them, found by their names; empty if there are no blocks."""
+def find_layers(model: Any, locations: Mapping[str, Location], *, decoder: bool = False) -> dict[LayerKey, Any]:
+    """Return the blocks of the encoder, and the norm beside them, found by their names; empty if there are no blocks.
+
+    Args:
+        model: the encoder, or the whole model.
+        locations: of its tensors by canonical names.
+        decoder: return the blocks of all stacks.
+    """
     stacks = {name: location.stack for name, location in locations.items() if location.block == 0}
     blocks: dict[LayerKey, Any] = {}
     norms: dict[LayerKey, Any] = {}
     for name, module in model.named_modules():
         stack = next((stack for first, stack in stacks.items() if first.startswith(f"{name}.0.")), None)
-        if stack is not None and not blocks:
-            blocks = {LayerKey("layers", stack, number): block for number, block in enumerate(module)}
+        if stack is not None and (decoder or not blocks):
+            blocks |= {LayerKey("layers", stack, number): block for number, block in enumerate(module)}
         elif f"{name}.weight" in locations and locations[f"{name}.weight"].part == "final_norm":
             norms[LayerKey.of(locations[f"{name}.weight"])] = module
     return blocks and blocks | norms
 
 
-def build_encoder(name: str, config: Mapping[str, Any], weights: dict[str, Tensor], device: torch.device) -> Encoder:
-    """Build the encoder class of a configuration, with weights under its names (no prefix, no heads).
+def build_encoder(
+    name: str, config: Mapping[str, Any], weights: dict[str, Tensor], device: torch.device, *, decoder: bool = False
+) -> Encoder:
+    """Build the class that runs an encoder, with weights under its names, see `families`.
 
     Raises:
         CheckpointError: transformers does not know the model, or the weights do not fill it.
-        UsageError: transformers is not installed.
+        UsageError: transformers is not installed, or the model is to have a decoder, and has none.
     """
-    with needs_extra("transformers"):
-        import transformers
-    settings = read_settings(name, config)
-    model_class: Any = (
-        transformers.models.whisper.modeling_whisper.WhisperEncoder
-        if settings.model_type == WHISPER
-        else transformers.MODEL_MAPPING.get(type(settings), None)
-    )
-    if model_class is None:
-        raise CheckpointError(f"{name}: transformers has no bare model class for {settings.model_type!r}")
-    settings.add_adapter = False  # it follows the encoder's output
-    return wrap_encoder(name, fill(name, settings, model_class, weights), device)
+    runs = find_class(name, config, len(weights), decoder=decoder)
+    runs.settings.add_adapter = False  # it follows the encoder's output
+    model = fill(name, runs.settings, runs.model_class, weights)
+    return wrap_encoder(name, model, device, runs.prefix, decoder=decoder)
 
 
-def wrap_encoder(name: str, model: Any, device: torch.device) -> Encoder:
+def wrap_encoder(name: str, model: Any, device: torch.device, prefix: str = "", *, decoder: bool = False) -> Encoder:
     """Find the blocks of an encoder of transformers' classes, and move it to a device.
 
+    Args:
+        name: of the model, for messages.
+        model: the encoder.
+        device: where it runs.
+        prefix: of its names in the whole model, which tell what its stack is called.
+        decoder: the model is a whole one, and its decoder is to be compared, too.
+
     Raises:
-        CheckpointError: it has no list of blocks.
+        CheckpointError: it has no list of blocks, and gives no hidden states.
         DeviceError: the device has not enough memory.
     """
-    locations = locate({canonical(name): tuple(values.shape) for name, values in model.state_dict().items()})
-    layers = find_layers(model, locations)
-    if not layers:
+    outer = f"{model.base_model_prefix}." if decoder else ""
+    shapes = {canonical(own): tuple(values.shape) for own, values in model.state_dict().items()}
+    inner = {own: prefix + own.removeprefix(outer) for own in shapes if own.startswith(outer)}
+    located = locate({name: shapes[own] for own, name in inner.items()})
+    locations = {own: located[name] for own, name in inner.items()}
+    layers = find_layers(model, locations, decoder=decoder)
+    if not layers and not asked(model.forward, output_hidden_states=True):
         raise CheckpointError(
-            f"{name}: {type(model).__name__} has no list of transformer blocks that could be compared"
+            f"{name}: {type(model).__name__} has no list of transformer blocks that could be compared, and gives no "
+            "hidden states"
         )
     try:
-        return Encoder(name, model.eval().to(device), layers, locations, device)
+        model = model.eval().to(device)
     except torch.OutOfMemoryError as error:
         raise unusable(str(device), error) from error
+    return Encoder(name, model, layers, locations, device, decoder)
 
 
 @contextlib.contextmanager

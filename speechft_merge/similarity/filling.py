@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from speechft_merge.checkpoints.companions import json_values
 from speechft_merge.errors import CheckpointError, quote
+from speechft_merge.layouts.configuration import DECOAR2
 from speechft_merge.layouts.weight_norm import canonical
 from speechft_merge.packages import needs_extra
 
@@ -29,6 +31,19 @@ _MORE, _MORE_PARAMETERS, _MORE_LAYERS = 4, 10_000_000, 32
 """How much larger than its weights the model of a config may be: what is missing is named, if memory allows."""
 
 
+def import_transformers(config: Mapping[str, Any]) -> Any:
+    """Return the library, which knows DeCoAR 2.0 too if the configuration is of it.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    with needs_extra("transformers"):
+        import transformers
+    if config.get("model_type") == DECOAR2:
+        import speechft_merge.similarity.decoar2  # noqa: F401
+    return transformers
+
+
 def read_settings(name: str, config: Mapping[str, Any]) -> Any:
     """Return a config.json as transformers' configuration of its family.
 
@@ -36,10 +51,7 @@ def read_settings(name: str, config: Mapping[str, Any]) -> Any:
         CheckpointError: transformers does not know the family, or cannot use the file.
         UsageError: transformers is not installed.
     """
-    with needs_extra("transformers"):
-        import transformers
-
-    kind = config.get("model_type")
+    transformers, kind = import_transformers(config), config.get("model_type")
     try:
         return transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k not in HOW_TO_RUN})
     except Exception as error:  # a foreign config.json may raise anything
@@ -47,6 +59,13 @@ def read_settings(name: str, config: Mapping[str, Any]) -> Any:
             f"{name}: transformers {transformers.__version__} does not know its model_type {kind!r}, or cannot "
             "use its config.json"
         ) from error
+
+
+def asked(function: Any, **options: Any) -> dict[str, Any]:
+    """Return those of the options that a function of transformers takes: codecs and newer classes lack some."""
+    parameters = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in options.items() if takes_all or name in parameters}
 
 
 def may_lack(name: str) -> bool:
@@ -68,7 +87,7 @@ def fill(name: str, settings: Any, model_class: Any, weights: Mapping[str, Tenso
     """
     try:
         with quiet():
-            _require_size(name, settings, model_class, weights)
+            _require_parameters(name, settings, model_class, weights)
             model, found = _load(model_class, settings, weights)
             parts = in_parts(weights, {key: model.state_dict()[key] for key in found["missing_keys"]})
             if parts:
@@ -87,18 +106,32 @@ def fill(name: str, settings: Any, model_class: Any, weights: Mapping[str, Tenso
     return model
 
 
-def _require_size(name: str, settings: Any, model_class: Any, weights: Mapping[str, Tensor]) -> None:
+def require_size(name: str, settings: Any, tensors: int) -> None:
+    """Refuse a config that states sizes which do not go with a file, before a class is built from it.
+
+    Args:
+        name: of the model, for messages.
+        settings: what `read_settings` returned.
+        tensors: how many the file has.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    for key, value in settings.to_dict().items():
+        most = tensors + _MORE_LAYERS if key.endswith("layers") else _MORE_PARAMETERS
+        if any(isinstance(number, int) and number > most for number in json_values(value)):
+            raise CheckpointError(
+                f"{name}: its config states a {key} of {quote(value)}, at most {most} goes with its file"
+            )
+
+
+def _require_parameters(name: str, settings: Any, model_class: Any, weights: Mapping[str, Tensor]) -> None:
     """Refuse a config of a model much larger than its weights, before memory is taken for what they do not fill.
 
     Raises:
         CheckpointError: it is.
     """
-    for key, value in settings.to_dict().items():
-        most = len(weights) + _MORE_LAYERS if key.endswith("layers") else _MORE_PARAMETERS
-        if any(isinstance(number, int) and number > most for number in json_values(value)):
-            raise CheckpointError(
-                f"{name}: its config states a {key} of {quote(value)}, at most {most} goes with its file"
-            )
+    require_size(name, settings, len(weights))
     with torch.device("meta"):
         described = sum(values.numel() for values in model_class(settings).state_dict().values())
     there = sum(values.numel() for values in weights.values())

@@ -243,8 +243,13 @@ def measure_against(
 
 
 def measure_between(row: Side, column: Side, estimator: Estimator) -> float:
-    """Return CKA of two encoders in one layer, from what `summarise` made of either."""
+    """Return CKA of two encoders in one layer, from what `summarise` made of either; nan where frames do not match.
+
+    Those of a decoder are tokens.
+    """
     (x, own_x, ours), (y, own_y, theirs) = row, column
+    if any(len(one.frames) != len(other.frames) for one, other in zip(ours, theirs, strict=True)):
+        return math.nan
     cross = Cross(x, y)
     for one, other in zip(ours, theirs, strict=True):
         cross.add(one, other)

@@ -6,16 +6,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checkpoints.model_config import read_model_config
-from speechft_merge.errors import CheckpointError
+from speechft_merge.errors import CheckpointError, UsageError
 from speechft_merge.executor.drift import Drift
 from speechft_merge.executor.executor import execute
+from speechft_merge.layouts.configuration import DECOAR2
 from speechft_merge.layouts.naming import TRANSFORMERS
 from speechft_merge.layouts.structure import is_decoder
 from speechft_merge.plan.operations import Copy
 from speechft_merge.plan.plan import Action, PlannedTensor, make_plan
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.record.layers import INPUT, LayerKey
-from speechft_merge.similarity.encoders import WHISPER, load_weights
+from speechft_merge.similarity.encoders import load_weights
+from speechft_merge.similarity.families import find_class
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -61,14 +63,15 @@ class EncoderSource:
     extractor: dict[str, Any]
     """The settings of its feature extractor; empty where there are none."""
     tensors: list[PlannedTensor]
-    """Copies to be read, by the names of the encoder's class: without heads and decoders."""
+    """Copies to be read, by the names of the class that runs it, see `families`."""
 
 
-def encoder_sources(models: ComparedModels) -> list[EncoderSource]:
-    """Return the encoders of base, first fine-tune and, where it was written, merge.
+def encoder_sources(models: ComparedModels, *, decoder: bool = False) -> list[EncoderSource]:
+    """Return the encoders of base, first fine-tune and, where it was written, merge; with their decoders if asked to.
 
     Raises:
         CheckpointError: a model has no config, and no other model's fits.
+        UsageError: it has no decoder.
         MismatchError: the written merge does not fit the base.
     """
     checkpoints = [models.base, models.finetuned[0]]
@@ -76,29 +79,31 @@ def encoder_sources(models: ComparedModels) -> list[EncoderSource]:
         make_plan(models.base, [models.merged], Recipe())
         checkpoints.append(models.merged)
     found = [read_model_config(checkpoint) for checkpoint in checkpoints]
-    shared = found[0].config or found[1].config
-    return [_encoder_source(*each, shared) for each in zip(checkpoints, found, strict=True)]
+    shared = min(found, key=lambda model: (model.config is None, not model.stated))
+    return [_encoder_source(*each, shared, decoder) for each in zip(checkpoints, found, strict=True)]
 
 
-def _encoder_source(checkpoint: Checkpoint, model: ModelConfig, shared: dict[str, Any] | None) -> EncoderSource:
-    """Use the model's own config, or where it has none `shared`, that of a model with the same encoder."""
-    config = model.config or shared
+def _encoder_source(checkpoint: Checkpoint, model: ModelConfig, shared: ModelConfig, decoder: bool) -> EncoderSource:
+    """Use the model's own settings; `shared`, those of a model with the same encoder, where its files state none."""
+    told = model if model.config and model.stated else shared
+    config = told.config
     if not config:
         why = f" ({model.problem})" if checkpoint.naming.layout != TRANSFORMERS else ""
+        beside = "" if model.family == DECOAR2 else ", or put the config.json of its encoder beside the weights"
         raise CheckpointError(
             f"{checkpoint.reference}: there is no config.json beside the weights, so the model cannot be run{why}",
-            hint="put the config.json of its encoder beside the weights",
+            hint=f"give the base as its lab published it{beside}",
         )
-    names = {own: name for own, name in checkpoint.naming.under().items() if name.inside and not name.is_head}
-    prefix = ""
-    if config.get("model_type") == WHISPER:  # whose encoder is a class by itself
-        names = {own: name for own, name in names.items() if not is_decoder(name.location.stack)}
-        prefix = "encoder."
+    runs = find_class(checkpoint.reference, config, len(checkpoint.tensors), decoder=decoder)
     tensors = []
-    for own, name in names.items():
-        span, inner = checkpoint.tensors[own], name.canonical.removeprefix(prefix)
-        tensors.append(PlannedTensor(inner, Action.COPIED, "", name.location, span.dtype, span.shape, Copy(span)))
-    return EncoderSource(checkpoint.reference, config, model.extractor or {}, tensors)
+    for own, name in checkpoint.naming.under().items():
+        span, spelled = checkpoint.tensors[own], runs.spell(name)
+        if spelled is not None:
+            copy = Copy(span)
+            tensors.append(PlannedTensor(spelled, Action.COPIED, "", name.location, span.dtype, span.shape, copy))
+    if decoder and not any(is_decoder(tensor.location.stack) for tensor in tensors):
+        raise UsageError(f"{checkpoint.reference} has no text decoder", hint="leave out --decoder")
+    return EncoderSource(checkpoint.reference, config, told.extractor or {}, tensors)
 
 
 def load_encoder(source: EncoderSource, kept: Kept | None = None) -> dict[str, Tensor]:
@@ -187,11 +192,13 @@ def drift_by_layer(
 
     Args:
         drifts: by the names of the encoder's class.
-        encoder: of the base; weights that it does not run, such as an adapter's, count nowhere.
+        encoder: of the base; weights that it does not run, such as an adapter's, count nowhere, and neither do any
+            where no blocks are found.
         layers: the rows of the comparison.
     """
     groups: dict[LayerKey, list[Drift]] = {key: [] for key in layers}
-    for name in drifts.keys() & encoder.locations.keys():
+    for name in drifts.keys() & encoder.locations.keys() if encoder.layers else ():
         key = LayerKey.of(encoder.locations[name])
-        groups[key if key in groups else INPUT].append(drifts[name])
+        other = LayerKey(INPUT.part, key.stack)
+        groups[key if key in groups else other if other in groups else INPUT].append(drifts[name])
     return {key: Drift.relative(found) for key, found in groups.items()}

@@ -43,6 +43,8 @@ class ProbeRequest:
     """Also measure the floor."""
     grid: bool = False
     """Also compare every layer with every other (--heatmap)."""
+    decoder: bool = False
+    """Also compare the text decoders, all on the tokens that the base writes of each clip."""
     memory: int = MEMORY
     workers: int | None = None
     """Threads of torch that run the models; None leaves it to torch."""

@@ -45,7 +45,7 @@ Cnn = Literal["freeze", "train", "none"]
 """What becomes of the convolutional feature extractor: it never trains, it trains when the encoder does, or there is
 none."""
 
-_WITHOUT_CNN = frozenset(["wav2vec2-bert"])
+_WITHOUT_CNN = frozenset(["decoar2", "wav2vec2-bert"])
 """Model types of transformers that begin with filter banks."""
 _FIXED = "embed_positions.weight"
 """Ending of the name of Whisper's sinusoids, which its class freezes itself."""
@@ -263,7 +263,7 @@ def _require_encoder(model: torch.nn.Module, encoder: str, naming: Naming) -> No
 
 
 def _known_without_cnn(model: torch.nn.Module, parts: Mapping[str, Part], encoder: str) -> bool:
-    """Return whether it is w2v-BERT, by its type, or DeCoAR 2.0, by its names: a projection, an encoder and no more."""
+    """Return whether it is w2v-BERT or DeCoAR 2.0 by its type, or the latter by its names: a projection and blocks."""
     if any(
         getattr(getattr(module, "config", None), "model_type", None) in _WITHOUT_CNN
         for module in (model, model.get_submodule(encoder))

@@ -126,16 +126,14 @@ def test_a_fine_tune_of_transformers_inside_s3prl_is_seen_through(tmp_path: Path
     assert seen.tensors.keys() == {canonical(name) for name in bare}
 
 
-def test_decoar2_has_no_config_and_says_why(tmp_path: Path) -> None:
+def test_decoar2_has_a_config_of_its_own_though_transformers_has_no_class(tmp_path: Path) -> None:
     lab = BASE["decoar2"]
     seen = described_in(decoar2(lab, build_lab(lab).state_dict()), tmp_path)
-    assert (seen.model.family, seen.model.config, seen.model.extractor, seen.layout) == (
-        "decoar2",
-        None,
-        None,
-        "fairseq",
-    )
-    assert seen.model.problem == "no config.json can be derived for a model of type decoar2"
+    assert (seen.model.family, seen.layout, seen.model.stated) == ("decoar2", "fairseq", True)
+    assert seen.model.config is not None
+    assert {"model_type": "decoar2", "input_dim": 80, "hidden_size": 32}.items() <= seen.model.config.items()
+    assert seen.model.extractor is not None
+    assert seen.model.extractor["feature_extractor_type"] == "Decoar2FeatureExtractor"
     assert set(seen.heads) == {"quantizer.vars", "final_proj.weight"}
     assert "feature_projection.projection.weight" in seen.tensors
 

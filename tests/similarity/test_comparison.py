@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lab_files
+import lab_models
 import numpy as np
 import oracles
 import pytest
@@ -32,6 +33,8 @@ from speechft_merge.similarity.models import ComparedModels
 if TYPE_CHECKING:
     from conftest import SavePair
     from numpy.typing import NDArray
+
+    from speechft_merge import Report
 
 FAMILIES = [
     ("Hubert", "ForCTC"),
@@ -98,17 +101,41 @@ def test_a_labs_files_are_run_as_the_labs_own_module_runs_them(
     torch.save(lab_files.s3prl_base(lab, base.state_dict()), tmp_path / "base.pt")
     torch.save(lab_files.s3prl_finetune(lab, finetuned.state_dict()), tmp_path / "dev-best.ckpt")
     report = compare(str(tmp_path / "base.pt"), str(tmp_path / "dev-best.ckpt"), request=ProbeRequest(paths=few_clips))
-    both: list[list[list[NDArray[np.float64]]]] = [[], []]
-    for clip in few_clips:
-        samples = normalised(clip)
-        for model, found in zip((base, finetuned), both, strict=True):
-            with torch.no_grad():
-                found.append([state[0].double().numpy() for state in model(samples[None])])
+    assert len(report.warnings) == 1, "the fine-tune's settings are the base's: there is only that the clips are few"
+    assert_features_of_the_lab(report, lab, (base, finetuned), [normalised(clip) for clip in few_clips])
+
+
+def assert_features_of_the_lab(
+    report: Report, lab: lab_models.Lab, models: tuple[Any, Any], clips: list[torch.Tensor]
+) -> None:
+    """The figures are those of the hidden states that the lab's own module gives of each clip."""
+    with torch.no_grad():
+        both = [[[state[0].double().numpy() for state in model(clip[None])] for clip in clips] for model in models]
     layers = [layer for layer in report.layers if layer.key.block != lab.layers - 1 or not lab.large]
     assert len(layers) == lab.layers + 1  # with a norm after the blocks, the lab's module has no state before it
     for number, layer in enumerate(layers):
         x, y = (np.concatenate([clip[number] for clip in found]) for found in both)
         assert layer.pairs["base_finetuned"].biased == pytest.approx(oracles.cka_biased(x, y), abs=1e-4)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
+@pytest.mark.parametrize("family", ["hubert", "wav2vec2", "wavlm"])
+def test_of_a_usual_width_the_shapes_alone_tell_all_settings(
+    family: str, large: bool, few_clips: tuple[Path, ...], tmp_path: Path
+) -> None:
+    """Two S3PRL fine-tunes, which hold no settings: such as one merge of Speech-FT after the other has."""
+    kernels = ((16, 10, 5), *[(16, 3, 2)] * 4, *[(16, 2, 2)] * 2)
+    sizes = {"layers": 1, "width": 768, "heads": 12, "conv_pos_groups": 16, "buckets": 320, "distance": 800}
+    lab = lab_models.Lab(family, conv=kernels, large=large, conv_bias=large, **sizes)
+    base, finetuned = build_lab(lab), build_lab(lab)
+    finetuned.load_state_dict(shaken(base.state_dict()))
+    for name, model in (("first.ckpt", base), ("second.ckpt", finetuned)):
+        torch.save(lab_files.s3prl_finetune(lab, model.state_dict()), tmp_path / name)
+    files = str(tmp_path / "first.ckpt"), str(tmp_path / "second.ckpt")
+    report = compare(*files, request=ProbeRequest(paths=few_clips[:4]))
+    raw = [torch.from_numpy(soundfile.read(clip, dtype="float32")[0]) for clip in few_clips[:4]]
+    clips = [normalised(clip) for clip in few_clips[:4]] if large else raw
+    assert_features_of_the_lab(report, lab, (base, finetuned), clips)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import soundfile
 import torch
 from float64 import Tensors, differences, interpolate, mixed, moved, rounded
 from loaders import merged, toolkit, waves
 from omegaconf import OmegaConf
 from s3prl_models import LABS
+
+from speechft_merge import ProbeRequest, compare
+from speechft_merge.similarity.probe import BUILT_IN
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -23,6 +27,7 @@ CRITERIA = {"hubert": "hubert", "wav2vec2": "wav2vec"}
 CTC = {"hubert": "hubert_ctc", "wav2vec2": "wav2vec_ctc"}
 ENCODER = "w2v_encoder.w2v_model."
 HEADS = ("final_proj", "label_embs_concat", "quantizer", "project_q")
+CLIPS = sorted(BUILT_IN.glob("*.flac"))[:4]
 SYMBOLS = {"km": "01234567", "ltr": "abcdefgh"}
 
 
@@ -178,3 +183,31 @@ def test_the_configuration_and_the_dictionaries_are_the_owners(base: Pretrained,
     assert found["task_state"].keys() == whole["task_state"].keys()
     for name, dictionaries in whole["task_state"].items():
         assert [d.symbols for d in found["task_state"][name]] == [d.symbols for d in dictionaries]
+
+
+def layers_of(model: Any) -> list[torch.Tensor]:
+    """The input of the first block and what each block gives, on the clips in turn: (frames of all, width), float64."""
+    encoder = model.w2v_encoder.w2v_model if hasattr(model, "w2v_encoder") else model
+    blocks = list(encoder.encoder.layers)
+    found: list[list[torch.Tensor]] = [[] for _ in range(len(blocks) + 1)]
+    handles = [blocks[0].register_forward_pre_hook(lambda _, args: found[0].append(args[0]))]
+    for block, states in zip(blocks, found[1:], strict=True):
+        handles.append(block.register_forward_hook(lambda _, __, out, states=states: states.append(out[0])))
+    for clip in CLIPS:
+        samples = torch.from_numpy(soundfile.read(clip, dtype="float32")[0])
+        with torch.no_grad():
+            encoder(torch.layer_norm(samples, samples.shape)[None], features_only=True, mask=False)
+    for handle in handles:
+        handle.remove()
+    return [torch.cat([state[:, 0] for state in states]).double() for states in found]
+
+
+@pytest.mark.parametrize("tuned", ["more.pt", "ctc.pt"])
+def test_base_and_fine_tune_are_compared_without_a_config(base: Pretrained, tuned: str) -> None:
+    (base.continued if tuned == "more.pt" else base.recogniser)()
+    files = base.file, base.file.with_name(tuned)
+    report = compare(*map(str, files), request=ProbeRequest(tuple(CLIPS), estimator="biased"))
+    for layer, x, y in zip(report.layers, *(layers_of(load(file)) for file in files), strict=False):
+        x, y = x - x.mean(0), y - y.mean(0)
+        cross, own, other = ((a.T @ b).square().sum() for a, b in ((x, y), (x, x), (y, y)))
+        assert layer.pairs["base_finetuned"].cka == pytest.approx(float(cross / (own * other).sqrt()), abs=1e-4)
