@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from speechft_merge.background import undone_if_left
 from speechft_merge.errors import UsageError
 from speechft_merge.executor.device import open_device
@@ -26,7 +28,7 @@ from speechft_merge.recipe.rules import parse_rule
 from speechft_merge.similarity.comparison import make_inputs, usable_clips
 from speechft_merge.similarity.measure import measure_against, summarise
 from speechft_merge.similarity.models import ComparedModels, drift_by_layer, encoder_names, encoder_sources
-from speechft_merge.similarity.probe import list_files, read_probe
+from speechft_merge.similarity.probe import find_recordings, read_probe
 from speechft_merge.similarity.request import ProbeRequest
 from speechft_merge.sweep.grid import BASE, FINETUNED, Cell, tilted
 from speechft_merge.sweep.results import CellResult, LayerFigures
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from speechft_merge.similarity.models import EncoderSource
 
 Features = dict["LayerKey", list["Tensor"]]
-"""Layer -> the features of each clip: (frames, width)."""
+"""Layer -> the features of each group of clips: (frames, width)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +97,13 @@ class SweepRequest:
 
 
 def _describe(probe: ProbeRequest) -> dict[str, Any]:
-    files, digest = list_files(probe.paths), hashlib.sha256()
-    for path in files:
+    recordings, digest = find_recordings(probe.paths, probe.group_by)[0], hashlib.sha256()
+    for path, group in recordings:
         with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    origin = "built-in" if probe.paths is None else f"{len(files)} files"
+            digest.update(
+                hashlib.file_digest(file, "sha256").digest() + f"{group}\0".encode("utf-8", "surrogateescape")
+            )
+    origin = "built-in" if probe.paths is None else f"{len(recordings)} files"
     return {
         "origin": origin, "sha256": digest.hexdigest(), "seconds": probe.seconds, "estimator": probe.estimator
     }  # fmt: skip
@@ -189,20 +193,21 @@ class Bench:
         return load_processor(self.opened.companions)
 
     @cached_property
-    def _clips(self) -> list[NDArray[Any]]:
-        assert self._request.probe is not None
-        probe = read_probe(self._request.probe.paths, self._base_inputs.rate, self._request.probe.seconds)
-        clips, notes = usable_clips(probe, self._base_inputs)
-        self.notes += notes
-        return clips
+    def _groups(self) -> list[list[NDArray[Any]]]:
+        asked = self._request.probe
+        assert asked is not None
+        probe = read_probe(asked.paths, self._base_inputs.rate, asked.seconds, asked.group_by)
+        usable = usable_clips(probe, self._base_inputs)
+        self.notes += usable.warnings
+        return usable.groups
 
     def _features(self) -> Features:
         """Return the features of the live encoder on the probe, as it is set."""
         found: Features = {}
-        for batch in self._base_inputs.batches(self._clips):
-            for clip in self.live.encoder.run(batch):
-                for key, state in clip.items():
-                    found.setdefault(key, []).append(state)
+        for group in self._groups:
+            clips = [clip for batch in self._base_inputs.batches(group) for clip in self.live.encoder.run(batch)]
+            for key in clips[0]:
+                found.setdefault(key, []).append(torch.cat([clip[key] for clip in clips]))
         return found
 
     @cached_property
@@ -211,7 +216,7 @@ class Bench:
         found = []
         for cell in (BASE, FINETUNED):
             self.live.set(self._plan(cell))
-            found.append([summarise(clips) for clips in self._features().values()])
+            found.append([summarise(groups) for groups in self._features().values()])
         return found
 
     def _compare(

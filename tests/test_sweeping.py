@@ -227,7 +227,7 @@ def test_several_fine_tunes_bring_model_stock_as_a_heuristic(tmp_path: Path) -> 
     report = collect(tmp_path / "out", Rule())
     assert report.decision.heuristics == {"model-stock": STOCK}
     merge(MODELS[0], [MODELS[1], str(other)], tmp_path / "stock", Recipe(method="model-stock"))
-    expected = compare(MODELS[0], MODELS[1], str(tmp_path / "stock"), PROBE).mean["base_merged"][0]
+    expected = compare(MODELS[0], MODELS[1], str(tmp_path / "stock"), PROBE).mean["base_merged"].cka
     assert results_of(tmp_path / "out")[STOCK].cka_base == pytest.approx(expected, abs=1e-7)
 
 

@@ -1,4 +1,4 @@
-"""How like the base's features are: CKA on the built-in probe, as `speechft-merge compare` estimates it."""
+"""How like the base's features are: CKA on the built-in probe, by `speechft-merge compare --group-by file`."""
 
 from __future__ import annotations
 

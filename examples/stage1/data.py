@@ -14,8 +14,8 @@ from speechft_merge.scoring.clips import Clip, read_table
 from speechft_merge.scoring.folds import assign_folds
 from speechft_merge.scoring.probe_task import read_classes
 from speechft_merge.scoring.transcripts import normalise, read_transcribed
+from speechft_merge.similarity.audio import LONGEST, read_clip, seconds_of
 from speechft_merge.similarity.inputs import RATE
-from speechft_merge.similarity.probe import LONGEST, read_clip, seconds_of
 
 SPLITS = ("train", "dev", "test")
 LABEL, TEXT = "label", "text"

@@ -11,7 +11,7 @@ import torch
 from examples.stage1.data import LABEL, Recordings, Splits, within
 from examples.stage1.tasks import Task
 from speechft_merge.errors import UsageError
-from speechft_merge.similarity.probe import LONGEST
+from speechft_merge.similarity.audio import LONGEST
 from speechft_merge.stage1.trainer import StableFineTuningCallback
 
 EVALUATIONS = 20

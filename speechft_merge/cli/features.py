@@ -27,19 +27,29 @@ class ProbeOptions(OptionGroup):
         list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="Audio files or folders to compare on; may be repeated, - reads a list from stdin. Default: 24 clips "
-            "that come with the package.",
+            help="Audio files, folders or tables (.tsv: path, group) to compare on; may be repeated, - reads a list "
+            "from stdin. Default: 24 clips that come with the package.",
+        ),
+    ] = None
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help="Which recordings are one speaker's, the unit of error bars: auto (a table's groups, else the first "
+            "folder in which the paths differ, else the file name up to - or _; default), file (each its own), or a "
+            r"regular expression found in the path: '/(\d+)-'.",
         ),
     ] = None
     probe_seconds: Annotated[float | None, typer.Option(help="Seconds of audio, at most; default: 120.")] = None
     estimator: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="How to estimate CKA: utterance (unbiased; default), frame or biased."),
+        typer.Option(metavar="NAME", help="How to estimate CKA: group (unbiased; default), frame or biased."),
     ] = None
 
     def probed(self, work: WorkOptions) -> ProbeRequest:
         """Return what they ask for; a probe of `-` is read from stdin."""
-        from speechft_merge.similarity.request import SECONDS, ProbeRequest  # not for --help
+        from speechft_merge.similarity.grouping import AUTOMATIC  # not for --help
+        from speechft_merge.similarity.request import SECONDS, ProbeRequest
 
         paths: tuple[Path, ...] | None = None
         if self.probe:
@@ -48,7 +58,8 @@ class ProbeOptions(OptionGroup):
         return ProbeRequest(
             paths=paths,
             seconds=SECONDS if self.probe_seconds is None else self.probe_seconds,
-            estimator=self.estimator or "utterance",  # type: ignore[arg-type]
+            group_by=self.group_by or AUTOMATIC,
+            estimator=self.estimator or "group",  # type: ignore[arg-type]
             device=work.device,
             workers=work.workers,
         )
@@ -58,9 +69,7 @@ class ProbeOptions(OptionGroup):
 class FeatureOptions(ProbeOptions):
     """On what audio features are compared, how, and where the figures go."""
 
-    null: Annotated[bool, typer.Option("--null", help="Also measure the floor: the base on mismatched utterances.")] = (
-        False
-    )
+    null: Annotated[bool, typer.Option("--null", help="Also measure the floor: the base on mismatched speech.")] = False
     decoder: Annotated[
         bool, typer.Option("--decoder", help="Also compare the text decoders, on what the base hears in each clip.")
     ] = False

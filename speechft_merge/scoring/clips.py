@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import CheckpointError, NotFoundError, quote
-from speechft_merge.similarity.probe import read_clip
+from speechft_merge.errors import CheckpointError, quote
+from speechft_merge.similarity.audio import read_clip
+from speechft_merge.similarity.grouping import read_rows, require_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,16 +44,8 @@ def read_table(table: Path, column: str) -> list[Clip]:
         NotFoundError: the table, or a file that it names, does not exist.
         CheckpointError: a line is not of this form, or a path occurs twice.
     """
-    if not table.is_file():
-        raise NotFoundError(f"there is no file or folder {table}")
-    try:
-        lines = table.read_text("utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{table} cannot be read as UTF-8 text: {error}") from error
     header = ["path", column, "group"]
-    rows = [
-        (number, [cell.strip() for cell in line.split("\t")]) for number, line in enumerate(lines, 1) if line.strip()
-    ]
+    rows = read_rows(table)
     if rows and rows[0][1] == header[: len(rows[0][1])]:
         del rows[0]
     clips: dict[str, Clip] = {}
@@ -66,12 +59,7 @@ def read_table(table: Path, column: str) -> list[Clip]:
         if path in clips:
             raise CheckpointError(f"{table}, line {number}: {quote(path)} occurs twice")
         clips[path] = Clip(path, table.parent / path, label, group)
-    missing = [clip.id for clip in clips.values() if not clip.path.is_file()]
-    if missing:
-        raise NotFoundError(
-            f"{table}: {len(missing)} of {len(clips)} files do not exist, first {quote(missing[0])}",
-            hint="paths are from the folder of the table",
-        )
+    require_files(table, clips)
     return sorted(clips.values())
 
 

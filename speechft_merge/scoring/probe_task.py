@@ -15,7 +15,8 @@ from speechft_merge.scoring.clips import Clip, Recordings, digest, read_table
 from speechft_merge.scoring.folds import assign_folds
 from speechft_merge.scoring.ridge import held_out
 from speechft_merge.scoring.scores import Better, Score, Unit
-from speechft_merge.similarity.probe import LONGEST, SUFFIXES, find_audio, seconds_of
+from speechft_merge.similarity.audio import LONGEST, seconds_of
+from speechft_merge.similarity.probe import SUFFIXES, find_audio
 from speechft_merge.similarity.request import PACKAGES
 
 if TYPE_CHECKING:

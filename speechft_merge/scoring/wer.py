@@ -12,7 +12,7 @@ from speechft_merge.scoring.answers import parse_name
 from speechft_merge.scoring.clips import Clip, Recordings, digest, read_table
 from speechft_merge.scoring.scores import Better, Score, Unit
 from speechft_merge.scoring.transcripts import normalise, read_transcribed
-from speechft_merge.similarity.probe import LONGEST, seconds_of
+from speechft_merge.similarity.audio import LONGEST, seconds_of
 from speechft_merge.similarity.request import PACKAGES
 
 if TYPE_CHECKING:

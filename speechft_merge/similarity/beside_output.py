@@ -22,7 +22,7 @@ def put_beside(output: Path, report: Report) -> Report:
     """Put a report into the output of a merge, in place of an earlier one. The rest of the card stays as it is.
 
     Returns:
-        The report as it was written: without paths of this machine, since the folder may be pushed.
+        The report as it was written: without paths of this machine or names of people, since it may be pushed.
 
     Raises:
         OutputError, WriteError: the folder cannot be written.
@@ -30,7 +30,8 @@ def put_beside(output: Path, report: Report) -> Report:
     """
     models = {role: card.short(name) for role, name in report.models.items()} | {"merged": output.name}
     skipped = {PurePath(path).name: why for path, why in report.probe.skipped.items()}
-    report = replace(report, models=models, probe=replace(report.probe, skipped=skipped))
+    groups = {str(number): clips for number, clips in enumerate(report.probe.groups.values(), 1)}  # may be people
+    report = replace(report, models=models, probe=replace(report.probe, skipped=skipped, groups=groups))
     figure = draw_lines(report, ".png")
     write_whole(output / manifest.SIMILARITY, (json.dumps(report.to_json(), indent=2) + "\n").encode())
     write_whole(output / manifest.FIGURE, figure)
@@ -47,10 +48,10 @@ def make_section(report: Report) -> str:
     origin = "the tool's built-in probe" if report.probe.origin == "built-in" else "a probe"
     return "\n".join(
         [
-            f"CKA of the features, layer by layer, on {origin} of {report.utterances} utterances "
-            f"({report.probe.seconds:.0f} s of speech, sha256 `{report.probe.sha256[:16]}`), estimator "
-            f"`{report.estimator}`, with standard errors over utterances. `input` is the input of the "
-            "first block, and a number the output of that block; drift is that of the weights, as above.",
+            f"CKA of the features, layer by layer, on {origin} of {report.probe.seconds:.0f} s of speech "
+            f"(sha256 `{report.probe.sha256[:16]}`), estimator `{report.estimator}`: {as_markdown(report.of_what())}. "
+            "`input` is the input of the first block, and a number the output of that block; drift is that of the "
+            "weights, as above.",
             "",
             f"![layer against CKA]({manifest.FIGURE})",
             "",

@@ -1,10 +1,11 @@
-"""Computes centred kernel alignment of representations from sums over utterances: exact, one pass, O(width^2) memory.
+"""Computes centred kernel alignment of representations from sums over groups: exact, one pass, O(width^2) memory.
 
-Rows are frames. The frames of one utterance are far from independent, so the estimator by default takes utterances as
-the independent units; the two that papers use, over frames as if they were independent, come from the same sums:
+Rows are frames. Those of one speaker are far from independent, in one utterance or several, so the estimator by default
+takes groups as the independent units: all frames of a speaker, of a recording, or of a clip where no more is known. The
+two that papers use, over frames as if they were independent, come from the same sums:
 
-- `utterance`: each HSIC is a U-statistic over four different utterances, each frame weighing 1/frames of its utterance.
-  Unrelated representations read 0 on average, however few the utterances.
+- `group`: each HSIC is a U-statistic over four different groups, each frame weighing 1/frames of its group.
+  Unrelated representations read 0 on average, however few the groups and however alike their clips.
 - `frame`: HSIC_1 of Song et al. 2012 (JMLR 13) over frames, as in Nguyen et al. 2021 (arXiv:2010.15327). On speech it
   stays far above 0 for unrelated representations, since neighbouring frames are alike.
 - `biased`: HSIC_0, as in Kornblith et al. 2019 (arXiv:1905.00414). Rises to 1 as frames get fewer than dimensions.
@@ -12,7 +13,7 @@ the independent units; the two that papers use, over frames as if they were inde
 CKA = HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)). It is never clamped and nothing is added to a denominator: unbiased
 values may leave [0, 1], and where a denominator is not positive there is no value.
 
-Frames are shifted by the mean of their representation's first utterance, which changes no HSIC and keeps single
+Frames are shifted by the mean of their representation's first group, which changes no HSIC and keeps single
 precision products exact to 1e-8 even where dimensions have means of hundreds; sums are kept in double precision.
 """
 
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from speechft_merge.student import t_quantile
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -31,13 +34,13 @@ if TYPE_CHECKING:
 
 _Sum = TypeVar("_Sum", float, torch.Tensor)
 
-LEAST_UTTERANCES = 4
+LEAST_GROUPS = 4
 """The U-statistic takes four different ones at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shifted:
-    """The frames of one utterance, ready to be summed.
+    """The frames of one group, ready to be summed.
 
     frames: float32, (frames, width), less the representation's shift. squares: float64, (frames,), their squared norms.
     mean: float64, (width,), their mean.
@@ -49,7 +52,7 @@ class Shifted:
 
 
 class Representation:
-    """Sums of one representation (one layer of one model) over some utterances."""
+    """Sums of one representation (one layer of one model) over some groups."""
 
     def __init__(self) -> None:
         self._shift: Tensor | None = None
@@ -60,7 +63,7 @@ class Representation:
         self._means: list[Tensor] = []
 
     def add(self, frames: Tensor) -> Shifted:
-        """Add one utterance: floats, (frames, width), at least one frame."""
+        """Add one group: floats, (frames, width), at least one frame."""
         if self._shift is None:
             self._shift = frames.float().mean(0)
         shifted = frames.float() - self._shift
@@ -80,7 +83,7 @@ class Representation:
 
     @property
     def means(self) -> Tensor:
-        """Mean of each utterance: float64, (utterances, width)."""
+        """Mean of each group: float64, (groups, width)."""
         return torch.stack(self._means)
 
     @property
@@ -91,11 +94,11 @@ class Representation:
 
 @dataclass(slots=True)
 class _Products:
-    """Sums in float64 over utterances u: C_u = X_u'Y_u / frames of u, s_u and t_u its means."""
+    """Sums in float64 over groups u: C_u = X_u'Y_u / frames of u, s_u and t_u its means."""
 
     frames: Tensor
     """X'Y over all frames: (width of x, width of y)."""
-    utterances: Tensor
+    groups: Tensor
     """Sum of C_u: likewise."""
     right: Tensor
     """Sum of C_u t_u: (width of x,)."""
@@ -108,7 +111,7 @@ class _Products:
 
     @classmethod
     def zeros(cls, x: Tensor, y: Tensor) -> _Products:
-        """Return the sums before the first utterance; x and y are vectors of the two widths."""
+        """Return the sums before the first group; x and y are vectors of the two widths."""
         matrix = torch.outer(torch.zeros_like(x), y)
         x, y = torch.zeros_like(x), torch.zeros_like(y)
         return cls(matrix, matrix.clone(), x, y, x.clone(), y.clone())
@@ -121,7 +124,7 @@ class Cross:
         self.x = x
         self.y = y
         self.norms: list[float] = []
-        """||C_u||^2 of each utterance."""
+        """||C_u||^2 of each group."""
         self.inner: list[float] = []
         """s_u' C_u t_u of each."""
         self.squares = 0.0
@@ -130,12 +133,12 @@ class Cross:
 
     @property
     def sums(self) -> _Products:
-        """The sums; defined from the first utterance on."""
+        """The sums; defined from the first group on."""
         assert self._sums is not None
         return self._sums
 
     def add(self, x: Shifted, y: Shifted) -> Tensor:
-        """Add one utterance, as `Representation.add` returned it for either side.
+        """Add one group, as `Representation.add` returned it for either side.
 
         Returns:
             X'Y of its frames: float32, (width of x, width of y).
@@ -146,7 +149,7 @@ class Cross:
         x64, y64 = x.frames.double(), y.frames.double()
         product = x.frames.T @ y.frames
         sums.frames += product
-        sums.utterances.add_(product, alpha=1 / count)
+        sums.groups.add_(product, alpha=1 / count)
         self.norms.append(float(torch.dot(product.view(-1), product.view(-1))) / count**2)
         right = x64.T @ (y64 @ y.mean) / count
         sums.right += right
@@ -160,8 +163,8 @@ class Cross:
 
 def hsic(cross: Cross, estimator: Estimator) -> float:
     """Estimate the Hilbert-Schmidt independence criterion with linear kernels; nan if there are too few units."""
-    if estimator == "utterance":
-        return _hsic_of_utterances(cross)
+    if estimator == "group":
+        return _hsic_of_groups(cross)
     x, y, sums, n = cross.x, cross.y, cross.sums, cross.x.frames
     mean_x, mean_y = x.sum / n, y.sum / n
     centred = float((sums.frames - torch.outer(x.sum, mean_y)).square().sum())
@@ -182,7 +185,7 @@ def hsic(cross: Cross, estimator: Estimator) -> float:
     return (centred - n / (n - 2) * diagonal + x.scatter * y.scatter / ((n - 1) * (n - 2))) / (n * (n - 3))
 
 
-def cka(cross: Cross, x: Cross, y: Cross, estimator: Estimator = "utterance") -> float:
+def cka(cross: Cross, x: Cross, y: Cross, estimator: Estimator = "group") -> float:
     """Return HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)); nan where a denominator is not positive.
 
     Args:
@@ -217,17 +220,17 @@ def mean_cosine(x: Tensor, y: Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(x.double(), y.double()).mean())
 
 
-def _hsic_of_utterances(cross: Cross) -> float:
-    """Return the U-statistic: mean over ordered four different utterances u, v, w, z of the frame-averaged
+def _hsic_of_groups(cross: Cross) -> float:
+    """Return the U-statistic: mean over ordered four different groups u, v, w, z of the frame-averaged
     K_uv L_uv - 2 K_uv L_uw + K_uv L_wz, where K and L are the Gram matrices."""
     pairs, triples = _pairs_and_triples(cross)
     quadruples = float(_Quadruples(cross).all)
     return float(_combine(len(cross.norms), pairs, triples, quadruples))
 
 
-def _combine(utterances: int, pairs: _Sum, triples: _Sum, quadruples: _Sum) -> _Sum:
-    u = utterances
-    if u < LEAST_UTTERANCES:
+def _combine(groups: int, pairs: _Sum, triples: _Sum, quadruples: _Sum) -> _Sum:
+    u = groups
+    if u < LEAST_GROUPS:
         return pairs * math.nan
     return (
         pairs / (u * (u - 1)) - 2 * triples / (u * (u - 1) * (u - 2)) + quadruples / (u * (u - 1) * (u - 2) * (u - 3))
@@ -235,22 +238,22 @@ def _combine(utterances: int, pairs: _Sum, triples: _Sum, quadruples: _Sum) -> _
 
 
 def _pairs_and_triples(cross: Cross) -> tuple[float, float]:
-    """Return the sums over ordered different utterances of <C_u, C_v>, and of s_v' C_u t_w."""
+    """Return the sums over ordered different groups of <C_u, C_v>, and of s_v' C_u t_w."""
     sums, s, t = cross.sums, cross.x.means, cross.y.means
     sum_s, sum_t = s.sum(0), t.sum(0)
-    pairs = float(sums.utterances.square().sum()) - math.fsum(cross.norms)
+    pairs = float(sums.groups.square().sum()) - math.fsum(cross.norms)
     triples = (
-        float(sum_s @ sums.utterances @ sum_t)
+        float(sum_s @ sums.groups @ sum_t)
         - float(sum_s @ sums.right)
         - float(sums.left @ sum_t)
         + 2 * math.fsum(cross.inner)
-        - float(((s @ sums.utterances) * t).sum())
+        - float(((s @ sums.groups) * t).sum())
     )
     return pairs, triples
 
 
 class _Quadruples:
-    """Sums over ordered four different utterances of (s_u.s_v)(t_w.t_z): of all, and without each one."""
+    """Sums over ordered four different groups of (s_u.s_v)(t_w.t_z): of all, and without each one."""
 
     def __init__(self, cross: Cross) -> None:
         s, t = cross.x.means, cross.y.means
@@ -272,20 +275,20 @@ class _Quadruples:
 
 
 class LeaveOneOut:
-    """HSIC (`utterance`) without each utterance: a second pass, over the same utterances in the same order.
+    """HSIC (`group`) without each group: a second pass, over the same groups in the same order.
 
-    All sums are linear in the utterances but <W, C_v>, which needs the sum of all first: hence the second pass.
+    All sums are linear in the groups but <W, C_v>, which needs the sum of all first: hence the second pass.
     """
 
     def __init__(self, cross: Cross) -> None:
         self._cross = cross
-        self._single = cross.sums.utterances.float()
+        self._single = cross.sums.groups.float()
         self._s, self._t = cross.x.means, cross.y.means
         self._sums = self._s.sum(0), self._t.sum(0)
         self._terms: list[tuple[float, ...]] = []
 
     def add(self, x: Shifted, y: Shifted, product: Tensor | None = None) -> None:
-        """Add one utterance, as `Representation.add` returned it; and what `Cross.add` did, if it was kept."""
+        """Add one group, as `Representation.add` returned it; and what `Cross.add` did, if it was kept."""
         product = x.frames.T @ y.frames if product is None else product
         count, (sum_s, sum_t) = len(x.frames), self._sums
         x64, y64 = x.frames.double(), y.frames.double()
@@ -296,9 +299,9 @@ class LeaveOneOut:
         self._terms.append(tuple(terms.tolist()))
 
     def hsic(self) -> Tensor:
-        """Return HSIC without each utterance: float64, (utterances,)."""
+        """Return HSIC without each group: float64, (groups,)."""
         cross, s, t, (sum_s, sum_t) = self._cross, self._s, self._t, self._sums
-        w, right, left = cross.sums.utterances, cross.sums.right, cross.sums.left
+        w, right, left = cross.sums.groups, cross.sums.right, cross.sums.left
         new = s.new_tensor
         overlap, means, s_c_t, own_c_t, s_c_own = new(self._terms).unbind(1)
         norms, inner = new(cross.norms), new(cross.inner)
@@ -306,7 +309,7 @@ class LeaveOneOut:
         sw = s @ w
         own = (sw * t).sum(1)  # s_v' W t_v
         pairs = all_pairs - 2 * overlap + 2 * norms
-        # each line takes the terms with utterance v from one of the five sums of `_pairs_and_triples`
+        # each line takes the terms with group v from one of the five sums of `_pairs_and_triples`
         triples = (
             all_triples
             + (-sw @ sum_t - t @ (sum_s @ w) + own - s_c_t + own_c_t + s_c_own - inner)
@@ -319,7 +322,7 @@ class LeaveOneOut:
 
 
 def replicates(cross: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return CKA without each utterance, from the three HSICs without each: (utterances,); nan where `cka` would be."""
+    """Return CKA without each group, from the three HSICs without each: (groups,); nan where `cka` would be."""
     return torch.where((x > 0) & (y > 0), cross / (x * y).abs().sqrt(), math.nan)
 
 
@@ -327,7 +330,22 @@ def standard_error(values: Tensor) -> float:
     """Return an estimate's error by the delete-one jackknife: sqrt((u - 1)/u sum over v of (value_v - mean)^2).
 
     Args:
-        values: the estimate without each utterance, (utterances,); one nan makes the error nan.
+        values: the estimate without each group, (groups,); one nan makes the error nan.
     """
     u = len(values)
     return math.sqrt((u - 1) / u * float((values - values.mean()).square().sum())) if u > 1 else math.nan
+
+
+def interval(value: float, without: Tensor) -> tuple[float, float, float]:
+    """Return an estimate's standard error and the ends of its 95 % interval, by Student's t: nan where there are none.
+
+    On simulated speakers it holds the truth 93 to 97 times in 100 from 10 groups on; with fewer, and for CKA near 0, it
+    is rather too wide (`tests/similarity/test_interval_coverage_of_cka.py`). It may leave [0, 1].
+
+    Args:
+        value: the estimate.
+        without: the estimate without each group, (groups,).
+    """
+    error = standard_error(without)
+    half = float(t_quantile(max(len(without) - 1.0, 1.0))) * error
+    return error, value - half, value + half

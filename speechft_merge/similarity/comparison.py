@@ -14,10 +14,11 @@ import torch
 from speechft_merge.checkpoints.companions import FEATURE_EXTRACTOR
 from speechft_merge.errors import CheckpointError, DeviceError, MismatchError
 from speechft_merge.executor.device import AUTO, CPU, open_device
-from speechft_merge.similarity.cka import LEAST_UTTERANCES
+from speechft_merge.similarity.cka import LEAST_GROUPS
 from speechft_merge.similarity.encoders import build_encoder, exact_products
+from speechft_merge.similarity.floor import measure_floor
 from speechft_merge.similarity.inputs import InputMaker, settings_differ
-from speechft_merge.similarity.measure import measure, measure_grid, measure_kept, measure_null, torch_threads
+from speechft_merge.similarity.measure import measure, measure_grid, measure_kept, torch_threads
 from speechft_merge.similarity.models import (
     ComparedModels,
     drift_by_layer,
@@ -41,12 +42,13 @@ if TYPE_CHECKING:
     from speechft_merge.executor.drift import Drift
     from speechft_merge.record.layers import LayerKey
     from speechft_merge.similarity.encoders import Encoder
+    from speechft_merge.similarity.floor import Floor
     from speechft_merge.similarity.inputs import Batch
-    from speechft_merge.similarity.measure import LayerResult, Utterance
+    from speechft_merge.similarity.measure import Group, LayerResult
     from speechft_merge.similarity.models import EncoderSource
 
-FEW_UTTERANCES = 20
-"""Below it the standard error is itself uncertain by a sixth or more."""
+FEW_GROUPS = 6
+"""Below it intervals are far too wide, and with four groups there are none."""
 ROLES = ("base", "finetuned", "merged")
 
 Progress = Callable[[int, int], None]
@@ -82,21 +84,23 @@ def compare_models(
 def _compare(models: ComparedModels, request: ProbeRequest, device: torch.device, progress: Progress | None) -> Report:
     sources = encoder_sources(models, decoder=request.decoder)
     maker, of_inputs = make_inputs(sources[0], sources[1])
-    probe = read_probe(request.paths, maker.rate, request.seconds)
-    clips, of_clips = usable_clips(probe, maker)
+    probe = read_probe(request.paths, maker.rate, request.seconds, request.group_by)
+    usable = usable_clips(probe, maker)
     encoders, drifts = _build_encoders(models, sources, device, request.decoder)
     with torch_threads(request.workers), exact_products():
-        found = _measure(encoders, maker, clips, request, progress)
+        found = _measure(encoders, maker, usable.groups, request, progress)
     return Report(
         models=dict(zip(ROLES, (encoder.name for encoder in encoders), strict=True)),
         probe=probe.record,
         estimator=request.estimator,
-        utterances=len(clips),
+        utterances=sum(map(len, usable.groups)),
+        groups=len(usable.groups),
+        grouped_by=usable.by,
         frames=found.frames,
-        layers=make_rows(found.results, drift_by_layer(drifts, encoders[0], found.results), found.nulls),
+        layers=make_rows(found.results, drift_by_layer(drifts, encoders[0], found.results), found.floors),
         mean=mean_by_pair(found.results),
         grids=found.grids,
-        warnings=(*models.warnings, *of_inputs, *of_clips, *found.warnings),
+        warnings=(*models.warnings, *of_inputs, *usable.warnings, *found.warnings),
         versions=_versions(),
         seconds=found.seconds,
     )
@@ -131,12 +135,53 @@ def make_inputs(base: EncoderSource, finetuned: EncoderSource) -> tuple[InputMak
     return InputMaker(base.config, base.extractor or finetuned.extractor), warnings
 
 
-def usable_clips(probe: Probe, maker: InputMaker) -> tuple[list[NDArray[np.float32]], list[str]]:
-    """Return the clips that are long enough for a frame, and warnings.
+@dataclass(frozen=True, slots=True)
+class UsableClips:
+    """The clips of a probe that a model can take, group by group."""
+
+    groups: list[list[NDArray[np.float32]]]
+    """Of each group its clips, (samples,)."""
+    by: str
+    """What told the groups, as `ProbeRecord` has it; `file` or `clip` where each of these is taken as one."""
+    warnings: list[str]
+
+
+def usable_clips(probe: Probe, maker: InputMaker) -> UsableClips:
+    """Return the clips that are long enough for a frame, by group.
+
+    If there are too few groups, each file is taken as one; if there are too few files, each clip.
 
     Raises:
-        CheckpointError: there are too few.
+        CheckpointError: there are too few clips, too.
     """
+    usable = [place for place, clip in enumerate(probe.clips) if maker.frames_of(len(clip)) > 0]
+    warnings = _warnings_of(probe, maker, len(usable))
+    if len(usable) < LEAST_GROUPS:
+        raise CheckpointError(
+            f"the probe's {probe.seconds:.1f} seconds give {len(usable)} usable clip{'s' * (len(usable) != 1)}, at "
+            f"least {LEAST_GROUPS} are needed",
+            hint="give more audio (--probe), or let more of it be used (--probe-seconds)",
+        )
+    ways = {probe.grouped_by: probe.groups, "file": probe.files, "clip": range(len(probe.clips))}
+    counts = {by: len({of[place] for place in usable}) for by, of in ways.items()}
+    by = next(by for by, count in counts.items() if count >= LEAST_GROUPS)
+    if by != probe.grouped_by:
+        first = counts[probe.grouped_by]
+        warnings.append(
+            f"the {len(usable)} clips are of {first} group{'s' * (first > 1)} (by {probe.grouped_by}), at least "
+            f"{LEAST_GROUPS} are needed: each {by} is taken as one, and error bars say nothing of other voices"
+        )
+    if counts[by] < FEW_GROUPS:
+        warnings.append(
+            f"the probe has {counts[by]} groups (by {by}); with fewer than {FEW_GROUPS} the figures are rough"
+        )
+    groups: dict[object, list[NDArray[np.float32]]] = {}
+    for place in usable:
+        groups.setdefault(ways[by][place], []).append(probe.clips[place])
+    return UsableClips([*groups.values()], by, warnings)
+
+
+def _warnings_of(probe: Probe, maker: InputMaker, usable: int) -> list[str]:
     warnings = []
     if probe.skipped:
         path, why = next(iter(probe.skipped.items()))
@@ -144,23 +189,15 @@ def usable_clips(probe: Probe, maker: InputMaker) -> tuple[list[NDArray[np.float
             f"{len(probe.skipped)} files of the probe are not used: {PurePath(path).name} {why}"
             + (", ..." if len(probe.skipped) > 1 else "")
         )
-    clips = [clip for clip in probe.clips if maker.frames_of(len(clip)) > 0]
-    if len(clips) < len(probe.clips):
-        warnings.append(f"{len(probe.clips) - len(clips)} clips are too short for one frame of the model")
-    if len(clips) < LEAST_UTTERANCES:
-        raise CheckpointError(
-            f"the probe has {len(clips)} usable utterances, at least {LEAST_UTTERANCES} are needed",
-            hint=f"give {FEW_UTTERANCES} or more (--probe, --probe-seconds)",
-        )
-    if len(clips) < FEW_UTTERANCES:
-        warnings.append(
-            f"the probe has {len(clips)} utterances; with fewer than {FEW_UTTERANCES} the figures are rough"
-        )
-    if maker.longest is not None and any(len(clip) > maker.longest for clip in clips):
+    if probe.repeated:
+        warnings.append(f"{probe.repeated} clips have the samples of another one, and are not counted again")
+    if usable < len(probe.clips):
+        warnings.append(f"{len(probe.clips) - usable} clips are too short for one frame of the model")
+    if maker.longest is not None and any(len(clip) > maker.longest for clip in probe.clips):
         warnings.append(f"clips longer than the model's window of {maker.longest / maker.rate:g} s are cut to it")
     if maker.counts_padding:
         warnings.append("the model pads every clip to its window, and what it makes of the padding counts, too")
-    return clips, warnings
+    return warnings
 
 
 @dataclass(slots=True)
@@ -169,7 +206,7 @@ class _Figures:
 
     frames: int = 0
     results: dict[LayerKey, LayerResult] = field(default_factory=dict)
-    nulls: list[float] = field(default_factory=list)
+    floors: list[Floor] = field(default_factory=list)
     grids: dict[str, list[list[float]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ROLES, 0.0))
     """Seconds that each step took."""
@@ -177,23 +214,28 @@ class _Figures:
 
 
 def _measure(
-    encoders: list[Encoder], maker: InputMaker, clips: list[NDArray[np.float32]], request: ProbeRequest,
+    encoders: list[Encoder], maker: InputMaker, groups: list[list[NDArray[np.float32]]], request: ProbeRequest,
     progress: Progress | None,
 ) -> _Figures:  # fmt: skip
-    keys = _layers_of(encoders[0], encoders[0].with_tokens(next(iter(maker.batches(clips[:1])))))
-    figures, expected = _Figures(), sum(maker.frames_of(len(clip)) for clip in clips)
+    keys = _layers_of(encoders[0], encoders[0].with_tokens(next(iter(maker.batches(groups[0][:1])))))
+    figures, expected = _Figures(), sum(maker.frames_of(len(clip)) for group in groups for clip in group)
     began = time.perf_counter()
-    batches = map(encoders[0].with_tokens, maker.batches(clips))
-    utterances = _reporting(_run(encoders, batches, figures), len(clips), progress)
-    first = next(utterances)
-    if _bytes_per_frame(first) * expected <= request.memory:
-        layers = [list(layer) for layer in zip(first, *utterances, strict=True)]
+    found = _run_groups(encoders, maker, groups, figures, progress)
+    first = next(found)
+    found = itertools.chain([first], found)
+    if _bytes_per_frame(first[0]) * expected <= request.memory:
+        lengths: list[list[list[int]]] = []
+        joined = []
+        for clips in found:
+            lengths.append([[len(sides[0]) for sides in clip] for clip in clips])
+            joined.append(_join(clips))
+        layers = [list(layer) for layer in zip(*joined, strict=True)]
         results = measure_kept(layers, request.estimator)
-        figures.nulls = measure_null(layers, request.estimator) if request.null else []
+        figures.floors = measure_floor(layers, lengths, request.estimator) if request.null else []
         wanted = ("base_finetuned", "base_merged") if request.grid else ()
         figures.grids = {name: measure_grid(layers, PAIRS[name], request.estimator) for name in wanted}
     else:
-        results = measure(itertools.chain([first], utterances), request.estimator)
+        results = measure(map(_join, found), request.estimator)
         figures.warnings = (
             f"the features of some {expected} frames do not fit into {request.memory / 1e6:.0f} MB: no standard "
             "errors, floor or grid (nothing is drawn for --heatmap); pass fewer --probe-seconds or more --memory",
@@ -218,7 +260,23 @@ def _layers_of(encoder: Encoder, batch: Batch) -> list[LayerKey]:
     return [*once]
 
 
-def _run(encoders: list[Encoder], batches: Iterable[Batch], figures: _Figures) -> Iterator[list[Utterance]]:
+def _run_groups(
+    encoders: list[Encoder], maker: InputMaker, groups: list[list[NDArray[np.float32]]], figures: _Figures,
+    progress: Progress | None,
+) -> Iterator[list[list[Group]]]:  # fmt: skip
+    """Yield the features of all encoders, group by group: of each its clips, of these their layers."""
+    done, total = 0, sum(map(len, groups))
+    for group in groups:
+        found = []
+        for clip in _run(encoders, map(encoders[0].with_tokens, maker.batches(group)), figures):
+            found.append(clip)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        yield found
+
+
+def _run(encoders: list[Encoder], batches: Iterable[Batch], figures: _Figures) -> Iterator[list[Group]]:
     """Yield the features of all encoders, clip by clip: of each, layer by layer. Count frames and seconds."""
     for batch in batches:
         found = []
@@ -232,13 +290,9 @@ def _run(encoders: list[Encoder], batches: Iterable[Batch], figures: _Figures) -
             yield [list(sides) for sides in zip(*(states.values() for states in clip), strict=True)]
 
 
-def _reporting(
-    utterances: Iterator[list[Utterance]], total: int, progress: Progress | None
-) -> Iterator[list[Utterance]]:
-    for done, utterance in enumerate(utterances, 1):
-        yield utterance
-        if progress is not None:
-            progress(done, total)
+def _join(clips: list[list[Group]]) -> list[Group]:
+    """Return the features of a group, layer by layer, from those of its clips."""
+    return [[torch.cat(states) for states in zip(*layer, strict=True)] for layer in zip(*clips, strict=True)]
 
 
 def _require_same_layers(clip: Sequence[dict[LayerKey, Tensor]]) -> None:
@@ -249,8 +303,8 @@ def _require_same_layers(clip: Sequence[dict[LayerKey, Tensor]]) -> None:
         raise MismatchError(f"the models differ in depth ({told}): there is no layer-by-layer comparison")
 
 
-def _bytes_per_frame(utterance: list[Utterance]) -> float:
-    return sum(features.numel() * 4 / len(features) for layer in utterance for features in layer)
+def _bytes_per_frame(clip: list[Group]) -> float:
+    return sum(features.numel() * 4 / len(features) for layer in clip for features in layer)
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Measures every layer of two or three encoders on one probe, from hidden states, one utterance at a time."""
+"""Measures every layer of two or three encoders on one probe, from hidden states, one group at a time."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from speechft_merge.similarity.cka import (
     Representation,
     cka,
     hsic,
+    interval,
     mean_cosine,
     normalise,
     procrustes,
     replicates,
-    standard_error,
 )
 from speechft_merge.similarity.request import ESTIMATORS
 
@@ -43,8 +43,8 @@ PRODUCTS = 256 << 20
 
 _Result = TypeVar("_Result")
 
-Utterance = list["Tensor"]
-"""The features of one utterance in one layer, one tensor (frames, width) for each encoder."""
+Group = list["Tensor"]
+"""The features of one group in one layer, one tensor (frames, width) for each encoder."""
 
 Pair = tuple[int, int]
 """Two encoders, by their indexes, the smaller one first."""
@@ -57,12 +57,26 @@ class Similarity:
     cka: float
     """CKA by the requested estimator."""
     se: float
-    """Its standard error; of the estimator `utterance` only, and where the features could be kept."""
+    """Its standard error; of the estimator `group` only, and where the features could be kept."""
+    low: float
+    """Lower end of its 95 % interval; where it has a standard error."""
+    high: float
+    """Upper end."""
     frame: float
     biased: float
     procrustes: float
     cosine: float
-    """Mean over frames, then over utterances; nan if the widths differ."""
+    """Mean over frames, then over groups; nan if the widths differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeanSimilarity:
+    """Mean CKA over layers, and its error as `Similarity` has it."""
+
+    cka: float
+    se: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
 
 
 class LayerResult(NamedTuple):
@@ -70,14 +84,14 @@ class LayerResult(NamedTuple):
 
     pairs: dict[Pair, Similarity]
     replicates: dict[Pair, Tensor]
-    """CKA without each utterance; empty where the features were not kept."""
+    """CKA without each group; empty where the features were not kept."""
 
 
 class LayerMeter:
-    """Sums of one layer, over the utterances so far: O(width^2) memory for each pair of encoders."""
+    """Sums of one layer, over the groups so far: O(width^2) memory for each pair of encoders."""
 
     def __init__(self, encoders: int) -> None:
-        self.utterances = 0
+        self.groups = 0
         self._sides = [Representation() for _ in range(encoders)]
         self._crosses = {
             (i, j): Cross(self._sides[i], self._sides[j])
@@ -85,19 +99,19 @@ class LayerMeter:
         }
         self._cosines = dict.fromkeys(itertools.combinations(range(encoders), 2), 0.0)
 
-    def add(self, utterance: Utterance) -> None:
-        """Add one utterance."""
-        shifted = self._shift(utterance)
+    def add(self, group: Group) -> None:
+        """Add one group."""
+        shifted = self._shift(group)
         for (i, j), cross in self._crosses.items():
             cross.add(shifted[i], shifted[j])
 
-    def add_all(self, utterances: Sequence[Utterance], errors: bool) -> dict[Pair, Tensor]:
-        """Add all utterances, one pair of encoders after the other.
+    def add_all(self, groups: Sequence[Group], errors: bool) -> dict[Pair, Tensor]:
+        """Add all groups, one pair of encoders after the other.
 
         Returns:
-            With `errors`, CKA without each utterance: of each pair, float64, (utterances,).
+            With `errors`, CKA without each group: of each pair, float64, (groups,).
         """
-        shifted = [self._shift(utterance) for utterance in utterances]
+        shifted = [self._shift(group) for group in groups]
         without = {}
         for (i, j), cross in self._crosses.items():
             pairs = [(sides[i], sides[j]) for sides in shifted]
@@ -115,12 +129,12 @@ class LayerMeter:
             return {}
         return {(i, j): replicates(without[i, j], without[i, i], without[j, j]).cpu() for i, j in self._cosines}
 
-    def _shift(self, utterance: Utterance) -> list[Shifted]:
+    def _shift(self, group: Group) -> list[Shifted]:
         for i, j in self._cosines:
-            alike = utterance[i].shape == utterance[j].shape
-            self._cosines[i, j] += mean_cosine(utterance[i], utterance[j]) if alike else math.nan
-        self.utterances += 1
-        return [side.add(frames) for side, frames in zip(self._sides, utterance, strict=True)]
+            alike = group[i].shape == group[j].shape
+            self._cosines[i, j] += mean_cosine(group[i], group[j]) if alike else math.nan
+        self.groups += 1
+        return [side.add(frames) for side, frames in zip(self._sides, group, strict=True)]
 
     def finish(self, estimator: Estimator, without: dict[Pair, Tensor] | None = None) -> LayerResult:
         """Return the figures; with standard errors if `without` is what `add_all` returned."""
@@ -131,49 +145,49 @@ class LayerMeter:
         }
         pairs = {
             pair: Similarity(
-                cka=values[estimator][pair],
-                se=standard_error(without[pair]) if without else math.nan,
+                values[estimator][pair],
+                *(interval(values[estimator][pair], without[pair]) if without else (math.nan,) * 3),
                 frame=values["frame"][pair],
                 biased=values["biased"][pair],
                 procrustes=procrustes(self._crosses[pair]),
-                cosine=cosine / self.utterances,
+                cosine=cosine / self.groups,
             )
             for pair, cosine in self._cosines.items()
         }
         return LayerResult(pairs, without or {})
 
 
-def measure(utterances: Iterable[Sequence[Utterance]], estimator: Estimator) -> list[LayerResult]:
+def measure(groups: Iterable[Sequence[Group]], estimator: Estimator) -> list[LayerResult]:
     """Measure in one pass, nothing kept: no standard errors.
 
     Args:
-        utterances: of each, its features layer by layer.
+        groups: of each, its features layer by layer.
         estimator: of the figure `cka`.
     """
     meters: list[LayerMeter] = []
-    for layers in utterances:
+    for layers in groups:
         meters = meters or [LayerMeter(len(layer)) for layer in layers]
-        _for_each(layers[0][0], LayerMeter.add, meters, layers)
+        for_each(layers[0][0], LayerMeter.add, meters, layers)
     return [meter.finish(estimator) for meter in meters]
 
 
-def measure_kept(layers: Sequence[Sequence[Utterance]], estimator: Estimator) -> list[LayerResult]:
+def measure_kept(layers: Sequence[Sequence[Group]], estimator: Estimator) -> list[LayerResult]:
     """Measure layer by layer, from features in memory: with standard errors, and the sums of few layers at a time.
 
     Args:
-        layers: of each, its features utterance by utterance.
+        layers: of each, its features group by group.
         estimator: of the figure `cka`.
     """
 
-    def measure_layer(utterances: Sequence[Utterance]) -> LayerResult:
-        meter = LayerMeter(len(utterances[0]))
-        without = meter.add_all(utterances, errors=estimator == "utterance")
+    def measure_layer(groups: Sequence[Group]) -> LayerResult:
+        meter = LayerMeter(len(groups[0]))
+        without = meter.add_all(groups, errors=estimator == "group")
         return meter.finish(estimator, without)
 
-    return _for_each(layers[0][0][0], measure_layer, layers)
+    return for_each(layers[0][0][0], measure_layer, layers)
 
 
-def _for_each(where: Tensor, function: Callable[..., _Result], *items: Iterable[Any]) -> list[_Result]:
+def for_each(where: Tensor, function: Callable[..., _Result], *items: Iterable[Any]) -> list[_Result]:
     """Call a function on as many threads as torch has, within reason, each running its operations alone; one for a GPU.
 
     These are many and small: shared among threads, they took three times as long on two cores as on one.
@@ -197,31 +211,14 @@ def torch_threads(count: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def measure_null(layers: Sequence[Sequence[Utterance]], estimator: Estimator) -> list[float]:
-    """Measure the floor, where nothing is in common: CKA of the first encoder with itself on another utterance.
-
-    Utterance u is paired with u + half of them, and both are cut to the shorter one's frames.
-    """
-
-    def measure_layer(utterances: Sequence[Utterance]) -> float:
-        meter, half = LayerMeter(2), len(utterances) // 2
-        for u, utterance in enumerate(utterances):
-            ours, other = utterance[0], utterances[(u + half) % len(utterances)][0]
-            count = min(len(ours), len(other))
-            meter.add([ours[:count], other[:count]])
-        return meter.finish(estimator).pairs[0, 1].cka
-
-    return _for_each(layers[0][0][0], measure_layer, layers)
-
-
-def measure_grid(layers: Sequence[Sequence[Utterance]], pair: Pair, estimator: Estimator) -> list[list[float]]:
+def measure_grid(layers: Sequence[Sequence[Group]], pair: Pair, estimator: Estimator) -> list[list[float]]:
     """Measure CKA of every layer of one encoder (rows) with every layer of another (columns)."""
-    rows, columns = ([summarise([utterance[which] for utterance in layer]) for layer in layers] for which in pair)
+    rows, columns = ([summarise([group[which] for group in layer]) for layer in layers] for which in pair)
 
     def measure_row(row: Side) -> list[float]:
         return [measure_between(row, column, estimator) for column in columns]
 
-    return _for_each(layers[0][0][0], measure_row, rows)
+    return for_each(layers[0][0][0], measure_row, rows)
 
 
 def measure_against(
@@ -230,7 +227,7 @@ def measure_against(
     """Measure CKA of one encoder with others whose features were summarised before: layer by layer, one figure each.
 
     Args:
-        layers: of each, the features of the encoder, utterance by utterance: (frames, width).
+        layers: of each, the features of the encoder, group by group: (frames, width).
         others: of each other encoder, its layers by `summarise`.
         estimator: of CKA.
     """
@@ -239,7 +236,7 @@ def measure_against(
         ours = summarise(features)
         return [measure_between(ours, side, estimator) for side in theirs]
 
-    return _for_each(layers[0][0], measure_layer, layers, *others)
+    return for_each(layers[0][0], measure_layer, layers, *others)
 
 
 def measure_between(row: Side, column: Side, estimator: Estimator) -> float:
@@ -256,21 +253,23 @@ def measure_between(row: Side, column: Side, estimator: Estimator) -> float:
     return cka(cross, own_x, own_y, estimator)
 
 
-def summarise(utterances: Sequence[Tensor]) -> Side:
-    """Return the sums of one encoder in one layer, those with itself and its features: (frames, width) an utterance."""
+def summarise(groups: Sequence[Tensor]) -> Side:
+    """Return the sums of one encoder in one layer, those with itself and its features: (frames, width) a group."""
     side = Representation()
     own = Cross(side, side)
-    shifted = [side.add(frames) for frames in utterances]
+    shifted = [side.add(frames) for frames in groups]
     for frames in shifted:
         own.add(frames, frames)
     return side, own, shifted
 
 
-def mean_over_layers(results: Sequence[LayerResult], pair: Pair) -> tuple[float, float]:
-    """Return a pair's mean CKA over the layers where it is defined, and its standard error (nan without replicates)."""
+def mean_over_layers(results: Sequence[LayerResult], pair: Pair) -> MeanSimilarity:
+    """Return a pair's mean CKA over the layers where it is defined; without error where a layer has none."""
     values = [result.pairs[pair].cka for result in results if math.isfinite(result.pairs[pair].cka)]
     if not values:
-        return math.nan, math.nan
+        return MeanSimilarity(math.nan)
+    mean = math.fsum(values) / len(values)
     kept = [result.replicates[pair] for result in results if pair in result.replicates]
-    error = standard_error(torch.stack(kept).mean(0)) if len(kept) == len(values) == len(results) else math.nan
-    return math.fsum(values) / len(values), error
+    if not len(kept) == len(values) == len(results):
+        return MeanSimilarity(mean)
+    return MeanSimilarity(mean, *interval(mean, torch.stack(kept).mean(0)))

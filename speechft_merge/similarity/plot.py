@@ -1,4 +1,4 @@
-"""Draws figures: layer against CKA, a line for each pair of models with a band of its standard error; and grids."""
+"""Draws figures: layer against CKA, a line for each pair of models with the band of its 95 % interval; and grids."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def _fill_lines(figure: Any, report: Report) -> None:
     for pair, style in STYLES.items():
         if pair in report.mean:
             _line(axes, numbers, [layer.pairs[pair] for layer in report.layers], LABELS[pair], style)
-    floor = [math.nan if layer.null is None else layer.null for layer in report.layers]
+    floor = [math.nan if layer.null is None else layer.null.mean for layer in report.layers]
     if any(map(math.isfinite, floor)):
         axes.plot(numbers, floor, color="0.5", linestyle=":", label="floor (mismatched)")
     axes.set_xlabel("layer")
-    axes.set_ylabel("CKA" if report.estimator == "utterance" else f"CKA ({report.estimator})")
+    axes.set_ylabel("CKA" if report.estimator == "group" else f"CKA ({report.estimator})")
     _label_layers(axes.xaxis, report)
     axes.set_ylim(top=1.02, bottom=min(0.0, axes.get_ylim()[0]))
     figure.legend(frameon=False, loc="outside upper center", ncols=2)
@@ -85,14 +85,11 @@ def _label_layers(axis: Any, report: Report) -> None:
 
 def _line(axes: Any, numbers: list[int], found: list[Any], label: str, style: dict[str, Any]) -> None:
     values = [similarity.cka for similarity in found]
-    errors = [similarity.se if math.isfinite(similarity.se) else 0.0 for similarity in found]
-    low = [value - error for value, error in zip(values, errors, strict=True)]
-    high = [value + error for value, error in zip(values, errors, strict=True)]
-    axes.fill_between(numbers, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    ends = [(similarity.low, similarity.high) for similarity in found]
+    axes.fill_between(numbers, *zip(*ends, strict=True), color=style["color"], alpha=0.2, linewidth=0)
     axes.plot(numbers, values, label=label, **style)
 
 
 def _page(report: Report, svg: str) -> bytes:
-    probe = f"{report.utterances} utterances, {report.frames} frames, probe {report.probe.sha256[:12]}"
-    notes = [f"Estimator: {report.estimator}; {probe}."]
+    notes = [f"Estimator: {report.estimator}; {report.of_what()}; probe {report.probe.sha256[:12]}."]
     return make_page("CKA by layer", report.models, svg, report.to_table(), report.in_words(), notes)

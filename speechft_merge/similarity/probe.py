@@ -1,45 +1,47 @@
-"""Reads the probe: recordings that models are compared on, resampled to the model's rate and bounded in length."""
+"""Chooses and reads the probe: clips of speech that models are compared on, and whose they are."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from speechft_merge.errors import CheckpointError, NotFoundError
-from speechft_merge.packages import needs_extra
+from speechft_merge.similarity.audio import Stretch, UnusableError, read_stretch, resample, whole_file
+from speechft_merge.similarity.grouping import AUTOMATIC, group_files, read_groups
 from speechft_merge.similarity.request import SECONDS, require_audio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
 BUILT_IN = Path(__file__).with_name("probe_audio")
-"""24 clips of real speech in four languages; their licences are beside them."""
+"""24 clips of real speech in four languages; their licences are beside them, and a table of the voices."""
 
 SUFFIXES = frozenset(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .au .sph .nist .w64 .caf".split())
 """Suffixes of files that are taken from a folder; a file that is named itself is always tried."""
+TABLE = ".tsv"
+"""Suffix of a table of files and their groups."""
 
-LONGEST = 30.0
-"""Seconds up to which a file is one utterance; a longer one is a recording, and is cut into pieces."""
-PIECES = 20
-"""Pieces that one recording is cut into where its length allows: enough for an error bar."""
-PIECE = 1.0, 15.0
-"""Seconds of a piece, at least and at most."""
-BELIEVABLE = 1e6
-"""Most seconds of a file: eleven days."""
-FASTEST = 768_000
-"""Most samples a second of a file: above it no recorder goes."""
-CHANNELS = 64
-"""Most channels of a file."""
-_FRAMES = 1 << 16
-"""Frames of all channels that are decoded at once."""
-SILENCE = 1e-4
-"""Greatest amplitude of a clip that counts as silent (-80 dB of full scale)."""
+CLIPS = 20, 60
+"""Clips that there shall be in the seconds allowed, at least: so many, or one of each group up to so many."""
+CLIP = 1.0, 15.0
+"""Seconds above which a file is cut, into clips of equal length: at least and at most."""
+FEW_FILES = 4
+"""With fewer, clips have to do as independent units: what there is is cut into as many."""
+
+
+class Recording(NamedTuple):
+    """One audio file of a probe."""
+
+    path: Path
+    group: str
+    """Its speaker, session or whatever else its clips have in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,12 @@ class ProbeRecord:
     """Samples a second that the models took."""
     skipped: dict[str, str]
     """Files that were not used, and why."""
+    groups: dict[str, int]
+    """Group -> its clips."""
+    grouped_by: str
+    """What told the groups: `folder`, `name`, `file`, `pattern` or the name of a table's column."""
+    repeated: int
+    """Clips that were left out because another one has the same samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +71,18 @@ class Probe:
     """Audio in memory."""
 
     clips: tuple[NDArray[np.float32], ...]
-    """One utterance each: (samples,), mono, -1 to 1."""
+    """Each (samples,), mono, -1 to 1."""
+    files: tuple[Path, ...]
+    """The file of each clip."""
+    groups: tuple[str, ...]
+    """The group of each."""
+    grouped_by: str
+    """As `ProbeRecord` has it, and so the fields below."""
     rate: int
-    """Samples a second."""
     origin: str
     sha256: str
     skipped: dict[str, str]
-    """As `ProbeRecord` has them."""
+    repeated: int = 0
 
     @property
     def seconds(self) -> float:
@@ -80,101 +93,98 @@ class Probe:
     def record(self) -> ProbeRecord:
         """What the report says of it."""
         return ProbeRecord(
-            self.origin, self.sha256, len(self.clips), round(self.seconds, 3), self.rate, dict(self.skipped)
-        )
+            self.origin, self.sha256, len(self.clips), round(self.seconds, 3), self.rate, dict(self.skipped),
+            dict(Counter(self.groups)), self.grouped_by, self.repeated,
+        )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Clip:
-    """A stretch of a file, in frames of the file's own rate."""
-
-    path: Path
-    start: int
-    stop: int
-    rate: int
-
-    @property
-    def seconds(self) -> float:
-        return (self.stop - self.start) / self.rate
-
-
-def read_probe(paths: Sequence[Path] | None, rate: int, seconds: float = SECONDS) -> Probe:
-    """Read a probe, bounded in length; a long list of files is thinned evenly, so that all of it is sampled.
+def read_probe(paths: Sequence[Path] | None, rate: int, seconds: float = SECONDS, group_by: str = AUTOMATIC) -> Probe:
+    """Read a probe, bounded in length: of more audio every group, and all of each, is sampled.
 
     Args:
-        paths: audio files, and folders that are searched for some; None for the probe that ships with the package.
+        paths: see `find_recordings`.
         rate: samples a second that the models take.
         seconds: most seconds of audio.
+        group_by: see `find_recordings`.
 
     Raises:
         NotFoundError: there is no audio file.
         CheckpointError: none of them can be used.
-        UsageError: soundfile or soxr is not installed.
+        UsageError: soundfile or soxr is not installed, or the rule of groups does not fit.
     """
-    files = list_files(paths)
+    recordings, grouped_by = find_recordings(paths, group_by)
     skipped: dict[str, str] = {}
-    clips: list[_Clip] = []
-    for path in files:
+    files: dict[Stretch, str] = {}
+    for path, group in recordings:
         try:
-            clips += _cut(path, seconds)
-        except _UnusableError as error:
+            files[whole_file(path)] = group
+        except UnusableError as error:
             skipped[str(path)] = str(error)
-    digest, audio = hashlib.sha256(), []
-    for clip in _thin(clips, seconds):
+    digest, known, repeated = hashlib.sha256(), set[bytes](), 0
+    audio: list[NDArray[np.float32]] = []
+    whose: list[tuple[Path, str]] = []
+    for clip, group in choose_clips(files, seconds):
         try:
-            samples = _read(clip)
-        except _UnusableError as error:
+            samples = read_stretch(clip)
+        except UnusableError as error:
             skipped[str(clip.path)] = str(error)
             continue
-        digest.update(f"{clip.rate}\0{len(samples)}\0".encode() + samples.tobytes())
-        audio.append(_resample(samples, clip.rate, rate))
+        content = f"{clip.rate}\0{len(samples)}\0".encode() + samples.tobytes()
+        own = hashlib.sha256(content).digest()
+        if own in known:
+            repeated += 1
+            continue
+        known.add(own)
+        digest.update(content)
+        audio.append(resample(samples, clip.rate, rate))
+        whose.append((clip.path, group))
     if not audio:
         first = "; ".join(f"{path}: {why}" for path, why in list(skipped.items())[:3])
         raise CheckpointError(f"no clip of the probe can be used ({first})", hint="give other audio files (--probe)")
     origin = "built-in" if paths is None else ", ".join(path.name or str(path) for path in paths[:4])
-    return Probe(tuple(audio), rate, origin, digest.hexdigest(), skipped)
+    paths_of, groups = zip(*whose, strict=True)
+    return Probe(tuple(audio), paths_of, groups, grouped_by, rate, origin, digest.hexdigest(), skipped, repeated)
 
 
-def seconds_of(path: Path) -> float:
-    """Return how long an audio file is, by its header.
+def find_recordings(paths: Sequence[Path] | None, group_by: str = AUTOMATIC) -> tuple[list[Recording], str]:
+    """Return the files of a probe, each once in the order given, and what told their groups.
 
-    Raises:
-        CheckpointError: it is none, or does not say.
-        UsageError: soundfile is not installed.
-    """
-    try:
-        frames, rate = _stated_length(path)
-    except _UnusableError as error:
-        raise CheckpointError(f"{path} {error}") from error
-    return frames / rate
-
-
-def read_clip(path: Path, rate: int, seconds: float = LONGEST) -> NDArray[np.float32]:
-    """Return the first `seconds` of a file as one clip: (samples,), mono, -1 to 1, `rate` samples a second.
-
-    Raises:
-        CheckpointError: it cannot be read, or is silent.
-        UsageError: soundfile or soxr is not installed.
-    """
-    try:
-        frames, own_rate = _stated_length(path)
-        samples = _read(_Clip(path, 0, min(frames, int(seconds * own_rate)), own_rate))
-    except _UnusableError as error:
-        raise CheckpointError(f"{path} {error}") from error
-    return _resample(samples, own_rate, rate)
-
-
-def list_files(paths: Sequence[Path] | None) -> list[Path]:
-    """Return the files of a probe; None is for the one that ships with the package.
+    Args:
+        paths: audio files, folders that are searched for some, and tables that name some with their groups (`.tsv`);
+            None for the probe that ships with the package.
+        group_by: AUTOMATIC for the groups of the tables, and of other files by where they lie or what they are called;
+            else a rule for all of them, see `group_files`.
 
     Raises:
         NotFoundError: there is no audio file.
+        CheckpointError: a table cannot be read.
+        UsageError: the rule does not fit.
     """
-    return sorted(BUILT_IN.glob("*.flac")) if paths is None else find_audio(paths)
+    told: dict[Path, str | None] = {}
+    by: dict[str, None] = {}
+    for path in [BUILT_IN / "voices.tsv"] if paths is None else paths:
+        if path.suffix.lower() == TABLE:
+            groups, column = read_groups(path)
+            told.update(groups)
+            by[column] = None
+        else:
+            told |= {file: told.get(file) for file in find_audio([path])}
+    if not told:
+        raise NotFoundError("the probe names no audio file", hint="give files, folders or tables (--probe)")
+    others = [path for path, group in told.items() if group is None or group_by != AUTOMATIC]
+    if others:
+        found, rule = group_files(others, group_by)
+        told |= dict(zip(others, found, strict=True))
+        by = dict.fromkeys([rule]) if group_by != AUTOMATIC else by | {rule: None}
+    return [Recording(path, group or "") for path, group in told.items()], " and ".join(by)
 
 
 def find_audio(paths: Iterable[Path]) -> list[Path]:
-    """Return the files among `paths`, and the audio files below the folders, each once, in the order given."""
+    """Return the files among `paths`, and the audio files below the folders, each once, in the order given.
+
+    Raises:
+        NotFoundError: there is no such file or folder, or no audio file in it.
+    """
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
@@ -185,93 +195,48 @@ def find_audio(paths: Iterable[Path]) -> list[Path]:
         else:
             require_audio(path)
             found[path] = None
-    if not found:
-        raise NotFoundError("the probe names no audio file", hint="give files or folders (--probe)")
     return list(found)
 
 
-class _UnusableError(Exception):
-    """Why a file is left out, in a few words."""
+def choose_clips(files: Mapping[Stretch, str], seconds: float) -> list[tuple[Stretch, str]]:
+    """Return clips of all files, in their order, and the group of each: `seconds` in all, at most. Pure.
 
+    Longer files are cut, see `CLIPS`. What is more than `seconds` allow is shared out among the groups, and within a
+    group evenly over its clips.
 
-def _cut(path: Path, seconds: float) -> list[_Clip]:
-    """Return the utterances of a file.
-
-    Raises:
-        _UnusableError: it has none.
+    Args:
+        files: file -> its group.
+        seconds: most seconds of all clips.
     """
-    frames, rate = _stated_length(path)
-    length = frames / rate
-    if length <= LONGEST:
-        return [_Clip(path, 0, frames, rate)]
-    piece = int(rate * min(max(min(seconds, length) / PIECES, PIECE[0]), PIECE[1]))
-    return [_Clip(path, start, start + piece, rate) for start in range(0, frames - piece + 1, piece)]
+    groups = {*files.values()}
+    wanted = min(max(CLIPS[0], len(groups)), CLIPS[1])
+    there = seconds if len(files) >= FEW_FILES else min(math.fsum(file.seconds for file in files), seconds)
+    length = min(max(there / wanted, CLIP[0]), CLIP[1], seconds)
+    clips = [(clip, group) for file, group in files.items() for clip in _cut(file, length, seconds)]
+    by_group: dict[str, list[int]] = {group: [] for group in groups}
+    for place, (_, group) in enumerate(clips):
+        by_group[group].append(place)
+    by_seconds = {group: math.fsum(clips[place][0].seconds for place in own) for group, own in by_group.items()}
+    chosen: list[int] = []
+    left = seconds
+    for done, group in enumerate(sorted(groups, key=lambda group: (by_seconds[group], group))):
+        share = left / (len(groups) - done) + 1e-6  # what a group does not need is left to the others
+        count = min(len(by_group[group]), int(len(by_group[group]) * share / by_seconds[group]))
+        kept = _spread(by_group[group], count)
+        while sum(clips[place][0].seconds for place in kept) > share:
+            kept = _spread(by_group[group], len(kept) - 1)
+        left -= sum(clips[place][0].seconds for place in kept)
+        chosen += kept
+    return [clips[place] for place in sorted(chosen)]
 
 
-def _stated_length(path: Path) -> tuple[int, int]:
-    """Return the frames of a file and how many are a second, as its header has them.
-
-    Raises:
-        _UnusableError: it is no audio, or they are not believable.
-    """
-    with needs_extra("soundfile"):
-        import soundfile
-    try:
-        info = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise _UnusableError(f"cannot be read: {getattr(error, 'error_string', error)}") from error
-    frames, rate = int(info.frames), int(info.samplerate)
-    if frames <= 0 or rate <= 0:
-        raise _UnusableError("is empty")
-    if rate > FASTEST or info.channels > CHANNELS:
-        raise _UnusableError(
-            f"has {info.channels} channels of {rate} samples a second; {CHANNELS} and {FASTEST} are read"
-        )
-    if frames / rate > BELIEVABLE:  # libsndfile says 2^63 - 1 frames where a header does not tell the length
-        raise _UnusableError("does not state its length (written to a pipe?); write it again as a file")
-    return frames, rate
+def _cut(file: Stretch, length: float, seconds: float) -> list[Stretch]:
+    """Return clips of a file, of at most `length` seconds each: all of it, or evenly spread what could be used."""
+    count = max(1, min(math.ceil(file.seconds / length - 1e-6), math.ceil(seconds / length)))
+    frames = min(file.stop // count, max(1, int(length * file.rate + 1e-6)))
+    starts = (file.stop * number // count for number in range(count))
+    return [Stretch(file.path, start, start + frames, file.rate) for start in starts]
 
 
-def _thin(clips: list[_Clip], seconds: float) -> list[_Clip]:
-    """Keep so many of the clips, evenly spread, that they stay within `seconds`; one that alone is longer is cut."""
-    total = sum(clip.seconds for clip in clips)
-    if total > seconds:
-        count = max(1, int(len(clips) * seconds / total))
-        clips = [clips[i * len(clips) // count] for i in range(count)]
-    while len(clips) > 1 and sum(clip.seconds for clip in clips) > seconds:
-        clips.pop()
-    if len(clips) == 1 and clips[0].seconds > seconds:
-        only = clips[0]
-        clips = [_Clip(only.path, only.start, only.start + max(1, int(seconds * only.rate)), only.rate)]
-    return clips
-
-
-def _read(clip: _Clip) -> NDArray[np.float32]:
-    """Return the samples of a clip, channels averaged: (frames,), at the file's own rate.
-
-    Raises:
-        _UnusableError: it cannot be read, or is silent.
-    """
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(str(clip.path)) as file:
-            file.seek(clip.start)
-            pieces = file.blocks(_FRAMES, frames=clip.stop - clip.start, dtype="float32", always_2d=True)
-            samples: NDArray[np.float32] = np.concatenate([piece.mean(1) for piece in pieces])
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise _UnusableError(f"cannot be read: {getattr(error, 'error_string', error)}") from error
-    if not np.isfinite(samples).all():
-        raise _UnusableError("holds samples that are not finite")
-    if float(np.abs(samples).max(initial=0)) < SILENCE:
-        raise _UnusableError("is silent")
-    return samples
-
-
-def _resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
-    if rate == wanted:
-        return samples
-    with needs_extra("soxr"):
-        import soxr
-    resampled: NDArray[np.float32] = soxr.resample(samples, rate, wanted)
-    return resampled
+def _spread(items: Sequence[int], count: int) -> list[int]:
+    return [items[number * len(items) // count] for number in range(count)]

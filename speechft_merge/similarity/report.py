@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.record.codec import finite
 from speechft_merge.record.layers import INPUT, drift_cell
-from speechft_merge.similarity.measure import Similarity, mean_over_layers
+from speechft_merge.similarity.measure import MeanSimilarity, Similarity, mean_over_layers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from speechft_merge.record.layers import LayerKey
+    from speechft_merge.similarity.floor import Floor
     from speechft_merge.similarity.measure import LayerResult, Pair
     from speechft_merge.similarity.probe import ProbeRecord
     from speechft_merge.similarity.request import Estimator
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the JSON document."""
 
 PAIRS: dict[str, Pair] = {"base_finetuned": (0, 1), "base_merged": (0, 2), "finetuned_merged": (1, 2)}
@@ -42,8 +43,14 @@ class LayerSimilarity:
     """Figures by the keys of `PAIRS`; those with the merged model only where there is one."""
     drift: float | None
     """||finetuned - base|| / ||base|| of the weights that this layer adds to the one before: the merge's own figure."""
-    null: float | None
-    """The floor: CKA of the base with itself on other utterances; None if not requested."""
+    null: Floor | None
+    """The floor: CKA of the base with itself on other groups; None if not requested."""
+
+    @property
+    def floor(self) -> dict[str, float | None]:
+        """The floor by its keys in JSON; None where it was not requested."""
+        figures = (None,) * 3 if self.null is None else (self.null.mean, self.null.sd, self.null.aligned)
+        return dict(zip(("null", "null_sd", "null_aligned"), figures, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +62,38 @@ class Report:
     probe: ProbeRecord
     estimator: Estimator
     utterances: int
+    """Clips that the models took."""
+    groups: int
+    """What these are as independent units of the estimator `group`."""
+    grouped_by: str
+    """What told them, as `UsableClips` has it."""
     frames: int
     layers: tuple[LayerSimilarity, ...]
-    mean: dict[str, tuple[float, float]]
-    """Mean over layers of each pair's CKA, and its standard error."""
+    mean: dict[str, MeanSimilarity]
+    """Mean over layers of each pair's CKA."""
     grids: dict[str, list[list[float]]]
     """CKA of every layer of the first model (rows) with every layer of the second; empty if not requested."""
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds that each step took; not in the document, which is the same from run to run."""
+    """Seconds that each step took; not in the document."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document; null where a figure is not defined."""
+        """Return the document; null where a figure is not defined.
+
+        It is the same from run to run on one machine with one number of threads; with another, the eighth digits move.
+        """
         return {
             "schema": SCHEMA,
             "models": self.models,
             "probe": asdict(self.probe),
             "estimator": self.estimator,
             "utterances": self.utterances,
+            "groups": self.groups,
+            "grouped_by": self.grouped_by,
             "frames": self.frames,
             "layers": [_layer_document(layer) for layer in self.layers],
-            "mean": {pair: {"cka": finite(cka), "se": finite(se)} for pair, (cka, se) in self.mean.items()},
+            "mean": {pair: _figures(mean) for pair, mean in self.mean.items()},
             "grids": {pair: [[finite(value) for value in row] for row in grid] for pair, grid in self.grids.items()},
             "warnings": list(self.warnings),
             "versions": self.versions,
@@ -87,10 +104,10 @@ class Report:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         figures = [*Similarity.__dataclass_fields__]
-        writer.writerow([*INPUT.to_json(), "pair", *figures, "drift", "null"])
+        writer.writerow([*INPUT.to_json(), "pair", *figures, "drift", *self.layers[0].floor])
         for layer in self.layers:
             for pair, similarity in layer.pairs.items():
-                values = [*(asdict(similarity)[name] for name in figures), layer.drift, layer.null]
+                values = [*(asdict(similarity)[name] for name in figures), layer.drift, *layer.floor.values()]
                 cells = ["" if finite(value) is None else value for value in values]
                 writer.writerow([*layer.key.to_json().values(), pair, *cells])  # None is written as an empty cell
         return out.getvalue()
@@ -103,10 +120,19 @@ class Report:
         }
         for pair, mean in self.mean.items():
             found = [layer.pairs[pair] for layer in self.layers]
-            columns[LABELS[pair]] = [*(with_error(one.cka, one.se) for one in found), with_error(*mean)]
+            columns[LABELS[pair]] = [*map(with_error, found), with_error(mean)]
         if any(layer.null is not None for layer in self.layers):
-            columns["floor"] = [*(with_error(layer.null) for layer in self.layers), "-"]
+            columns["floor"] = [*(number(layer.floor["null"]) for layer in self.layers), "-"]
         return [[*columns], *map(list, zip(*columns.values(), strict=True))]
+
+    def of_what(self) -> str:
+        """Return on what the figures are, and what their error bars are."""
+        bars = "; ± is half a 95 % interval over the groups" if self._has_errors else ""
+        return f"{self.utterances} clips of {self.groups} groups (by {self.grouped_by}), {self.frames} frames{bars}"
+
+    @property
+    def _has_errors(self) -> bool:
+        return any(math.isfinite(found.se) for layer in self.layers for found in layer.pairs.values())
 
     def in_words(self) -> list[str]:
         """Return two sentences on what the figures mean for this merge."""
@@ -114,28 +140,29 @@ class Report:
 
 
 def make_rows(
-    results: Mapping[LayerKey, LayerResult], drifts: Mapping[LayerKey, float | None], nulls: Sequence[float]
+    results: Mapping[LayerKey, LayerResult], drifts: Mapping[LayerKey, float | None], floors: Sequence[Floor]
 ) -> tuple[LayerSimilarity, ...]:
-    """Return the rows of a report: the figures of each layer, its drift, and its floor unless `nulls` is empty."""
-    floors: Sequence[float | None] = nulls or [None] * len(results)
+    """Return the rows of a report: the figures of each layer, its drift, and its floor unless `floors` is empty."""
+    nulls: Sequence[Floor | None] = floors or [None] * len(results)
     return tuple(
         LayerSimilarity(key, {name: result.pairs[pair] for name, pair in PAIRS.items()}, drifts.get(key), null)
-        for (key, result), null in zip(results.items(), floors, strict=True)
+        for (key, result), null in zip(results.items(), nulls, strict=True)
     )
 
 
-def mean_by_pair(results: Mapping[LayerKey, LayerResult]) -> dict[str, tuple[float, float]]:
-    """Return the mean CKA over layers of each pair of models, and its standard error."""
+def mean_by_pair(results: Mapping[LayerKey, LayerResult]) -> dict[str, MeanSimilarity]:
+    """Return the mean CKA over layers of each pair of models."""
     return {name: mean_over_layers([*results.values()], pair) for name, pair in PAIRS.items()}
 
 
 def _layer_document(layer: LayerSimilarity) -> dict[str, Any]:
-    figures = {
-        pair: {name: finite(value) for name, value in asdict(similarity).items()}
-        for pair, similarity in layer.pairs.items()
-    }
-    null = {} if layer.null is None else {"null": finite(layer.null)}
-    return {**layer.key.to_json(), **figures, "drift": finite(layer.drift), **null}
+    pairs = {pair: _figures(similarity) for pair, similarity in layer.pairs.items()}
+    floor = {} if layer.null is None else {name: finite(value) for name, value in layer.floor.items()}
+    return {**layer.key.to_json(), **pairs, "drift": finite(layer.drift), **floor}
+
+
+def _figures(found: Similarity | MeanSimilarity) -> dict[str, float | None]:
+    return {name: finite(value) for name, value in asdict(found).items()}
 
 
 def _what_moved(report: Report) -> str:
@@ -149,7 +176,7 @@ def _what_moved(report: Report) -> str:
     where = "in the input of the first block" if lowest.key == INPUT else f"in layer {lowest.key.label}"
     return (
         f"Fine-tuning moved the features most {where}: there CKA to the base is "
-        f"{with_error(found.cka, found.se)}, on average over layers {with_error(*mean)}."
+        f"{with_error(found)}, on average over layers {with_error(mean)}."
     )
 
 
@@ -157,18 +184,22 @@ def _what_came_back(report: Report) -> str:
     caution = "CKA tells how alike features are, not how well they serve a task: test the merge on yours."
     if "base_merged" not in report.mean:
         return caution
-    before, after = report.mean["base_finetuned"][0], report.mean["base_merged"][0]
+    before, after = report.mean["base_finetuned"].cka, report.mean["base_merged"].cka
     if not (math.isfinite(before) and math.isfinite(after)) or before > 0.999:
         return caution
     share = (after - before) / (1 - before)
     return (
-        f"The merge has {with_error(*report.mean['base_merged'])} on average: {share:.0%} of the way back to the base. "
+        f"The merge has {with_error(report.mean['base_merged'])} on average: {share:.0%} of the way back to the base. "
         + caution
     )
 
 
-def with_error(value: float | None, error: float = math.nan) -> str:
-    """Return `0.812 ±0.034`; `0.812` without an error, `-` without a value."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{value:.3f} ±{error:.3f}" if math.isfinite(error) else f"{value:.3f}"
+def with_error(found: Similarity | MeanSimilarity) -> str:
+    """Return `0.812 ±0.034`, half of the 95 % interval; `0.812` where there is none, `-` without a value."""
+    half = found.high - found.cka
+    return f"{number(found.cka)} ±{half:.3f}" if math.isfinite(half) else number(found.cka)
+
+
+def number(value: float | None) -> str:
+    """Return `0.812`, or `-` without a value."""
+    return "-" if value is None or not math.isfinite(value) else f"{round(value, 3) + 0.0:.3f}"  # never -0.000

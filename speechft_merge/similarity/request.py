@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 from speechft_merge.errors import NotFoundError, UsageError
 from speechft_merge.executor.device import AUTO, CPU, open_device, require_device_name
 from speechft_merge.packages import require_packages
+from speechft_merge.similarity.grouping import AUTOMATIC, FILE, parse_rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Estimator = Literal["utterance", "frame", "biased"]
-ESTIMATORS: tuple[Estimator, ...] = ("utterance", "frame", "biased")
+Estimator = Literal["group", "frame", "biased"]
+ESTIMATORS: tuple[Estimator, ...] = ("group", "frame", "biased")
 """See `cka`."""
 
 SECONDS = 120.0
@@ -34,9 +35,11 @@ class ProbeRequest:
     """On what audio to compare, where and how."""
 
     paths: tuple[Path, ...] | None = None
-    """Audio files and folders; None for the built-in probe."""
+    """Audio files, folders and tables of these; None for the built-in probe."""
     seconds: float = SECONDS
-    estimator: Estimator = "utterance"
+    group_by: str = AUTOMATIC
+    """What tells which recordings are one speaker's: `auto`, `file` or a regular expression, see `grouping`."""
+    estimator: Estimator = "group"
     device: str = AUTO
     """Where to run the models: `auto` (a GPU if there is one that can be used), `cpu`, `cuda`, `cuda:N`."""
     null: bool = False
@@ -54,6 +57,8 @@ class ProbeRequest:
             raise UsageError(f"estimator {self.estimator!r} is unknown", hint=f"use one of {', '.join(ESTIMATORS)}")
         if not self.seconds > 0:
             raise UsageError(f"a probe of {self.seconds:g} seconds holds nothing", hint="give a positive number")
+        if self.group_by not in (AUTOMATIC, FILE):
+            parse_rule(self.group_by)
         require_device_name(self.device)
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"{self.workers} workers cannot do any work", hint="give 1 or more")

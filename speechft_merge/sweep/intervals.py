@@ -18,6 +18,7 @@ import numpy as np
 
 from speechft_merge.errors import MismatchError, quote
 from speechft_merge.scoring.scores import Better, Score
+from speechft_merge.student import t_quantile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,10 +36,6 @@ FEW = 8
 FEATURES = ("cka_base", "cka_finetuned")
 """Figures of a cell that may be used like scores; they have no units."""
 
-_QUANTILES = {  # degrees of freedom -> 97.5 % quantile of Student's t
-    1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 12: 2.179,
-    15: 2.131, 20: 2.086, 30: 2.042, 60: 2.000, math.inf: 1.960,
-}  # fmt: skip
 _BLOCK = 1024
 """Groups whose weights are in memory at once."""
 
@@ -227,8 +224,3 @@ def _half(left_out: Floats, effective: Floats) -> Floats:
     spread = ((left_out - left_out.mean(1, keepdims=True)) ** 2).sum(1)
     half: Floats = t_quantile(np.maximum(effective - 1, 1.0)) * np.sqrt((count - 1) / count * spread)
     return half
-
-
-def t_quantile(freedom: Floats) -> Floats:
-    """Return Student's 97.5 % quantile, interpolated in 1 / degrees of freedom (from 1): 0.2 % too wide from 3 on."""
-    return np.interp(1 / freedom, [1 / one for one in _QUANTILES][::-1], [*_QUANTILES.values()][::-1])

@@ -43,7 +43,9 @@ def test_a_table_and_two_sentences(run: Run, probe: list[str]) -> None:
     assert [line.split()[0] for line in ran.lines[2:10]] == ["input", *"012345", "mean"]
     assert "the input of the first block and of each block's output" in ran.out
     assert "of the way back to the base" in ran.out
-    assert "fewer than 20" in ran.err
+    assert "5 clips of 5 groups (by file)" in ran.out
+    assert "± is half a 95 % interval over the groups" in ran.out
+    assert "with fewer than 6 the figures are rough" in ran.err
 
 
 def test_json_is_one_document_and_quiet_is_one_line(run: Run, probe: list[str]) -> None:
@@ -228,7 +230,7 @@ def test_a_merge_that_is_interrupted_while_features_are_compared_keeps_the_code_
         (["compare", PAIR[0]], 2, "takes a base, a fine-tune and perhaps their merge; got 1"),
         (["compare", *PAIR, "--probe", "nowhere"], 66, "there is no audio file or folder nowhere"),
         (["compare", *PAIR, "--plot", "figure.bmp"], 2, "end its name in one of"),
-        (["compare", *PAIR, "--estimator", "best"], 2, "use one of utterance, frame, biased"),
+        (["compare", *PAIR, "--estimator", "best"], 2, "use one of group, frame, biased"),
         (["compare", *PAIR, "--probe-seconds", "nan"], 2, "holds nothing"),
         (["compare", *PAIR, "--memory", "much"], 2, "is not a size"),
         ([*PAIR, "--cka", "--probe", "nowhere", "-o", "out"], 66, "there is no audio file or folder nowhere"),

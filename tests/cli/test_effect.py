@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from conftest import Pair, Run, Snapshot, Tiny
 
 COMPARISON = {
-    "--probe": "clips", "--probe-seconds": "10", "--estimator": "frame", "--null": None,
+    "--probe": "clips", "--group-by": "file", "--probe-seconds": "10", "--estimator": "frame", "--null": None,
     "--memory": "1GB", "--plot": "a.png", "--heatmap": "b.png", "--csv": "c.csv",
 }  # fmt: skip
 HUB = {"--private": None, "--create-pr": None, "--branch": "dev", "--commit-message": "A merge"}

@@ -36,8 +36,8 @@ def hsic_song(x: NDArray[Any], y: NDArray[Any]) -> float:
     return float(inner) / (n * (n - 3))
 
 
-def hsic_of_utterances(xs: Sequence[NDArray[Any]], ys: Sequence[NDArray[Any]]) -> float:
-    """Mean over all ordered four different utterances, each frame weighing one over its utterance's frames."""
+def hsic_of_groups(xs: Sequence[NDArray[Any]], ys: Sequence[NDArray[Any]]) -> float:
+    """Mean over all ordered four different groups, each frame weighing one over its group's frames."""
     k = [[a @ b.T for b in xs] for a in xs]
     l = [[a @ b.T for b in ys] for a in ys]  # noqa: E741
     found = [

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-Utterances = list["NDArray[Any]"]
+Groups = list["NDArray[Any]"]
 
 
 class Sums:
-    """Two representations, summed utterance by utterance."""
+    """Two representations, summed group by group."""
 
     def __init__(self, xs: Sequence[NDArray[Any]], ys: Sequence[NDArray[Any]]) -> None:
         self.x, self.y = Representation(), Representation()
@@ -59,15 +59,15 @@ class Sums:
 
 
 def speech_like(
-    seed: int, utterances: int = 6, width: int = 5, longest: int = 9, offset: float = 0.0, one_frame: bool = False
-) -> Utterances:
+    seed: int, groups: int = 6, width: int = 5, longest: int = 9, offset: float = 0.0, one_frame: bool = False
+) -> Groups:
     """Random walks of random lengths: frames that depend on their neighbours, as in speech."""
     random = np.random.default_rng(seed)
-    lengths = [1] * utterances if one_frame else random.integers(1, longest + 1, utterances)
+    lengths = [1] * groups if one_frame else random.integers(1, longest + 1, groups)
     return [offset + random.standard_normal((n, width)).cumsum(0) for n in lengths]
 
 
-def related(xs: Utterances, seed: int, width: int = 4, noise: float = 1.0) -> Utterances:
+def related(xs: Groups, seed: int, width: int = 4, noise: float = 1.0) -> Groups:
     random = np.random.default_rng(seed)
     mixing = random.standard_normal((xs[0].shape[1], width))
     return [x @ mixing + noise * random.standard_normal((len(x), width)) for x in xs]
@@ -94,19 +94,17 @@ def test_the_frame_estimators_are_the_definitions(seed: int, offset: float) -> N
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=seeds, offset=offsets, utterances=st.integers(4, 7))
-def test_the_utterance_estimator_is_the_mean_over_four_different_utterances(
-    seed: int, offset: float, utterances: int
-) -> None:
-    xs = speech_like(seed, utterances, offset=offset)
+@given(seed=seeds, offset=offsets, groups=st.integers(4, 7))
+def test_the_group_estimator_is_the_mean_over_four_different_groups(seed: int, offset: float, groups: int) -> None:
+    xs = speech_like(seed, groups, offset=offset)
     ys = related(xs, seed + 1)
     cross = Sums(xs, ys).crosses[0]
     scale = math.sqrt(hsic(cross_of(xs), "biased") * hsic(cross_of(ys), "biased"))
     centred = [x - xs[0].mean(0) for x in xs], [y - ys[0].mean(0) for y in ys]
-    assert hsic(cross, "utterance") == pytest.approx(oracles.hsic_of_utterances(*centred), abs=1e-5 * scale)
+    assert hsic(cross, "group") == pytest.approx(oracles.hsic_of_groups(*centred), abs=1e-5 * scale)
 
 
-def cross_of(xs: Utterances) -> Cross:
+def cross_of(xs: Groups) -> Cross:
     return Sums(xs, xs).crosses[0]
 
 
@@ -118,8 +116,8 @@ def test_agreement_is_to_seven_digits_on_well_behaved_features() -> None:
     sums, x, y = Sums(xs, ys), np.concatenate(xs), np.concatenate(ys)
     assert sums.cka("biased") == pytest.approx(oracles.ratio(oracles.hsic_biased, x, y), abs=1e-7)
     assert sums.cka("frame") == pytest.approx(oracles.ratio(oracles.hsic_song, x, y), abs=1e-7)
-    expected = oracles.ratio(oracles.hsic_of_utterances, xs[:6], ys[:6])
-    assert Sums(xs[:6], ys[:6]).cka("utterance") == pytest.approx(expected, abs=1e-7)
+    expected = oracles.ratio(oracles.hsic_of_groups, xs[:6], ys[:6])
+    assert Sums(xs[:6], ys[:6]).cka("group") == pytest.approx(expected, abs=1e-7)
 
 
 def test_the_biased_estimator_is_that_of_rsatoolbox() -> None:
@@ -148,22 +146,22 @@ def test_rotation_scale_translation_and_order_change_nothing(estimator: Any, see
 
 
 @pytest.mark.parametrize("estimator", ["frame", "biased"])
-def test_how_frames_are_cut_into_utterances_is_nothing_to_the_frame_estimators(estimator: Any) -> None:
+def test_how_frames_are_cut_into_groups_is_nothing_to_the_frame_estimators(estimator: Any) -> None:
     xs = speech_like(5)
     ys = related(xs, 6)
     once = Sums([np.concatenate(xs)], [np.concatenate(ys)]).cka(estimator)
     assert Sums(xs, ys).cka(estimator) == pytest.approx(once, abs=1e-6)
 
 
-def test_with_one_frame_to_an_utterance_utterance_and_frame_are_the_same() -> None:
-    xs = speech_like(7, utterances=25, one_frame=True)
+def test_with_one_frame_to_a_group_both_unbiased_estimators_are_the_same() -> None:
+    xs = speech_like(7, groups=25, one_frame=True)
     sums = Sums(xs, related(xs, 8))
-    assert sums.cka("utterance") == pytest.approx(sums.cka("frame"), abs=1e-6)
+    assert sums.cka("group") == pytest.approx(sums.cka("frame"), abs=1e-6)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_representation_reads_exactly_one_with_itself(estimator: Any) -> None:
-    xs = speech_like(9, utterances=12)
+    xs = speech_like(9, groups=12)
     assert Sums(xs, xs).cka(estimator) == 1
 
 
@@ -177,26 +175,26 @@ def test_dimensions_with_large_means_cost_no_digits() -> None:
     assert Sums(far, ys).cka("frame") == pytest.approx(oracles.ratio(oracles.hsic_song, x, y), abs=1e-6)
 
 
-def test_unrelated_speech_reads_zero_by_utterances_and_far_from_it_by_frames() -> None:
-    """Why `utterance` is the default: neighbouring frames are alike, and the frame estimators take them for news."""
-    found: dict[str, list[float]] = {"utterance": [], "frame": []}
+def test_unrelated_speech_reads_zero_by_groups_and_far_from_it_by_frames() -> None:
+    """Why `group` is the default: neighbouring frames are alike, and the frame estimators take them for news."""
+    found: dict[str, list[float]] = {"group": [], "frame": []}
     for seed in range(12):
         random = np.random.default_rng(seed)
         xs, ys = ([smooth(random, 60, 32) for _ in range(12)] for _ in range(2))
         for estimator, values in found.items():
             values.append(Sums(xs, ys).cka(estimator))
-    assert abs(np.mean(found["utterance"])) < 0.02
+    assert abs(np.mean(found["group"])) < 0.02
     assert np.mean(found["frame"]) > 0.1
 
 
-def test_the_utterance_estimator_finds_a_known_truth() -> None:
+def test_the_group_estimator_finds_a_known_truth() -> None:
     """Y = X + noise of the same spread: the covariances give CKA = 1/2."""
     found = []
     for seed in range(20):
         random = np.random.default_rng(seed)
         xs = [smooth(random, 60, 16) for _ in range(24)]
         ys = [np.hstack([x, smooth(random, 60, 16)]) for x in xs]
-        found.append(Sums(xs, ys).cka("utterance"))
+        found.append(Sums(xs, ys).cka("group"))
     truth = 16 / math.sqrt(16 * 32)
     assert np.mean(found) == pytest.approx(truth, abs=4 * np.std(found) / math.sqrt(20) + 0.01)
 
@@ -211,14 +209,12 @@ def smooth(random: np.random.Generator, frames: int, width: int) -> NDArray[Any]
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=seeds, offset=offsets, utterances=st.integers(5, 9))
-def test_the_jackknife_leaves_out_each_utterance_as_if_it_had_never_been(
-    seed: int, offset: float, utterances: int
-) -> None:
+@given(seed=seeds, offset=offsets, groups=st.integers(5, 9))
+def test_the_jackknife_leaves_out_each_group_as_if_it_had_never_been(seed: int, offset: float, groups: int) -> None:
     random = np.random.default_rng(seed)
-    xs = [offset + random.standard_normal((int(n), 6)) for n in random.integers(8, 20, utterances)]
+    xs = [offset + random.standard_normal((int(n), 6)) for n in random.integers(8, 20, groups)]
     ys = related(xs, seed + 1, noise=0.3)
-    brute = [Sums(xs[:i] + xs[i + 1 :], ys[:i] + ys[i + 1 :]).cka("utterance") for i in range(utterances)]
+    brute = [Sums(xs[:i] + xs[i + 1 :], ys[:i] + ys[i + 1 :]).cka("group") for i in range(groups)]
     found = Sums(xs, ys).without_each()
     for value, expected in zip(found.tolist(), brute, strict=True):
         assert math.isnan(expected) or value == pytest.approx(expected, rel=1e-3, abs=1e-3)
@@ -231,15 +227,15 @@ def test_the_jackknifes_error_is_that_of_repeated_draws() -> None:
         xs = [smooth(random, 20, 8) for _ in range(16)]
         ys = [x + smooth(random, 20, 8) for x in xs]
         sums = Sums(xs, ys)
-        estimates.append(sums.cka("utterance"))
+        estimates.append(sums.cka("group"))
         errors.append(standard_error(sums.without_each()))
     assert np.mean(errors) == pytest.approx(np.std(estimates, ddof=1), rel=0.4)
 
 
-@pytest.mark.parametrize("utterances", [1, 2, 3])
-def test_fewer_than_four_utterances_have_no_utterance_estimate(utterances: int) -> None:
-    xs = speech_like(11, utterances)
-    assert math.isnan(Sums(xs, xs).cka("utterance"))
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_fewer_than_four_groups_have_no_group_estimate(groups: int) -> None:
+    xs = speech_like(11, groups)
+    assert math.isnan(Sums(xs, xs).cka("group"))
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -253,7 +249,7 @@ def test_values_below_zero_are_kept() -> None:
     for seed in range(30):
         xs, ys = speech_like(seed, 8), speech_like(seed + 1000, 8)
         ys = [np.resize(y, (len(x), 5)) for x, y in zip(xs, ys, strict=True)]
-        values.append(Sums(xs, ys).cka("utterance"))
+        values.append(Sums(xs, ys).cka("group"))
     assert min(value for value in values if math.isfinite(value)) < 0
 
 

@@ -214,7 +214,7 @@ def test_a_comparison_names_the_layers_of_the_decoder_as_rules_do(
     whispers: tuple[str, str], few_clips: tuple[Path, ...]
 ) -> None:
     alone = compare(*whispers, request=ProbeRequest(paths=few_clips))
-    report = compare(*whispers, request=ProbeRequest(paths=few_clips, decoder=True, grid=True))
+    report = compare(*whispers, request=ProbeRequest(paths=few_clips, decoder=True, grid=True, null=True))
     labels = [layer.key.label for layer in report.layers]
     assert labels == [
         *(layer.key.label for layer in alone.layers),

@@ -17,7 +17,8 @@ import torch
 from speechft_merge.errors import UsageError
 from speechft_merge.record import card
 from speechft_merge.record.layers import INPUT, LayerKey
-from speechft_merge.similarity.beside_output import put_beside
+from speechft_merge.similarity.beside_output import make_section, put_beside
+from speechft_merge.similarity.floor import Floor
 from speechft_merge.similarity.measure import LayerResult, Similarity
 from speechft_merge.similarity.plot import draw_grids, draw_lines
 from speechft_merge.similarity.probe import ProbeRecord
@@ -32,7 +33,7 @@ BLOCK_0 = LayerKey("layers", block=0)
 
 
 def similarity(cka: float, se: float = 0.01) -> Similarity:
-    return Similarity(cka, se, cka, cka, cka, cka)
+    return Similarity(cka, se, cka - 2 * se, cka + 2 * se, cka, cka, cka, cka)
 
 
 def a_report(
@@ -46,8 +47,11 @@ def a_report(
         results[key] = LayerResult(pairs, {pair: found.cka * around for pair, found in pairs.items()})
     defaults: dict[str, Any] = {
         "models": {"base": "a/base", "finetuned": "<b>", "merged": "merged"},
-        "probe": ProbeRecord("built-in", "ab" * 32, 24, 50.0, 16_000, {"/home/me/broken.wav": "is empty"}),
-        "estimator": "utterance", "utterances": 24, "frames": 2400, "grids": {},
+        "probe": ProbeRecord(
+            "built-in", "ab" * 32, 24, 50.0, 16_000, {"/home/me/broken.wav": "is empty"}, {"anna": 20, "ben": 4},
+            "voice", 0
+        ),
+        "estimator": "group", "utterances": 24, "groups": 2, "grouped_by": "voice", "frames": 2400, "grids": {},
     }  # fmt: skip
     layers = make_rows(results, {INPUT: 0.1, BLOCK_0: 0.2}, [])
     return Report(layers=layers, mean=mean_by_pair(results), **(defaults | told))
@@ -68,11 +72,12 @@ def test_what_is_not_defined_is_null_in_the_document_and_empty_in_the_table() ->
 
 def test_the_mean_is_over_layers_where_there_is_a_value_and_has_an_error_of_its_own() -> None:
     mean = a_report().mean["base_finetuned"]
-    assert mean[0] == pytest.approx((0.9 + 0.5 + 0.3) / 3)
-    replicates = [mean[0] * factor for factor in (0.98, 1.0, 1.02)]
-    spread = sum((value - mean[0]) ** 2 for value in replicates)
-    assert mean[1] == pytest.approx(math.sqrt(2 / 3 * spread))
-    assert a_report((0.9, math.nan, 0.3)).mean["base_finetuned"][0] == pytest.approx(0.6)
+    assert mean.cka == pytest.approx((0.9 + 0.5 + 0.3) / 3)
+    replicates = [mean.cka * factor for factor in (0.98, 1.0, 1.02)]
+    spread = sum((value - mean.cka) ** 2 for value in replicates)
+    assert mean.se == pytest.approx(math.sqrt(2 / 3 * spread))
+    assert mean.high - mean.cka == mean.cka - mean.low == pytest.approx(4.303 * mean.se)  # t of 2 degrees of freedom
+    assert a_report((0.9, math.nan, 0.3)).mean["base_finetuned"].cka == pytest.approx(0.6)
 
 
 def test_the_words_name_the_layer_that_moved_most_and_how_much_came_back() -> None:
@@ -97,10 +102,30 @@ def test_the_table_has_one_name_and_one_drift_for_each_layer() -> None:
     assert [row[:2] for row in rows] == [["input", "0.1000"], ["0", "0.2000"], ["1", "-"], ["mean", "-"]]
 
 
-def test_a_value_without_an_error_is_shown_without_one() -> None:
-    assert with_error(0.51239, 0.0349) == "0.512 ±0.035"
-    assert with_error(0.51239, math.nan) == "0.512"
-    assert with_error(math.nan, math.nan) == "-"
+def test_the_error_bar_is_half_of_the_interval_and_not_shown_where_there_is_none() -> None:
+    assert with_error(similarity(0.51239, 0.0349)) == "0.512 ±0.070"
+    assert with_error(similarity(0.51239, math.nan)) == "0.512"
+    assert with_error(similarity(math.nan, math.nan)) == "-"
+    assert with_error(similarity(-0.0002, math.nan)) == "0.000"
+
+
+def test_the_floor_has_three_figures_in_the_document_and_in_the_csv() -> None:
+    report = a_report()
+    layers = tuple(replace(layer, null=Floor(0.01, 0.02, 0.1)) for layer in report.layers)
+    report = replace(report, layers=layers)
+    floor = {"null": 0.01, "null_sd": 0.02, "null_aligned": 0.1}
+    assert all(layer.items() >= floor.items() for layer in report.to_json()["layers"])
+    rows = [*csv.DictReader(io.StringIO(report.to_csv()))]
+    assert all({name: float(row[name]) for name in floor} == floor for row in rows)
+    assert [row[-1] for row in report.to_table()] == ["floor", "0.010", "0.010", "0.010", "-"]
+    assert "floor (mismatched)" in draw_lines(report, ".svg").decode()
+
+
+def test_what_the_error_bars_are_is_said_wherever_they_are_shown() -> None:
+    said = "24 clips of 2 groups (by voice), 2400 frames; ± is half a 95 % interval over the groups"
+    assert a_report().of_what() == said
+    assert said in draw_lines(a_report(), ".html").decode()
+    assert said in make_section(a_report())
 
 
 @pytest.mark.parametrize(
@@ -149,12 +174,13 @@ def test_a_card_gets_one_section_however_often_it_is_made(tmp_path: Path) -> Non
     text = (tmp_path / card.NAME).read_text()
     assert text.count(card.SECTION) == 1
     assert text.index("Mine.") < text.index(card.SECTION) < text.index("Made by speechft-merge:\n\nrest")
-    assert "| 1 | - | 0.100 ±0.010 |" in text
+    assert "| 1 | - | 0.100 ±0.020 |" in text
     assert "| 1 | - | 0.300" not in text
     assert (tmp_path / "similarity.png").read_bytes().startswith(b"\x89PNG")
     document = json.loads((tmp_path / "similarity.json").read_text())
     assert document["models"]["merged"] == tmp_path.name
     assert document["probe"]["skipped"] == {"broken.wav": "is empty"}
+    assert document["probe"]["groups"] == {"1": 20, "2": 4}, "no names of people"
 
 
 def test_a_card_that_its_owner_rewrote_keeps_every_word(tmp_path: Path) -> None:

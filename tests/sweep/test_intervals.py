@@ -14,8 +14,9 @@ from simulated import World, a_score, a_sweep, features, known_only
 
 from speechft_merge.errors import MismatchError
 from speechft_merge.scoring.scores import Better, Score, Unit
+from speechft_merge.student import t_quantile
 from speechft_merge.sweep.grid import BASE, FINETUNED, Cell
-from speechft_merge.sweep.intervals import Estimate, curves, feature_curves, t_quantile, weigh
+from speechft_merge.sweep.intervals import Estimate, curves, feature_curves, weigh
 from speechft_merge.sweep.results import CellResult
 
 CELLS = [BASE, Cell(0.25), Cell(0.5), FINETUNED]
