@@ -9,6 +9,7 @@ the base of each case. Models are small and random, of S3PRL's own classes.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -24,19 +25,24 @@ TESTS = Path(__file__).parents[1]
 sys.path += [str(TESTS), str(TESTS / "toolkits")]
 
 import lab_files  # noqa: E402
+import lab_models  # noqa: E402
 import s3prl_models  # type: ignore[import-not-found]  # noqa: E402
 
 Weights = dict[str, torch.Tensor]
 
 DRIVER = """
-import sys
+import json, sys
+import s3prl.upstream.decoar2.decoar2 as decoar2
 import s3prl.util.download as download
+decoar2.args |= json.loads(sys.argv[2])
 download._urls_to_filepaths = lambda *_, **__: "base.pt"
 sys.path.insert(0, sys.argv[1])
 import merge_model
 merge_model.main("merge.yaml")
 """
-"""Runs merge_model.py of the clone that is its argument, without a download."""
+"""Runs merge_model.py of the clone that is its argument, without a download; DeCoAR 2.0's class has one size."""
+DECOAR2 = lab_models.Lab("decoar2")
+WRITERS = {"wavlm": lab_files.wavlm, "decoar2": lab_files.decoar2}
 OFFICIAL_NAMES = {"wavlm": "wavlm_base_plus"}
 ALPHAS = (0.1, 0.25, 0.37, 0.4, 0.5, 0.6, 0.75, 1.0)
 QUANTIZER = ("--layer-alpha", "quantizer.**=0.25", "--layer-alpha", "project_q.**=0.25")
@@ -46,7 +52,18 @@ NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametriz
 
 
 def built(lab: Any) -> Weights:
-    return {name: tensor.clone() for name, tensor in s3prl_models.build_s3prl(lab).state_dict().items()}
+    build = s3prl_models.build_s3prl
+    if lab is DECOAR2:
+        module = s3prl_models.toolkit("s3prl.upstream.decoar2.decoar2")
+        module.args |= sizes()
+        build = lambda _: module.Decoar2()  # noqa: E731
+    return {name: tensor.clone() for name, tensor in build(lab).state_dict().items()}
+
+
+def sizes() -> dict[str, Any]:
+    """DeCoAR 2.0's constants, made small."""
+    constants = s3prl_models.toolkit("s3prl.upstream.decoar2.decoar2").args
+    return {name: value for name, value in DECOAR2.settings.items() if name in constants}
 
 
 def moved(base: Weights, seed: int = 0) -> Weights:
@@ -62,9 +79,8 @@ class Case:
         self.clone, self.lab = clone, lab
         self.folder = Path(tempfile.mkdtemp())
         self.files = [f"finetuned-{number}.ckpt" for number in range(len(finetuned))]
-        self.key = "model" if lab.family == "wavlm" else "model_weight"
-        write = lab_files.wavlm if lab.family == "wavlm" else lab_files.s3prl_base
-        self.save(write(lab, base), "base.pt")
+        self.key = "model" if lab.family in WRITERS else "model_weight"
+        self.save(WRITERS.get(lab.family, lab_files.s3prl_base)(lab, base), "base.pt")
         for file, weights in zip(self.files, finetuned, strict=True):
             self.save(lab_files.s3prl_finetune(lab, weights), file)
 
@@ -81,7 +97,7 @@ class Case:
             "output_dir": f"official-{alpha}",
         }
         (self.folder / "merge.yaml").write_text(yaml.safe_dump(config))
-        return self._run([sys.executable, "-c", DRIVER, str(self.clone)], f"official-{alpha}")
+        return self._run([sys.executable, "-c", DRIVER, str(self.clone), json.dumps(sizes())], f"official-{alpha}")
 
     def ours(self, alpha: float = 0.25, *options: str, base: str = "base.pt") -> tuple[str, Weights | None]:
         """The same of this tool."""
@@ -90,7 +106,7 @@ class Case:
         return self._run([*command, "-o", output, "--overwrite", "-q"], output)
 
     def _run(self, command: list[str], output: str) -> tuple[str, Weights | None]:
-        quiet = os.environ | {"PYTHONWARNINGS": "ignore"}
+        quiet = os.environ | {"PYTHONWARNINGS": "ignore", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}  # torch of its time
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, env=quiet)
         told = done.stdout.splitlines()
         if done.returncode:  # this tool begins with the error, Python's traceback ends in it
@@ -113,7 +129,7 @@ def equal(found: Weights | None, wanted: Weights | None) -> str:
 
 
 def good_pairs(clone: Path) -> Iterator[str]:
-    for lab in (lab for lab in s3prl_models.LABS if not lab.large):
+    for lab in [*(lab for lab in s3prl_models.LABS if not lab.large), DECOAR2]:
         base = built(lab)
         case = Case(clone, lab, base, [moved(base)])
         for alpha in ALPHAS if lab.family == "hubert" else (0.25,):
