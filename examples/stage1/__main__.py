@@ -9,16 +9,30 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from examples.stage1.data import LABEL, prepare
-from speechft_merge.errors import CheckpointError, OutputError, SpeechFTMergeError, UsageError
+from examples.stage1.data import LABEL, SHORTEST, prepare
+from speechft_merge.errors import CheckpointError, SpeechFTMergeError, UsageError
+from speechft_merge.output.folder import write_whole
 from speechft_merge.packages import require_packages
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.scoring.clips import read_table
 from speechft_merge.scoring.probe_task import ProbeTask
 from speechft_merge.stage1 import Schedule
+
+
+def at_least(least: float) -> Callable[[str], float]:
+    """Reads a number, whole where `least` is, as an option's type."""
+
+    def number(text: str) -> float:
+        value = type(least)(text)
+        if not least <= value < 1 << 32:  # the most that is a seed
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {least} on")
+        return value
+
+    return number
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -32,12 +46,12 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     add("-o", "--out", required=True, type=Path, help="folder for everything that is made")
     add("--alpha", type=float, default=0.25, help="weight of the fine-tune in the merge")
     add("--steps", type=int, default=2000, help="optimizer steps; the paper's is 50000")
-    add("--learning-rate", type=float, default=1e-4, help="its peak")
-    add("--batch-size", type=int, default=16, help="recordings in one batch of a device")
-    add("--accumulate", type=int, default=1, help="batches in one step")
+    add("--learning-rate", type=at_least(0.0), default=1e-4, help="its peak")
+    add("--batch-size", type=at_least(1), default=16, help="recordings in one batch of a device")
+    add("--accumulate", type=at_least(1), default=1, help="batches in one step")
     add(
         "--seconds",
-        type=float,
+        type=at_least(SHORTEST),
         default=15.0,
         help="of a recording in training: a class is learnt from the first, longer texts are left out",
     )
@@ -46,26 +60,26 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     add("--hold", type=float, default=0.4, help="share of the steps in which it then stays; after that it falls to 0")
     add("--cnn", default="freeze", choices=("freeze", "train", "none"), help="what becomes of the convolutions")
     add("--encoder", help="name of the encoder's module, where it is not found")
-    add("--workers", type=int, default=0, help="processes that decode audio")
-    add("--seed", type=int, default=0)
+    add("--workers", type=at_least(0), default=0, help="processes that decode audio")
+    add("--seed", type=at_least(0), default=0)
     return parser.parse_args(words)
 
 
 def remember(args: argparse.Namespace) -> None:
-    """Keep the settings of a run, and refuse to go on with others."""
+    """Keep the settings of a run, and refuse to go on with others what they have made."""
     kept, own = args.out / "settings.json", {key: value for key, value in vars(args).items() if key not in FREE}
+    if Path(args.data).is_dir() and args.out.resolve().is_relative_to(Path(args.data).resolve()):
+        raise UsageError(f"{args.out} lies in the data, {args.data}", hint="name a folder beside it with -o")
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        if not kept.exists():
-            kept.write_text(json.dumps(own, indent=2) + "\n")
-        before = json.loads(kept.read_text())
-    except OSError as error:
-        raise OutputError(f"{args.out} cannot be made: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{kept} is not JSON: {error}") from error
-    differ = [f"{key} {before.get(key)!r}" for key in own if own[key] != before.get(key)]
+        before = {**json.loads(kept.read_text())} if kept.exists() else {}
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{kept} does not hold the settings of a run: {error}") from error
+    trained = (args.out / "finetuned").exists() or any((args.out / "checkpoints").glob("*"))
+    fixed = [*own] if trained else ["data", "task"] if (args.out / "train.tsv").exists() else []
+    differ = [f"{key} {before[key]!r}" for key in fixed if key in before and own[key] != before[key]]
     if differ:
         raise UsageError(f"{args.out} holds a run with {', '.join(differ)}", hint="name another folder with -o")
+    write_whole(kept, (json.dumps(own, indent=2) + "\n").encode())
 
 
 FREE = ("out", "alpha", "workers")
@@ -94,7 +108,7 @@ def scores(args: argparse.Namespace, split: str) -> list[str]:
     try:
         ProbeTask("probe", read_table(table, LABEL))
     except CheckpointError as error:  # too few recordings, or speakers of a class
-        print(f"no probe: {error}", file=sys.stderr)
+        print(f"no probe on {table.name}: {error}", file=sys.stderr)
         return own
     return [*own, "--probe-task", f"probe={table}"]
 

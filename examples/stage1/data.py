@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import re
 from collections.abc import Callable, Iterable
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from speechft_merge.errors import CheckpointError, NotFoundError, UsageError
+from speechft_merge.output.folder import write_whole
 from speechft_merge.scoring.clips import Clip, read_table
 from speechft_merge.scoring.folds import assign_folds
 from speechft_merge.scoring.probe_task import read_classes
@@ -43,9 +43,7 @@ def prepare(source: str, column: str, out: Path, told: Callable[[str], None]) ->
         for split, table in tables.items():
             rows = [(clip.path.resolve(), clip.label, clip.group) for clip in whole[split]]
             lines = ["\t".join(("path", column, "group")), *("\t".join(map(str, row)) for row in rows)]
-            part = table.with_suffix(".part")
-            part.write_text("\n".join(lines) + "\n")
-            part.replace(table)
+            write_whole(table, ("\n".join(lines) + "\n").encode())
     return {split: read_table(table, column) for split, table in tables.items()}
 
 
@@ -75,20 +73,27 @@ def read_folder(folder: Path, column: str) -> Splits:
 
 
 def read_splits(table: Path, column: str) -> Splits:
-    """Of a table as the package reads it, or of one whose first line names its columns, `split` among them."""
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        names = {*(rows.fieldnames or ())}
-        if "split" not in names:
-            return {"train": read_table(table, column)}
-        if not {"path", column} <= names:
-            raise CheckpointError(f"{table} has no columns path and {column}", found=", ".join(sorted(names)))
-        found: Splits = {}
-        for number, row in enumerate(rows, 2):
-            split, path, label = split_of(row["split"] or ""), row["path"], row[column]
-            if split is None or not path or not label:
-                raise CheckpointError(f"{table}, line {number} lacks a path, a {column} or a split (train, dev, test)")
-            found.setdefault(split, []).append(Clip(path, table.parent / path, label, row.get("group") or path))
+    """Of a table as the package reads it, or of one whose first line names its columns, `path` among them."""
+    try:
+        lines = table.read_text("utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{table} cannot be read as a table, UTF-8 text: {error}") from error
+    rows = [[cell.strip() for cell in line.split("\t")] for line in lines]
+    names = rows[0]
+    if "path" not in names:
+        return {"train": read_table(table, column)}
+    if column not in names:
+        raise CheckpointError(f"{table} has no column {column}", found=", ".join(names))
+    found: Splits = {}
+    for number, cells in enumerate(rows[1:], 2):
+        row = dict(zip(names, cells, strict=False))
+        if not any(cells):
+            continue
+        path, label = row.get("path"), row.get(column)
+        split = split_of(row.get("split", "")) if "split" in names else "train"
+        if split is None or not path or not label:
+            raise CheckpointError(f"{table}, line {number} lacks a path, a {column} or a split (train, dev, test)")
+        found.setdefault(split, []).append(Clip(path, table.parent / path, label, row.get("group") or path))
     missing = [clip.path for clips in found.values() for clip in clips if not clip.path.is_file()]
     if missing:
         raise NotFoundError(f"{table}: {len(missing)} files do not exist, first {missing[0]}")
@@ -135,10 +140,7 @@ def written(audio: dict[str, Any], folder: Path, number: int) -> Path:
         return own
     file = folder / f"{number:07d}{own.suffix or '.wav'}"
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_bytes(audio["bytes"])
-        part.replace(file)
+        write_whole(file, audio["bytes"])
     return file
 
 
@@ -157,11 +159,14 @@ def usable(splits: Splits, column: str, told: Callable[[str], None]) -> Splits:
     Labels are as they are compared.
     """
     reasons: dict[str, int] = {}
+    seen: set[Path] = set()
     kept: Splits = {}
     for split, clips in splits.items():
         for clip in clips:
             label = normalise(clip.label) if column == TEXT else " ".join(clip.label.split())
-            why = flaw(clip, column) if label else "without a word"
+            file = clip.path.resolve()
+            why = "named twice" if file in seen else flaw(clip, column) if label else "without a word"
+            seen.add(file)
             if why:
                 reasons[why] = reasons.get(why, 0) + 1
             else:
@@ -173,6 +178,8 @@ def usable(splits: Splits, column: str, told: Callable[[str], None]) -> Splits:
 
 def flaw(clip: Clip, column: str) -> str | None:
     """Why a recording cannot be used."""
+    if re.search(r"[\t\n\r\ud800-\udfff]", str(clip.path.resolve())):
+        return "its name has a tab, a line end or what is not UTF-8, which no table can hold"
     try:
         seconds = seconds_of(clip.path)
         read_clip(clip.path, RATE)
@@ -201,7 +208,7 @@ def deal(splits: Splits, column: str, told: Callable[[str], None]) -> Splits:
     lacking = [split for split in ("test", "dev") if not splits.get(split)]
     labels = [clip.label if column == LABEL else "" for clip in pool]
     groups = [clip.group for clip in pool]
-    if lacking and len({*groups}) < FOLDS:
+    if lacking and 0 < len({*groups}) < FOLDS:
         told(f"{len({*groups})} groups are too few to hold some out whole: files are held out, of the same speakers")
         groups = [str(clip.path) for clip in pool]
     folds = assign_folds(labels, groups, FOLDS)

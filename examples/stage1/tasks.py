@@ -168,8 +168,10 @@ def loading(base: str) -> Iterator[None]:
     """Say in one line what transformers says in fifty."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        if isinstance(error, SpeechFTMergeError):
-            raise
+    except SpeechFTMergeError:
+        raise
+    except Exception as error:  # a damaged file raises what its format's library likes
         kind = NotFoundError if isinstance(error, OSError) else CheckpointError
-        raise kind(f"transformers cannot load {base}: {str(error).splitlines()[0]}") from error
+        reason, _, _ = str(error).partition("\n")
+        hint = "give a folder of transformers, with its preprocessor_config.json, or its id on the Hub"
+        raise kind(f"transformers cannot load {base}: {reason}", hint=hint) from error

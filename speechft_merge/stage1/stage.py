@@ -124,7 +124,8 @@ class StableFineTuning:
             raise UsageError(
                 f"{len(frozen)} of {len(encoder)} tensors of the encoder of {title} are frozen beforehand "
                 f"(requires_grad is False), such as {frozen[0]}",
-                hint="leave the freezing to StableFineTuning: these would stay frozen to the end",
+                hint="leave the freezing to StableFineTuning: these would stay frozen to the end; "
+                "after a training that broke off, load the model anew",
             )
         heads = [name for name, part in self.parts.items() if part == "head"]
         if self.schedule.head_only_steps and not any(name in self._ours for name in heads):

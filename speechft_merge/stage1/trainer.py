@@ -35,7 +35,7 @@ class StableFineTuningCallback(TrainerCallback):  # type: ignore[misc, unused-ig
     beforehand but the CNN (`freeze_feature_encoder()`), see `StableFineTuning`. It replaces the Trainer's learning-rate
     schedule: where `lr_scheduler_type`, `lr_scheduler_kwargs`, `warmup_steps` or `warmup_ratio` are not at their
     defaults, a warning in the log says that they have no effect. Steps are the Trainer's, so gradient accumulation,
-    mixed precision and `resume_from_checkpoint` work as they are; DistributedDataParallel needs
+    mixed precision, `auto_find_batch_size` and `resume_from_checkpoint` work as they are; DistributedDataParallel needs
     `ddp_find_unused_parameters=True`, the Trainer's default unless gradient checkpointing is on. DeepSpeed and FSDP
     shard parameters before training begins and are refused.
 
@@ -62,6 +62,8 @@ class StableFineTuningCallback(TrainerCallback):  # type: ignore[misc, unused-ig
     ) -> None:
         """Set up the stage for the model; on a resume, at the step where it stopped."""
         _require_plain_parallelism(args)
+        if self.stage is not None:
+            self.stage.end()  # auto_find_batch_size begins anew where memory ran out, maybe while the encoder is frozen
         schedule = replace(self._schedule, total_steps=state.max_steps)
         self.stage = StableFineTuning(kwargs["model"], schedule, encoder=self.encoder, cnn=self.cnn)
         self.stage.check_optimizer(kwargs["optimizer"])

@@ -257,6 +257,9 @@ def test_a_table_may_name_splits_and_groups(tmp_path: Path) -> None:
         ("dev", "you", "bob"),
         ("test", "all", "c.wav"),
     ]
+    table.write_bytes("\ufefftext \tpath\r\nhello\ta.wav \r\n\r\nyou\tb.wav\r\n".encode())
+    found = data.read_source(str(table), data.TEXT, tmp_path)
+    assert {split: names(clips) for split, clips in found.items()} == {"train": ["a.wav", "b.wav"]}
     table.write_text("a.wav\thello\nb.wav\tyou\n")
     assert names(data.read_source(str(table), data.TEXT, tmp_path)["train"]) == ["a.wav", "b.wav"]
 
@@ -264,14 +267,16 @@ def test_a_table_may_name_splits_and_groups(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        ("path\tsplit\na.wav\ttrain\n", CheckpointError, "has no columns path and text"),
+        ("path\tsplit\na.wav\ttrain\n", CheckpointError, "has no column text; found path, split"),
+        ("path\tlabel\na.wav\tglad\n", CheckpointError, "has no column text; found path, label"),
+        ("\udcff", CheckpointError, "cannot be read as a table, UTF-8 text"),
         ("path\ttext\tsplit\na.wav\thello\tsometimes\n", CheckpointError, "line 2 lacks a path, a text or a split"),
         ("path\ttext\tsplit\nb.wav\thello\ttrain\n", NotFoundError, "1 files do not exist"),
     ],
 )
 def test_a_wrong_table_is_an_error(content: str, error: type[SpeechFTMergeError], message: str, tmp_path: Path) -> None:
     clip(tmp_path, "a.wav")
-    (tmp_path / "all.tsv").write_text(content)
+    (tmp_path / "all.tsv").write_text(content, errors="surrogateescape")
     with pytest.raises(error, match=message):
         data.read_source(str(tmp_path / "all.tsv"), data.TEXT, tmp_path)
 
@@ -330,6 +335,17 @@ def test_what_is_silent_short_damaged_or_without_words_is_left_out_and_said(tmp_
     assert [(each.id, each.label) for each in kept["train"]] == [("good.wav", "hello all")]
     assert len(said) == 5
     assert all(line.startswith("1 of 6 recordings are left out: ") for line in said)
+
+
+def test_a_recording_is_in_one_split_alone_and_has_a_name_that_a_table_can_hold(tmp_path: Path) -> None:
+    plain, odd = clip(tmp_path, "a.wav"), clip(tmp_path, "b\t.wav")
+    (tmp_path / "link.wav").symlink_to(plain)
+    same = [Clip(name, tmp_path / name, "a", name) for name in ("a.wav", "link.wav")]
+    said: list[str] = []
+    kept = data.usable({"train": same[:1], "test": [same[1], Clip("b", odd, "a", "b")]}, data.LABEL, told(said))
+    assert {split: names(clips) for split, clips in kept.items()} == {"train": ["a.wav"]}
+    assert said[0] == "1 of 3 recordings are left out: named twice"
+    assert "its name has a tab" in said[1]
 
 
 def test_a_text_is_not_trained_on_with_half_of_its_recording(tmp_path: Path) -> None:
@@ -415,6 +431,56 @@ def test_a_number_that_does_not_fit_is_said_before_training(
             [*words(save_base("Hubert", tmp_path / "base"), classes, "classification", tmp_path / "run"), *option]
         )
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--batch-size 0", "--accumulate 0", "--seconds nan", "--workers -1", "--seed 4294967296", "--learning-rate inf"],
+)
+def test_a_number_that_nothing_can_be_done_with_is_wrong_usage(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        example.parse([*words("base", Path("data"), "ctc", Path("run")), *option.split()])
+    assert ended.value.code == 2
+    assert "is not a number from" in capsys.readouterr().err
+
+
+def settle(base: str, source: Path, out: Path, *more: str) -> None:
+    example.remember(example.parse([*words(base, source, "classification", out), *more]))
+
+
+def test_a_wrong_word_is_put_right_by_the_next_command_until_something_is_made_of_it(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settle("nowhere", tmp_path / "nowhere", out)
+    settle("nowhere", tmp_path / "there", out)
+    (out / "train.tsv").touch()
+    with pytest.raises(UsageError, match=r"holds a run with data '.*there'; name another"):
+        settle("base", tmp_path / "other", out)
+    settle("base", tmp_path / "there", out, "--steps", "20")
+    (out / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    with pytest.raises(UsageError, match="holds a run with steps 20; name another"):
+        settle("base", tmp_path / "there", out, "--steps", "30")
+    settle("base", tmp_path / "there", out, "--steps", "20", "--alpha", "0.5")
+
+
+def test_settings_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
+    for content in ("", "[1]"):
+        (tmp_path / "settings.json").write_text(content)
+        with pytest.raises(CheckpointError, match="does not hold the settings of a run"):
+            settle("base", tmp_path / "data", tmp_path)
+
+
+def test_what_is_made_does_not_lie_among_the_recordings(classes: Path) -> None:
+    with pytest.raises(UsageError, match="lies in the data"):
+        settle("base", classes, classes / "run")
+    assert not (classes / "run").exists()
+
+
+def test_a_damaged_base_is_one_line(classes: Path, tmp_path: Path) -> None:
+    base = save_base("Hubert", tmp_path / "base")
+    with (tmp_path / "base" / "model.safetensors").open("r+b") as file:
+        file.truncate(10_000)
+    with pytest.raises(CheckpointError, match=r"transformers cannot load \S+/base: .*header.*; give a folder"):
+        example.main(words(base, classes, "classification", tmp_path / "run"))
 
 
 def test_a_base_that_is_not_there_is_one_line(classes: Path, tmp_path: Path) -> None:

@@ -209,6 +209,29 @@ def test_a_head_that_peft_froze_is_an_error(tmp_path: Path) -> None:
         trainer(lora(), tmp_path).train()
 
 
+def test_where_memory_runs_out_while_the_encoder_is_frozen_smaller_batches_are_tried(tmp_path: Path) -> None:
+    model, calls = hubert(), []
+    forward, before = model.forward, snapshot(model)
+
+    def exhausted_once(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(kwargs["input_values"]))
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(*args, **kwargs)
+
+    model.forward = exhausted_once
+    trainer(model, tmp_path, auto_find_batch_size=True, remove_unused_columns=False).train()
+    assert calls[:2] == [2, 1]
+    assert moved(before, model) == of_part(model, "head") | of_part(model, "encoder") - {"hubert.masked_spec_embed"}
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    plain, saving = hubert(), hubert()
+    trainer(plain, tmp_path).train()
+    trainer(saving, tmp_path, gradient_checkpointing=True).train()
+    assert moved(snapshot(plain), saving) == set()
+
+
 # wrong use
 def test_a_scheduler_that_cannot_be_replaced_is_an_error(tmp_path: Path) -> None:
     model = hubert()
