@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from examples.sources.encoders import FRAME
 from examples.sources.recordings import RATE
-from examples.speech_ft.encoder import FRAME
 from speechft_merge.similarity.cka import Cross, Representation, cka
 from speechft_merge.similarity.inputs import Batch
 from speechft_merge.similarity.probe import read_probe
 
 if TYPE_CHECKING:
-    from examples.choosing_alpha.encoders import Base
+    from examples.sources.encoders import Base
     from speechft_merge.similarity.cka import Shifted
 
 CLIP = 5 * RATE // 2

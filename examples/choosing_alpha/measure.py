@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from examples.choosing_alpha.encoders import half
 from examples.choosing_alpha.likeness import CLIP, Likeness
 from examples.choosing_alpha.probe import probe_accuracy
 from examples.choosing_alpha.tasks import WINDOW
-from speechft_merge.similarity.inputs import Batch
+from examples.sources.encoders import layers_of
 
 if TYPE_CHECKING:
-    from examples.choosing_alpha.encoders import Base, Inputs, State
     from examples.choosing_alpha.tasks import Task, Test
+    from examples.sources.encoders import Base, Inputs, State
     from speechft_merge.similarity.encoders import Encoder
 
 ROWS = 32
@@ -68,12 +67,7 @@ def features(
     encoder: Encoder, batches: list[Inputs], test: Test
 ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     """Rows of each layer, (rows, width), with labels and folds: a row a crop, or a row a labelled frame."""
-    heard = []
-    for inputs in batches:
-        count = len(next(iter(inputs.values())))
-        with half():
-            clips = encoder.run(Batch(inputs, frames=[10**6] * count))
-        heard.append([torch.stack(layer) for layer in zip(*(clip.values() for clip in clips), strict=True)])
+    heard = [layers_of(encoder, inputs) for inputs in batches]
     layers = [torch.cat(parts) for parts in zip(*heard, strict=True)]
     if test.labels.dim() == 1:
         return [layer.mean(dim=1) for layer in layers], test.labels, test.folds

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import one_hot
 
+from examples.probes import solved
+
 RIDGE = 0.1
-"""Times the rows of a fit, on features of unit variance: as `examples.speech_ft.tasks.probe_accuracy` has it."""
+"""Times the rows of a fit, on features of unit variance."""
 
 
 def probe_accuracy(features: torch.Tensor, labels: torch.Tensor, folds: torch.Tensor) -> float:
@@ -20,13 +22,8 @@ def probe_accuracy(features: torch.Tensor, labels: torch.Tensor, folds: torch.Te
         mean = targets[fit].mean(dim=0)
         if products is None:
             gram = features[fit].T @ features[fit]
-            scores = features[test] @ _solved(gram, features[fit].T @ (targets[fit] - mean), len(fit))
+            scores = features[test] @ solved(gram, features[fit].T @ (targets[fit] - mean), RIDGE, len(fit))
         else:  # the same from products of rows, which all folds share
-            scores = products[test][:, fit] @ _solved(products[fit][:, fit], targets[fit] - mean, len(fit))
+            scores = products[test][:, fit] @ solved(products[fit][:, fit], targets[fit] - mean, RIDGE, len(fit))
         right += int((scores + mean).argmax(dim=1).eq(labels[test]).sum())
     return right / len(labels)
-
-
-def _solved(products: torch.Tensor, targets: torch.Tensor, rows: int) -> torch.Tensor:
-    products.diagonal().add_(RIDGE * rows)
-    return torch.cholesky_solve(targets, torch.linalg.cholesky(products))

@@ -7,40 +7,35 @@ import os
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from examples.choosing_alpha import encoders, report, tasks
-from examples.choosing_alpha.encoders import Base, State
-from examples.choosing_alpha.finetune import finetune
+from examples.choosing_alpha import report, tasks
 from examples.choosing_alpha.measure import Bench, Merge
+from examples.choosing_alpha.prepare import prepare
 from examples.choosing_alpha.tasks import WINDOW, Task
-from examples.sources.recordings import festvox_paths
-from examples.speech_ft.evaluate import Journal
-from examples.speech_ft.prepare import recordings, utterances
+from examples.finetune import Recipe, finetune
+from examples.journal import Journal
+from examples.sources.encoders import Base, State, open_base
 
+ENCODERS = ("whisper-tiny.en", "small-hubert", "whisper-base")
 ALPHAS = (0.0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 RATES = (2e-4, 4e-4, 8e-4)
 """The learning rate of each seed: gentle and hot fine-tunes are what a rule has to tell apart."""
 STEPS = 120
+ROWS = 32
+"""Crops of a batch."""
 HERE = Path(__file__).parent
-
-
-def prepare(speech: Path, out: Path) -> None:
-    """Write the recordings as one file, which is there whole or not at all."""
-    paths = sorted(path for held_out in (False, True) for path in festvox_paths(speech, held_out=held_out))
-    part = out.with_suffix(".part.npz")
-    np.savez(part, **recordings(speech, utterances(paths, WINDOW)))
-    part.replace(out)
 
 
 def trained(path: Path, base: Base, task: Task, seed: int) -> tuple[State, State]:
     """A fine-tune's encoder and head, made if they are not there."""
     if not path.exists():
         print(f"fine-tuning {path.stem}", flush=True)
-        encoder, head = finetune(base, task, rate=RATES[seed], steps=STEPS, seed=seed)
+        recipe = Recipe(rate=RATES[seed], steps=STEPS, rows=ROWS, head_rate=10.0)
+        states, head = finetune(base, task, recipe, seed=seed)
+        encoder = states[STEPS]
         path.parent.mkdir(exist_ok=True)
         part = path.with_suffix(".part")
         save_file({f"encoder.{name}": each.contiguous() for name, each in encoder.items()} | head, part)
@@ -77,10 +72,10 @@ def main() -> None:
     sources, speech = args.sources or args.work / "sources", args.work / "recordings.npz"
     if not speech.exists():
         if not sources.exists():
-            subprocess.run(["sh", HERE.parent / "sources/fetch.sh", sources, "choosing_alpha"], check=True)
-        prepare(sources / "speech", speech)
+            subprocess.run(["sh", HERE.parent / "sources/fetch.sh", sources], check=True)
+        prepare(sources / "speech", speech, WINDOW)
     known = tasks.open_tasks(speech)
-    benches = {name: Bench(encoders.open_base(name, sources), known) for name in encoders.NAMES}
+    benches = {name: Bench(open_base(name, sources), known) for name in ENCODERS}
     journal = Journal(args.work / "results.jsonl")
     for seed in range(len(RATES)):
         for name, bench in benches.items():

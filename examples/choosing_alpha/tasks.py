@@ -9,16 +9,18 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from examples.sources.recordings import RATE, Samples, random_crops
-from examples.speech_ft.tasks import languages, speakers
+from examples.finetune import Lessons
+from examples.sources import sound
+from examples.sources.recordings import RATE, Samples
+from examples.sources.sound import loud_crops
 
 NAMES = ("speaker", "language", "phones")
+BILINGUAL = {"en": "allison-en", "es": "allison-es"}
+"""One speaker, heard in two languages on the same channel."""
+ONE_SPEAKER = "allison"
 WINDOW = RATE // 2
-BAND = 300.0, 3400.0
-"""Hertz that a telephone lets through."""
 SNR = 10.0, 25.0
 """Decibels of speech over pink noise, before the telephone."""
-RMS = 0.1
 FOLDS = 4
 """Parts of the test crops, each from other stretches of the recordings; a probe is fitted on all but the tested one."""
 CROPS = {"speaker": 48, "language": 320}
@@ -40,36 +42,36 @@ class Test:
     """Of each row."""
 
 
-class Task(Protocol):
+class Task(Lessons, Protocol):
     """What an encoder can be fine-tuned for, and tested on."""
 
-    classes: int
     test: Test
-
-    def batch(self, rows: int, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Crops to train on and their labels, as `Test` has them."""
 
 
 class Voices:
     """Crops of recordings, one recording a class."""
+
+    window = WINDOW
 
     def __init__(self, train: list[Samples], test: list[Samples], each: int) -> None:
         self.classes = len(train)
         self._train = train
         generator = np.random.default_rng(TEST_SEED)
         stretches = [part for recording in test for part in np.array_split(recording, FOLDS)]
-        waves = torch.cat([loud_crops(stretch, each // FOLDS, generator) for stretch in stretches])
+        waves = torch.cat([loud_crops(stretch, each // FOLDS, WINDOW, generator) for stretch in stretches])
         numbers = torch.arange(len(stretches)).repeat_interleave(each // FOLDS)
         self.test = Test(telephone(waves, generator), numbers // FOLDS, numbers % FOLDS)
 
     def batch(self, rows: int, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         labels = generator.integers(0, self.classes, size=rows)
-        waves = torch.cat([loud_crops(self._train[label], 1, generator) for label in labels])
+        waves = torch.cat([loud_crops(self._train[label], 1, WINDOW, generator) for label in labels])
         return telephone(waves, generator), torch.from_numpy(labels)
 
 
 class Phones:
     """Windows of utterances with a phone a frame; every fifth utterance is held out, as everywhere."""
+
+    window = WINDOW
 
     def __init__(self, recordings: Path) -> None:
         with np.load(recordings) as arrays:
@@ -101,22 +103,20 @@ def open_tasks(recordings: Path) -> dict[str, Task]:
     }
 
 
-def loud_crops(recording: Samples, count: int, generator: np.random.Generator) -> torch.Tensor:
-    """The louder half of twice as many random crops: prompts have pauses."""
-    crops = random_crops(recording, 2 * count, WINDOW, generator)
-    return crops[crops.square().mean(dim=1).topk(count).indices]
+def speakers(recordings: Path, split: str) -> dict[str, Samples]:
+    """One recording of each class of who speaks; the bilingual speaker is one class."""
+    with np.load(recordings) as arrays:
+        voices = {name.partition("/")[2]: arrays[name] for name in arrays.files if name.startswith(f"{split}/")}
+    both = np.concatenate([voices.pop(name) for name in BILINGUAL.values()])
+    return {ONE_SPEAKER: both, **voices}
+
+
+def languages(recordings: Path, split: str) -> list[Samples]:
+    """The one speaker's recordings, one a language."""
+    with np.load(recordings) as arrays:
+        return [arrays[f"{split}/{name}"] for name in BILINGUAL.values()]
 
 
 def telephone(waves: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
     """Waves, (rows, samples), with pink noise, held to a telephone's band, each row at one loudness."""
-    frequencies = torch.fft.rfftfreq(waves.shape[1], 1 / RATE)
-    white = torch.from_numpy(generator.standard_normal(waves.shape)).float()
-    pink = torch.fft.irfft(torch.fft.rfft(white) / frequencies.clamp(min=frequencies[1]).sqrt(), n=waves.shape[1])
-    snr = torch.from_numpy(generator.uniform(*SNR, size=(len(waves), 1))).float()
-    noisy = _levelled(waves) + _levelled(pink) * 10 ** (-snr / 20)
-    heard = (frequencies >= BAND[0]) & (frequencies <= BAND[1])
-    return RMS * _levelled(torch.fft.irfft(torch.fft.rfft(noisy) * heard, n=waves.shape[1]))
-
-
-def _levelled(waves: torch.Tensor) -> torch.Tensor:
-    return waves / (waves.square().mean(dim=1, keepdim=True).sqrt() + 1e-6)
+    return sound.telephone(sound.noisy(waves, SNR, generator))

