@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,6 +27,8 @@ Samples = NDArray[np.int16]
 
 def decode(path: Path) -> Samples:
     """The first audio stream of a file as mono 16-bit samples at 16 kHz (a few clips are empty)."""
+    import av  # for those alone who decode
+
     resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
     with av.open(str(path)) as container:
         frames = [out for frame in container.decode(audio=0) for out in resampler.resample(frame)]

@@ -58,7 +58,7 @@ class ProbeOptions(OptionGroup):
         return ProbeRequest(
             paths=paths,
             seconds=SECONDS if self.probe_seconds is None else self.probe_seconds,
-            group_by=self.group_by or AUTOMATIC,
+            group_by=AUTOMATIC if self.group_by is None else self.group_by,
             estimator=self.estimator or "group",  # type: ignore[arg-type]
             device=work.device,
             workers=work.workers,

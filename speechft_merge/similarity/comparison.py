@@ -160,6 +160,7 @@ def usable_clips(probe: Probe, maker: InputMaker) -> UsableClips:
         raise CheckpointError(
             f"the probe's {probe.seconds:.1f} seconds give {len(usable)} usable clip{'s' * (len(usable) != 1)}, at "
             f"least {LEAST_GROUPS} are needed",
+            found="; ".join(warnings) or None,
             hint="give more audio (--probe), or let more of it be used (--probe-seconds)",
         )
     ways = {probe.grouped_by: probe.groups, "file": probe.files, "clip": range(len(probe.clips))}
@@ -174,6 +175,7 @@ def usable_clips(probe: Probe, maker: InputMaker) -> UsableClips:
     if counts[by] < FEW_GROUPS:
         warnings.append(
             f"the probe has {counts[by]} groups (by {by}); with fewer than {FEW_GROUPS} the figures are rough"
+            + (", and have no error bars" if counts[by] == LEAST_GROUPS else "")
         )
     groups: dict[object, list[NDArray[np.float32]]] = {}
     for place in usable:
@@ -186,13 +188,13 @@ def _warnings_of(probe: Probe, maker: InputMaker, usable: int) -> list[str]:
     if probe.skipped:
         path, why = next(iter(probe.skipped.items()))
         warnings.append(
-            f"{len(probe.skipped)} files of the probe are not used: {PurePath(path).name} {why}"
-            + (", ..." if len(probe.skipped) > 1 else "")
+            f"files or clips of the probe left out: {len(probe.skipped)} ({PurePath(path).name} {why}"
+            + (", ...)" if len(probe.skipped) > 1 else ")")
         )
     if probe.repeated:
-        warnings.append(f"{probe.repeated} clips have the samples of another one, and are not counted again")
+        warnings.append(f"clips left out, since another one has the same samples: {probe.repeated}")
     if usable < len(probe.clips):
-        warnings.append(f"{len(probe.clips) - usable} clips are too short for one frame of the model")
+        warnings.append(f"clips too short for one frame of the model: {len(probe.clips) - usable}")
     if maker.longest is not None and any(len(clip) > maker.longest for clip in probe.clips):
         warnings.append(f"clips longer than the model's window of {maker.longest / maker.rate:g} s are cut to it")
     if maker.counts_padding:

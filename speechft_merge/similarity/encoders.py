@@ -120,11 +120,16 @@ class Encoder:
         Raises:
             CheckpointError, DeviceError: see `run`.
         """
+        title, taken = type(self.model).__name__, getattr(self.model, "main_input_name", None)
+        if taken is not None and taken not in inputs:
+            raise CheckpointError(
+                f"{self.name}: {title} takes {taken}, the feature extractor makes {' and '.join(inputs)}",
+                hint="put the preprocessor_config.json that goes with the model beside the base's weights",
+            )
         options = {"use_cache": False} if self.decodes else {}
         options |= asked(self.model.forward, output_hidden_states=not self.layers)
         with running(self.name, self.device), torch.inference_mode(), _recorded(self.layers) as states:
             out = self.model(**inputs, **options)
-        title = type(self.model).__name__
         last, given = getattr(out, "last_hidden_state", None), getattr(out, "hidden_states", None)
         if not self.layers and given:
             states = {

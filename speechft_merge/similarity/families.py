@@ -80,11 +80,17 @@ def find_class(name: str, config: Mapping[str, Any], tensors: int, *, decoder: b
     if not settings.is_encoder_decoder:
         return EncoderClass(settings, bare, "")
     require_size(name, settings, tensors)
-    named = getattr(transformers, str(next(iter(config.get("architectures") or ()), "")), None)
-    whole = named if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel) else bare
     try:
+        named = getattr(transformers, str(next(iter(config.get("architectures") or ()), "")), None)
+        whole = named if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel) else bare
         with quiet(), torch.device("meta"):
             encoder = whole(settings).get_encoder()
     except Exception as error:  # a foreign config.json may raise anything
         raise CheckpointError(f"{name}: its config does not describe a model: {error}") from error
+    if encoder.main_input_name == "input_ids":
+        raise CheckpointError(
+            f"{name}: for the encoder of {settings.model_type!r} transformers takes "
+            f"{type(encoder).__name__}, which reads text",
+            hint="compare an encoder whose family it has alone",
+        )
     return EncoderClass(encoder.config, type(encoder), ENCODER_PREFIX)

@@ -27,7 +27,7 @@ def group_files(files: Sequence[Path], rule: str = AUTOMATIC) -> tuple[list[str]
             each file; else a regular expression that is found in the path, its first group or all of it.
 
     Raises:
-        UsageError: the regular expression is none, or is not found in a path.
+        UsageError: the regular expression is none, or finds nothing in a path.
     """
     whole = [Path(os.path.abspath(path)) for path in files]  # noqa: PTH100  (links stay as the user laid them)
     if rule not in (AUTOMATIC, FILE):
@@ -64,7 +64,7 @@ def _matched(pattern: re.Pattern[str], path: Path) -> str:
     found = pattern.search(path.as_posix())
     group = found and found[min(1, pattern.groups)]
     if not group:
-        raise UsageError(f"{quote(pattern.pattern)} is not found in {path}", hint="give another one (--group-by)")
+        raise UsageError(f"{quote(pattern.pattern)} finds no group in {path}", hint="give another one (--group-by)")
     return group
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,8 @@ class InputMaker:
         if maker is None:
             raise CheckpointError(f"preprocessor_config.json: transformers has no feature extractor {kind!r}")
         try:
-            self._extractor: Any = maker(**(settings or _defaults(config, kind)))
+            with warnings.catch_warnings(action="ignore"):  # AST's own settings leave filters empty
+                self._extractor: Any = maker(**(settings or _defaults(config, kind)))
             self.rate = int(getattr(self._extractor, "sampling_rate", RATE))
             self.frames_of(self.rate)
             usable = RATES[0] <= self.rate <= RATES[1] and bool(self._extractor.model_input_names)

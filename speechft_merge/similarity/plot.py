@@ -26,7 +26,9 @@ def draw_lines(report: Report, kind: str) -> bytes:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    return draw(kind, (COLUMN, 2.4), partial(_fill_lines, report=report), partial(_page, report))
+    longest = max(len(layer.key.label) for layer in report.layers)
+    height = max(2.4, 1.7 + 0.07 * longest)  # inches; words stand upright below the axis
+    return draw(kind, (COLUMN, height), partial(_fill_lines, report=report), partial(_page, report))
 
 
 def draw_grids(report: Report, kind: str) -> bytes:
@@ -79,7 +81,7 @@ def _label_layers(axis: Any, report: Report) -> None:
     ticks = sorted([*words, *(place for place in free if (keys[place].block or 0) % step == 0)])
     axis.set_ticks(ticks, [keys[place].label for place in ticks])
     for tick, place in zip(axis.get_major_ticks(), ticks, strict=True):
-        if axis.axis_name == "x" and place in words:  # wider than the room of one block
+        if axis.axis_name == "x" and len(keys[place].label) > 2:  # wider than the room of one block
             tick.label1.set_rotation(90)
 
 

@@ -57,7 +57,7 @@ class ProbeRecord:
     rate: int
     """Samples a second that the models took."""
     skipped: dict[str, str]
-    """Files that were not used, and why."""
+    """Files and clips of files (`PATH at 1.5 s`) that were not used, and why."""
     groups: dict[str, int]
     """Group -> its clips."""
     grouped_by: str
@@ -127,7 +127,8 @@ def read_probe(paths: Sequence[Path] | None, rate: int, seconds: float = SECONDS
         try:
             samples = read_stretch(clip)
         except UnusableError as error:
-            skipped[str(clip.path)] = str(error)
+            whole = clip in files
+            skipped[str(clip.path) if whole else f"{clip.path} at {clip.start / clip.rate:.1f} s"] = str(error)
             continue
         content = f"{clip.rate}\0{len(samples)}\0".encode() + samples.tobytes()
         own = hashlib.sha256(content).digest()
@@ -139,7 +140,9 @@ def read_probe(paths: Sequence[Path] | None, rate: int, seconds: float = SECONDS
         audio.append(resample(samples, clip.rate, rate))
         whose.append((clip.path, group))
     if not audio:
-        first = "; ".join(f"{path}: {why}" for path, why in list(skipped.items())[:3])
+        first = (
+            "; ".join(f"{path}: {why}" for path, why in list(skipped.items())[:3]) or f"{seconds:g} seconds hold none"
+        )
         raise CheckpointError(f"no clip of the probe can be used ({first})", hint="give other audio files (--probe)")
     origin = "built-in" if paths is None else ", ".join(path.name or str(path) for path in paths[:4])
     paths_of, groups = zip(*whose, strict=True)
@@ -221,7 +224,7 @@ def choose_clips(files: Mapping[Stretch, str], seconds: float) -> list[tuple[Str
     left = seconds
     for done, group in enumerate(sorted(groups, key=lambda group: (by_seconds[group], group))):
         share = left / (len(groups) - done) + 1e-6  # what a group does not need is left to the others
-        count = min(len(by_group[group]), int(len(by_group[group]) * share / by_seconds[group]))
+        count = int(len(by_group[group]) * min(share / by_seconds[group], 1.0))
         kept = _spread(by_group[group], count)
         while sum(clips[place][0].seconds for place in kept) > share:
             kept = _spread(by_group[group], len(kept) - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -55,8 +56,8 @@ class ProbeRequest:
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
             raise UsageError(f"estimator {self.estimator!r} is unknown", hint=f"use one of {', '.join(ESTIMATORS)}")
-        if not self.seconds > 0:
-            raise UsageError(f"a probe of {self.seconds:g} seconds holds nothing", hint="give a positive number")
+        if not 0 < self.seconds < math.inf:
+            raise UsageError(f"a probe cannot be of {self.seconds:g} seconds", hint="give a positive number")
         if self.group_by not in (AUTOMATIC, FILE):
             parse_rule(self.group_by)
         require_device_name(self.device)

@@ -231,11 +231,11 @@ def test_a_merge_that_is_interrupted_while_features_are_compared_keeps_the_code_
         (["compare", *PAIR, "--probe", "nowhere"], 66, "there is no audio file or folder nowhere"),
         (["compare", *PAIR, "--plot", "figure.bmp"], 2, "end its name in one of"),
         (["compare", *PAIR, "--estimator", "best"], 2, "use one of group, frame, biased"),
-        (["compare", *PAIR, "--probe-seconds", "nan"], 2, "holds nothing"),
+        (["compare", *PAIR, "--probe-seconds", "nan"], 2, "a probe cannot be of"),
         (["compare", *PAIR, "--memory", "much"], 2, "is not a size"),
         ([*PAIR, "--cka", "--probe", "nowhere", "-o", "out"], 66, "there is no audio file or folder nowhere"),
         ([*PAIR, "--cka", "--plot", "figure.bmp", "-o", "out"], 2, "end its name in one of"),
-        ([*PAIR, "--cka", "--probe-seconds", "0", "-o", "out"], 2, "holds nothing"),
+        ([*PAIR, "--cka", "--probe-seconds", "0", "-o", "out"], 2, "a probe cannot be of"),
         ([*PAIR, "--cka", "--device", "nowhere", "-o", "out"], 2, "device 'nowhere' is unknown"),
     ],
 )

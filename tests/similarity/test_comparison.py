@@ -23,6 +23,7 @@ from options import UNSYNCED
 
 from speechft_merge import ProbeRequest, Recipe, compare, merge, open_merge
 from speechft_merge.checkpoints import open_checkpoint
+from speechft_merge.checkpoints.model_config import ModelConfig, read_model_config
 from speechft_merge.errors import CheckpointError, MismatchError, SpeechFTMergeError, UsageError
 from speechft_merge.output.formats import decide_form
 from speechft_merge.plan.plan import make_plan
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from speechft_merge import Report
+    from speechft_merge.checkpoints import Checkpoint
 
 FAMILIES = [
     ("Hubert", "ForCTC"),
@@ -504,6 +506,22 @@ def test_a_model_that_transformers_does_not_know_is_named(save_pair: SavePair, t
     (strange / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="does not know its model_type 'hubble'"):
         compare(str(strange), finetuned)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["of the base", "of the fine-tune"])
+def test_what_one_file_states_goes_before_what_is_guessed_of_the_other(
+    which: int, save_pair: SavePair, few_clips: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, request = save_pair("Hubert", "ForCTC"), ProbeRequest(paths=few_clips)
+    whole = compare(*pair, request=request)
+
+    def read(checkpoint: Checkpoint) -> ModelConfig:
+        found = read_model_config(checkpoint)
+        guess = found._replace(config={**(found.config or {}), "hidden_act": "relu"}, stated=False)
+        return guess if checkpoint.reference == pair[which] else found
+
+    monkeypatch.setattr("speechft_merge.similarity.models.read_model_config", read)
+    assert compare(*pair, request=request).layers == whole.layers
 
 
 def test_one_config_is_enough_for_two_models_of_one_shape_and_none_is_not(

@@ -68,6 +68,7 @@ def encoder_of(model: Any) -> Any:
     return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
+@pytest.mark.filterwarnings("ignore:At least one mel filter")  # AST's own settings, where torchaudio is missing
 @pytest.mark.parametrize("family", ENCODERS)
 def test_every_layer_is_the_hidden_state_that_the_class_gives(family: str, few_clips: tuple[Path, ...]) -> None:
     kind, extractor = ENCODERS[family]
@@ -165,6 +166,44 @@ def test_an_encoder_beside_other_models_is_refused_before_any_weight_is_read(tmp
         build_encoder("model", config, {}, CPU)
 
 
+def test_an_encoder_that_reads_text_is_not_taken_for_one_of_speech() -> None:
+    layers = {f"{stack}_layers": 1 for stack in ("speech_encoder", "encoder", "decoder", "t2u_encoder", "t2u_decoder")}
+    sizes = {"hidden_size": 16, "vocab_size": 20, "t2u_vocab_size": 20, "char_vocab_size": 20}
+    config = {"model_type": "seamless_m4t_v2", "architectures": ["SeamlessM4Tv2SpeechEncoder"], **layers, **sizes}
+    with pytest.raises(CheckpointError, match="takes SeamlessM4Tv2Encoder, which reads text"):
+        build_encoder("model", config, {}, CPU)
+
+
+def test_inputs_of_another_kind_than_a_class_takes_are_told_with_what_mends_it(few_clips: tuple[Path, ...]) -> None:
+    settings = transformers().Qwen2AudioEncoderConfig(
+        d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16
+    )
+    model = transformers().AutoModel.from_config(settings)
+    encoder = build_encoder("model", settings.to_dict(), dict(model.state_dict()), CPU)
+    (batch,) = InputMaker(settings.to_dict(), {}).batches([samples(few_clips[0])])
+    with pytest.raises(
+        CheckpointError, match="takes input_features, the feature extractor makes input_values; put the"
+    ):
+        encoder.run(batch)
+
+
+@pytest.mark.parametrize(
+    "architectures", [["WhisperFeatureExtractor"], ["__builtins__"], ["models"], [None], {"a": 1}, [], None]
+)
+def test_a_config_that_names_no_model_gives_the_encoder_of_the_bare_class(architectures: Any) -> None:
+    model = build("Moonshine", "ForConditionalGeneration")
+    config = model.config.to_dict() | {"architectures": architectures}
+    encoder = build_encoder("model", config, dict(model.get_encoder().state_dict()), CPU)
+    assert type(encoder.model) is type(model.get_encoder())
+
+
+@pytest.mark.parametrize("architectures", [["PreTrainedModel"], 5])
+def test_a_config_that_names_what_cannot_be_is_refused(architectures: Any) -> None:
+    config = build("Moonshine", "ForConditionalGeneration").config.to_dict() | {"architectures": architectures}
+    with pytest.raises(CheckpointError):
+        build_encoder("model", config, {}, CPU)
+
+
 # text decoders
 
 
@@ -203,6 +242,16 @@ def test_a_decoder_is_run_on_what_the_base_writes_and_gives_its_classes_hidden_s
             torch.testing.assert_close(ours, theirs[0, :frames])
         last = found.get(LayerKey("final_norm", stack), states[-1])
         torch.testing.assert_close(last, given[-1][0, :frames])
+
+
+def test_the_token_that_ends_a_text_is_left_out(few_clips: tuple[Path, ...]) -> None:
+    model = build("Whisper", "ForConditionalGeneration")
+    (batch,) = InputMaker(model.config.to_dict(), {}).batches([samples(few_clips[0])])
+    first = written_by(model, batch.inputs, 1)[1]
+    config = model.config.to_dict() | {"eos_token_id": first}
+    encoder = build_encoder("model", config, dict(model.state_dict()), CPU, decoder=True)
+    written = encoder.with_tokens(batch).inputs["decoder_input_ids"]
+    assert written.tolist() == [[model.config.decoder_start_token_id]]
 
 
 @pytest.fixture

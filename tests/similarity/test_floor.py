@@ -120,3 +120,15 @@ def test_by_the_other_estimators_the_floor_is_what_they_mistake_for_likeness(est
     (groups,) = by_voice(World(width=10).draw(1, 8, seed=9))
     lengths, layer = [[len(x)] for x, _ in groups], [[torch.from_numpy(x)] for x, _ in groups]
     assert measure_floor([layer], of_one_layer(lengths), estimator)[0].mean > 0.05  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("estimator", ["frame", "biased"])
+def test_by_the_other_estimators_all_frames_of_a_long_probe_are_taken(
+    estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They depend on how many there are."""
+    (groups,) = by_voice(World(width=6).draw(1, 6, seed=9))
+    lengths, layer = [[len(x)] for x, _ in groups], [[torch.from_numpy(x)] for x, _ in groups]
+    whole = measure_floor([layer], of_one_layer(lengths), estimator)  # type: ignore[arg-type]
+    monkeypatch.setattr("speechft_merge.similarity.floor.FRAMES", 10)
+    assert measure_floor([layer], of_one_layer(lengths), estimator) == whole  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ def test_a_rule_takes_the_place_of_what_paths_say() -> None:
     assert group_files(files, "file") == (["1/1-7.wav", "1/1-8.wav", "2/2-7.wav", "2/2-8.wav"], "file")
     assert group_files(files, r"-(\d)\.wav") == (["7", "8", "7", "8"], "pattern")
     assert group_files(files, r"\d-[78]")[0] == ["1-7", "1-8", "2-7", "2-8"]
-    with pytest.raises(UsageError, match=r"'-9' is not found in /data/dev/1/1-7\.wav"):
+    with pytest.raises(UsageError, match=r"'-9' finds no group in /data/dev/1/1-7\.wav"):
         group_files(files, "-9")
     with pytest.raises(UsageError, match="is no regular expression"):
         ProbeRequest(group_by="(")

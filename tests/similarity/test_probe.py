@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import tracemalloc
 from pathlib import Path
@@ -222,6 +223,24 @@ def test_silent_empty_and_broken_files_are_left_out_and_named(write_audio: Write
     assert probe.skipped[str(tmp_path / "nan.wav")] == "holds samples that are not finite"
 
 
+def test_of_a_recording_with_a_silent_minute_only_that_is_left_out_and_named(tmp_path: Path) -> None:
+    samples = np.sin(np.arange(40 * 4_000))
+    samples[: 10 * 4_000] = 0
+    soundfile.write(tmp_path / "long.wav", samples, 4_000)
+    probe = read_probe([tmp_path / "long.wav"], 4_000)
+    assert [Path(name).name for name in probe.skipped] == [f"long.wav at {start:.1f} s" for start in range(0, 10, 2)]
+    assert len(probe.clips) == 20 - len(probe.skipped)
+
+
+def test_no_number_of_seconds_is_too_large_or_too_small_to_be_answered(write_audio: WriteAudio) -> None:
+    good = write_audio("good.wav")
+    assert len(read_probe([good], 16_000, 1e308).clips) == len(read_probe([good], 16_000).clips)
+    with pytest.raises(CheckpointError, match="1e-09 seconds hold none"):
+        read_probe([good], 16_000, 1e-9)
+    with pytest.raises(UsageError, match="cannot be of inf seconds"):
+        ProbeRequest(seconds=math.inf)
+
+
 def test_a_file_that_is_no_audio_alone_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("hello")
     with pytest.raises(CheckpointError, match=r"no clip of the probe can be used \(.*text\.wav: cannot be read"):
@@ -236,7 +255,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_probe_of_no_length_is_refused() -> None:
-    with pytest.raises(UsageError, match="holds nothing"):
+    with pytest.raises(UsageError, match="cannot be of"):
         ProbeRequest(seconds=0)
 
 
@@ -264,3 +283,24 @@ def test_many_channels_are_not_in_memory_at_once(write_audio: WriteAudio) -> Non
     finally:
         tracemalloc.stop()
     assert len(clip) == 960_000
+
+
+def test_a_long_recording_is_sampled_from_its_beginning_to_its_end() -> None:
+    starts = [clip.start for clip, _ in choose_clips({Stretch(Path("a"), 0, 6_000, 10): "a"}, 120.0)]
+    assert len(starts) == 20
+    assert {after - before for before, after in itertools.pairwise([*starts, 6_000])} == {300}
+
+
+@pytest.mark.parametrize("groups", [30, 60])
+def test_each_of_up_to_60_groups_has_a_clip(groups: int) -> None:
+    files = {Stretch(Path(str(number)), 0, 1_000, 10): str(number) for number in range(groups)}
+    assert {group for _, group in choose_clips(files, 120.0)} == {*files.values()}
+
+
+def test_the_same_numbers_at_another_rate_are_another_clip(tmp_path: Path) -> None:
+    samples = np.sin(np.arange(8_000))
+    for rate in (8_000, 16_000):
+        soundfile.write(tmp_path / f"{rate}.wav", samples, rate)
+    probe = read_probe([tmp_path / "8000.wav", tmp_path / "16000.wav"], 16_000)
+    assert len({*probe.files}) == 2
+    assert probe.repeated == 0

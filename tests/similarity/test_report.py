@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,16 @@ def test_the_floor_has_three_figures_in_the_document_and_in_the_csv() -> None:
     assert all({name: float(row[name]) for name in floor} == floor for row in rows)
     assert [row[-1] for row in report.to_table()] == ["floor", "0.010", "0.010", "0.010", "-"]
     assert "floor (mismatched)" in draw_lines(report, ".svg").decode()
+
+
+def test_labels_that_are_wider_than_a_block_stand_upright() -> None:
+    report = a_report()
+    layers = tuple(replace(layer, key=replace(layer.key, stack="decoder")) for layer in report.layers)
+    upright = re.findall(
+        r"rotate\(-90[^>]*>([^<]*)</text>", draw_lines(replace(report, layers=layers), ".svg").decode()
+    )
+    assert {"decoder.input", "decoder.0", "decoder.1"} <= {*upright}
+    assert "0" not in re.findall(r"rotate\(-90[^>]*>([^<]*)</text>", draw_lines(report, ".svg").decode())
 
 
 def test_what_the_error_bars_are_is_said_wherever_they_are_shown() -> None:
