@@ -15,6 +15,7 @@ from speechft_merge.scoring.folds import assign_folds
 from speechft_merge.scoring.probe_task import read_classes
 from speechft_merge.scoring.transcripts import normalise, read_transcribed
 from speechft_merge.similarity.audio import LONGEST, read_clip, seconds_of
+from speechft_merge.similarity.grouping import read_rows
 from speechft_merge.similarity.inputs import RATE
 
 SPLITS = ("train", "dev", "test")
@@ -74,21 +75,15 @@ def read_folder(folder: Path, column: str) -> Splits:
 
 def read_splits(table: Path, column: str) -> Splits:
     """Of a table as the package reads it, or of one whose first line names its columns, `path` among them."""
-    try:
-        lines = table.read_text("utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{table} cannot be read as a table, UTF-8 text: {error}") from error
-    rows = [[cell.strip() for cell in line.split("\t")] for line in lines]
-    names = rows[0]
+    rows = read_rows(table)
+    names = rows[0][1] if rows else []
     if "path" not in names:
         return {"train": read_table(table, column)}
     if column not in names:
         raise CheckpointError(f"{table} has no column {column}", found=", ".join(names))
     found: Splits = {}
-    for number, cells in enumerate(rows[1:], 2):
+    for number, cells in rows[1:]:
         row = dict(zip(names, cells, strict=False))
-        if not any(cells):
-            continue
         path, label = row.get("path"), row.get(column)
         split = split_of(row.get("split", "")) if "split" in names else "train"
         if split is None or not path or not label:

@@ -112,7 +112,7 @@ def read_rows(table: Path) -> list[tuple[int, list[str]]]:
     try:
         lines = table.read_text("utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{table} cannot be read as UTF-8 text: {error}") from error
+        raise CheckpointError(f"{table} cannot be read as a table, UTF-8 text: {error}") from error
     return [
         (number, [cell.strip() for cell in line.split("\t")]) for number, line in enumerate(lines, 1) if line.strip()
     ]
