@@ -1,55 +1,34 @@
-"""What the README says to type exists: commands, options, imports, linked files."""
+"""What the pages say to type exists: commands, options, imports, linked files; the README leads to each."""
 
 from __future__ import annotations
 
 import ast
 import re
-import shlex
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from pages import GUIDES, PAGES, PROGRAM, READMES, ROOT, arguments, blocks, code_spans, page_name
 
 from speechft_merge.cli.app import app
 
-ROOT = Path(__file__).parents[1]
-FOLDERS = ("", "examples", "examples/choosing_alpha", "examples/slurm", "examples/speech_ft", "examples/stage1")
-READMES = [ROOT / folder / "README.md" for folder in FOLDERS]
-PROGRAM = "speechft-merge"
-
-
-def blocks(text: str, *languages: str) -> list[str]:
-    """The fenced blocks in any of these languages."""
-    return [body for kind, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S) if kind in languages]
-
-
-def code_spans(text: str) -> list[str]:
-    """The code within prose, line breaks undone."""
-    prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
-
-
-def arguments(line: str) -> list[str] | None:
-    """What follows the program's name; None of a line that does not call it."""
-    try:
-        words = shlex.split(line.removeprefix("$ "), comments=True)
-    except ValueError:
-        return None
-    calls = [i for i, word in enumerate(words) if Path(word).name == PROGRAM]
-    return words[calls[0] + 1 :] if calls else None
+README = READMES[0]
+LINE = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The arguments of every call that a README shows."""
+    """The arguments of every call that a page shows."""
     text = path.read_text()
-    lines = [line for block in blocks(text, "shell", "console", "bash", "sh") for line in block.splitlines()]
-    return [words for line in [*lines, *code_spans(text)] if (words := arguments(line))]
+    shown = blocks(text, "shell", "console", "bash", "sh")
+    lines = [line for block in shown for line in block.text.replace("\\\n", "").splitlines()]
+    return [words for line in [*lines, *code_spans(text)] if (words := arguments(line.strip()))]
 
 
-SHOWN = {path: commands(path) for path in READMES}
+SHOWN = {path: commands(path) for path in PAGES}
 CALLS = {" ".join(words): words for shown in SHOWN.values() for words in shown}
+SNIPPETS = [(path, block.text) for path in PAGES for block in blocks(path.read_text(), "python")]
 
 
 def program() -> Any:
@@ -77,7 +56,13 @@ def parse(words: list[str]) -> None:
 
 
 def test_the_readme_shows_every_command() -> None:
-    assert {words[0] for words in SHOWN[READMES[0]]} >= program().commands.keys()
+    assert {words[0] for words in SHOWN[README]} >= program().commands.keys() - {"merge", "help"}
+
+
+def test_the_readme_is_read_in_two_minutes_and_leads_to_every_guide() -> None:
+    text = README.read_text()
+    assert len(text.splitlines()) <= 150
+    assert {README.parent / link for link in LINE.findall(text)} >= {*GUIDES, ROOT / "CONTRIBUTING.md"}
 
 
 @pytest.mark.parametrize("words", CALLS.values(), ids=CALLS)
@@ -92,27 +77,44 @@ def test_a_call_that_is_not_understood_would_be_found(words: list[str]) -> None:
         parse(words)
 
 
-def test_every_option_that_prose_names_exists() -> None:
-    spans = [span for span in code_spans(READMES[0].read_text()) if not span.startswith("pip ")]
+@pytest.mark.parametrize("path", [README, *GUIDES], ids=page_name)
+def test_every_option_that_prose_names_exists(path: Path) -> None:
+    spans = [span for span in code_spans(path.read_text()) if not re.match(r"pip|uv |.* pip |--index-url", span)]
     named = {option for span in spans for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", span)}
-    assert len(named) > 10
     assert named - options() == set()
 
 
-@pytest.mark.parametrize("block", blocks(READMES[0].read_text(), "python"), ids=lambda block: block.splitlines()[0])
-def test_every_import_that_is_shown_works(block: str) -> None:
-    statements = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert statements
-    for statement in statements:
+def test_code_in_prose_is_found() -> None:
+    text = "Pass `--alpha 1 --nonsense`; not ```\n--other\n```"
+    assert [option for span in code_spans(text) for option in re.findall(r"--[a-z]+", span)][:2] == [
+        "--alpha",
+        "--nonsense",
+    ]
+
+
+@pytest.mark.parametrize(("path", "block"), SNIPPETS, ids=[f"{page_name(p)}: {b.splitlines()[0]}" for p, b in SNIPPETS])
+def test_every_import_that_is_shown_works(path: Path, block: str) -> None:
+    for statement in ast.walk(ast.parse(block)):
         if isinstance(statement, ast.Import):
             for alias in statement.names:
                 import_module(alias.name)
-        else:
+        elif isinstance(statement, ast.ImportFrom):
             module = import_module(str(statement.module))
             assert [alias.name for alias in statement.names if not hasattr(module, alias.name)] == []
 
 
-@pytest.mark.parametrize("path", [*READMES, ROOT / "speechft_merge/README.md"], ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_linked_file_is_there(path: Path) -> None:
-    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", path.read_text()) if "://" not in link]
-    assert [link for link in links if link and not (path.parent / link).exists()] == []
+def anchors(path: Path) -> set[str]:
+    """What a link to a page may end in: its headings, as GitHub makes anchors of them."""
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.*)$", prose, re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "speechft_merge/README.md"], ids=page_name)
+def test_every_linked_file_and_heading_is_there(path: Path) -> None:
+    for link in LINE.findall(path.read_text()):
+        if "://" not in link:
+            name, _, anchor = link.partition("#")
+            target = path.parent / name if name else path
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link

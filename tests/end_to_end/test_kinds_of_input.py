@@ -1,4 +1,4 @@
-"""The README's table of what goes in is true: each row is tried with a real input of its kind."""
+"""The table of what goes in is true: each row is tried with a real input of its kind."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import pytest
 import torch
 from kinds_of_input import KINDS
 from models import transformers
+from pages import ROOT, page_name
 from safetensors.numpy import load_file
 
 if TYPE_CHECKING:
     from conftest import Run, Weights
 
-README = Path(__file__).parents[2] / "README.md"
+README, GUIDE = ROOT / "README.md", ROOT / "examples/guides/exit-codes.md"
 CLAIM = (
-    "Exit 0 with a silent stderr means: every backbone weight of the output was mixed as asked (or is equal on both "
-    "sides, or has alpha 0 by a rule), and the output can be loaded by what it says it is."
+    "Exit 0 without a `note:` or `warning:` on stderr means: every backbone weight of the output was mixed as asked "
+    "(or is equal on both sides, or has alpha 0 by a rule), and the output can be loaded by what it says it is."
 )
 
 
@@ -37,7 +38,7 @@ class Row(NamedTuple):
 
 
 def read_table() -> list[Row]:
-    section = README.read_text().partition("| kind of input | what happens | exit code |\n")[2].partition("\n\n")[0]
+    section = GUIDE.read_text().partition("| kind of input | what happens | exit code |\n")[2].partition("\n\n")[0]
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in section.splitlines()[1:]]
     return [Row(kind, becomes, int(code)) for kind, becomes, code in cells]
 
@@ -45,8 +46,9 @@ def read_table() -> list[Row]:
 TABLE = read_table()
 
 
-def test_the_claim_stands_in_the_readme_word_for_word() -> None:
-    assert CLAIM in " ".join(README.read_text().replace("\n> ", " ").split())
+@pytest.mark.parametrize("page", [README, GUIDE], ids=page_name)
+def test_the_claim_stands_on_the_page_word_for_word(page: Path) -> None:
+    assert CLAIM in " ".join(page.read_text().replace("\n> ", " ").split())
 
 
 def test_every_row_has_an_input_and_every_input_a_row() -> None:

@@ -22,7 +22,7 @@ READER = "hf_alice_read"  # of the same user
 STRANGER = "hf_bob"  # may write, but to bob's repositories only
 UNKNOWN = "hf_unknown"
 IMPATIENT = [sys.executable, str(Path(__file__).with_name("commands.py"))]
-ACCOUNTS = (f"{WRITER}:alice:write", f"{READER}:alice:read", f"{STRANGER}:bob:write")
+ACCOUNTS = (f"{WRITER}:alice:write", f"{READER}:alice:read", f"{STRANGER}:bob:write", "hf_me:me:write")
 
 Files = Path | Mapping[str, Path | str | bytes]
 StartHub = Callable[..., "HubServer"]
