@@ -16,6 +16,7 @@ from speechft_merge.system import require_system
 from speechft_merge.version import __version__
 
 if TYPE_CHECKING:
+    from speechft_merge.bench import SweepRequest as SweepRequest
     from speechft_merge.checkpoints import Checkpoint as Checkpoint
     from speechft_merge.checkpoints import open_checkpoint as open_checkpoint
     from speechft_merge.comparing import compare as compare
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from speechft_merge.recipe.recipe import Recipe as Recipe
     from speechft_merge.similarity.report import Report as Report
     from speechft_merge.similarity.request import ProbeRequest as ProbeRequest
+    from speechft_merge.sweep.decision import Rule as Rule
+    from speechft_merge.sweep.gate import parse_gate as parse_gate
+    from speechft_merge.sweep.grid import lay_out as lay_out
+    from speechft_merge.sweep.report import SweepReport as SweepReport
     from speechft_merge.verifying import Verification as Verification
     from speechft_merge.verifying import verify as verify
 
@@ -46,19 +51,28 @@ _HOMES = {
     "ProbeRequest": "similarity.request",
     "Recipe": "recipe.recipe",
     "Report": "similarity.report",
+    "Rule": "sweep.decision",
     "SpeechFTMergeError": "errors",
+    "SweepReport": "sweep.report",
+    "SweepRequest": "bench",
     "Verification": "verifying",
     "compare": "comparing",
     "interpolate_": "in_memory",
+    "lay_out": "sweep.grid",
     "merge": "merging",
     "merge_state_dicts": "in_memory",
     "open_checkpoint": "checkpoints",
     "open_merge": "merging",
+    "parse_gate": "sweep.gate",
     "read_recipe": "recipe.file",
     "verify": "verifying",
 }
 
 __all__ = ["__version__", *_HOMES]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

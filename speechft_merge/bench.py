@@ -9,6 +9,7 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from speechft_merge.arguments import PathText, require_fields
 from speechft_merge.background import undone_if_left
 from speechft_merge.errors import UsageError
 from speechft_merge.executor.device import open_device
@@ -25,6 +27,7 @@ from speechft_merge.output.folder import explained
 from speechft_merge.plan.plan import Action, make_plan
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.recipe.rules import parse_rule
+from speechft_merge.scoring.scorer import Scorer
 from speechft_merge.similarity.comparison import make_inputs, usable_clips
 from speechft_merge.similarity.measure import measure_against, summarise
 from speechft_merge.similarity.models import ComparedModels, drift_by_layer, encoder_names, encoder_sources
@@ -34,7 +37,7 @@ from speechft_merge.sweep.grid import BASE, FINETUNED, Cell, tilted
 from speechft_merge.sweep.results import CellResult, LayerFigures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -44,7 +47,6 @@ if TYPE_CHECKING:
     from speechft_merge.merging import Merge
     from speechft_merge.plan.plan import Plan
     from speechft_merge.record.layers import LayerKey
-    from speechft_merge.scoring.scorer import Scorer
     from speechft_merge.scoring.scores import Score
     from speechft_merge.similarity.encoders import Encoder
     from speechft_merge.similarity.inputs import InputMaker
@@ -57,19 +59,33 @@ Features = dict["LayerKey", list["Tensor"]]
 
 @dataclass(frozen=True, slots=True)
 class SweepRequest:
-    """What is swept, and what is measured of each cell."""
+    """What is swept, and what is measured of each cell.
+
+    Args:
+        cells: of the grid, see `grid.lay_out`.
+        recipe: what all cells share: weights, method, element type; its alpha does not matter, its rules belong to the
+            grid.
+        scorers: what scores each cell.
+        probe: on what features are compared; None to leave that out. Its device is that of all scores.
+        scratch: where models are written that a command scores; None for the system's temporary folder.
+
+    Raises:
+        UsageError: a value is invalid.
+
+    Example:
+        >>> from speechft_merge import SweepRequest, lay_out
+        >>> [cell.label for cell in SweepRequest(lay_out([0.25, 0.5])).cells]
+        ['0', '0.25', '0.5', '1']
+    """
 
     cells: Sequence[Cell]
-    """Of the grid, see `grid.lay_out`."""
     recipe: Recipe = field(default_factory=Recipe)
-    """What all cells share: weights, method, element type; its alpha does not matter, its rules belong to the grid."""
     scorers: Sequence[Scorer] = ()
     probe: ProbeRequest | None = field(default_factory=ProbeRequest)
-    """On what features are compared; None to leave that out. Its device is that of all scores."""
-    scratch: Path | None = None
-    """Where models are written that a command scores; None for the system's temporary folder."""
+    scratch: PathText | None = None
 
     def __post_init__(self) -> None:
+        require_fields(self)
         if self.recipe.layer_alpha:
             raise UsageError("the recipe of a sweep has rules for layers", hint="give them with the grid's cells")
         if self.probe is not None and self.probe.decoder:
@@ -97,13 +113,13 @@ class SweepRequest:
 
 
 def _describe(probe: ProbeRequest) -> dict[str, Any]:
-    recordings, digest = find_recordings(probe.paths, probe.group_by)[0], hashlib.sha256()
+    recordings, digest = find_recordings(probe.files, probe.group_by)[0], hashlib.sha256()
     for path, group in recordings:
         with path.open("rb") as file:
             digest.update(
                 hashlib.file_digest(file, "sha256").digest() + f"{group}\0".encode("utf-8", "surrogateescape")
             )
-    origin = "built-in" if probe.paths is None else f"{len(recordings)} files"
+    origin = "built-in" if probe.files is None else f"{len(recordings)} files"
     return {
         "origin": origin, "sha256": digest.hexdigest(), "seconds": probe.seconds, "estimator": probe.estimator
     }  # fmt: skip
@@ -185,7 +201,8 @@ class Bench:
     @property
     def scratch(self) -> Path:
         """Where models are written to be scored: beside the job, if the site says where (Alliance Canada's name)."""
-        return self._request.scratch or Path(os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir())
+        given = self._request.scratch
+        return Path(given) if given is not None else Path(os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir())
 
     @cached_property
     def processor(self) -> Any:
@@ -196,7 +213,7 @@ class Bench:
     def _groups(self) -> list[list[NDArray[Any]]]:
         asked = self._request.probe
         assert asked is not None
-        probe = read_probe(asked.paths, self._base_inputs.rate, asked.seconds, asked.group_by)
+        probe = read_probe(asked.files, self._base_inputs.rate, asked.seconds, asked.group_by)
         usable = usable_clips(probe, self._base_inputs)
         self.notes += usable.warnings
         return usable.groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from speechft_merge.arguments import or_default
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.merging import open_models
 from speechft_merge.options import MergeOptions
@@ -50,7 +51,7 @@ def compare(
         >>> [layer.key.label for layer in report.layers]
         ['input', '0', '1', '2', '3', '4', '5']
     """
-    options, recipe = options or MergeOptions(), recipe or Recipe()
+    recipe, options = or_default(recipe, Recipe, "recipe"), or_default(options, MergeOptions, "options")
     with ExitStack() as stack:
         models, chosen = open_models(stack, base, finetuned, recipe, options)
         plan = make_plan(models[0], models[1:], recipe)

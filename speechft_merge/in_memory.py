@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from speechft_merge.arguments import or_default
 from speechft_merge.checkpoints.memory import TensorSource, index_tensors
 from speechft_merge.errors import MismatchError, UsageError
 from speechft_merge.executor.device_buffers import torch_type
@@ -60,7 +61,7 @@ def merge_state_dicts(
         >>> len(merge_state_dicts(*pair))
         115
     """
-    _, plan = _decide(base, finetuned, recipe or Recipe(), options)
+    _, plan = _decide(base, finetuned, or_default(recipe, Recipe, "recipe"), options)
     made: dict[tuple[Operation, torch.dtype], Tensor] = {}
     merged = {}
     with torch.no_grad():
@@ -81,6 +82,17 @@ def interpolate_(module: Live, base: Weights, finetuned: Weights | Sequence[Weig
         base: the pre-trained model.
         finetuned: a fine-tune of it, or several.
         alpha: weight of the fine-tune.
+
+    Raises:
+        UsageError: the module has the names of neither, or alpha is no number from 0 to 1.
+        CheckpointError, MismatchError: as `merge_state_dicts`.
+
+    Example:
+        >>> import torch
+        >>> from speechft_merge import interpolate_
+        >>> module, base, finetuned = (torch.nn.Linear(2, 2) for _ in range(3))
+        >>> torch.equal(interpolate_(module, base, finetuned, alpha=0.0).weight, base.weight)
+        True
     """
     LiveMerge(module, base, finetuned).set(alpha)
     return module

@@ -9,11 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speechft_merge.arguments import or_default, path_of
 from speechft_merge.checkpoints import open_checkpoint
 from speechft_merge.checkpoints.distinct import require_distinct
 from speechft_merge.checkpoints.verification import verify
+from speechft_merge.display import Told, in_words, layer_parts
 from speechft_merge.errors import OutputError, SpeechFTMergeError, UsageError
 from speechft_merge.executor.device import Device, choose_device, require_float64
+from speechft_merge.executor.drift import Drift
 from speechft_merge.executor.executor import execute
 from speechft_merge.executor.kept import Kept
 from speechft_merge.executor.workers import Workers, choose_workers
@@ -32,14 +35,17 @@ from speechft_merge.plan.plan import Plan
 from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
 from speechft_merge.record.identity import identify
+from speechft_merge.record.layers import summarise_layers
 from speechft_merge.record.manifest import Manifest, Written, describe_input, make_manifest, read_manifest
 from speechft_merge.sources.reference import list_references
+from speechft_merge.text import fit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from speechft_merge.arguments import PathText
     from speechft_merge.checkpoints import Checkpoint
-    from speechft_merge.executor.drift import Drift
+    from speechft_merge.display import Table
     from speechft_merge.executor.executor import Execute, Progress
     from speechft_merge.output.files import OutputFiles
     from speechft_merge.plan.relation import Relation
@@ -50,45 +56,79 @@ if TYPE_CHECKING:
     from speechft_merge.sources.reference import Reference
 
 
-@dataclass(frozen=True, slots=True)
-class MergeResult:
-    """What a merge wrote and measured."""
+@dataclass(frozen=True, slots=True, repr=False)
+class MergeResult(Told):
+    """What a merge wrote and measured; `merge` and `Merge.write` return it.
+
+    Args:
+        output: the directory.
+        manifest: what is recorded beside the weights; `manifest.layers` has a row for each layer.
+        drifts: output name -> drift of each interpolated tensor; empty if the merge was already done.
+        already_done: whether the output was there, complete, of the same inputs and recipe.
+        findings: what is worth a line on stderr.
+        kept: what was read of the encoders of base and first fine-tune, if that was asked for.
+    """
 
     output: Path
     manifest: Manifest
     drifts: Mapping[str, Drift]
-    """Output name -> drift of each interpolated tensor; empty if the merge was already done."""
     already_done: bool = False
     findings: tuple[Finding, ...] = ()
-    """What is worth a line on stderr."""
     kept: Kept | None = None
-    """What was read of the encoders of base and first fine-tune, if that was asked for."""
+
+    def __repr__(self) -> str:
+        return f"<MergeResult {self.output.name}: {in_words(self.manifest.counts)}>"
+
+    def parts(self, verbose: int = 0) -> Iterator[Table | str]:
+        """Yield the table of layers, and how far the fine-tune lies from the base."""
+        if self.already_done:
+            yield "already done: the output exists, is complete, and has the same inputs and recipe"
+        else:
+            yield from layer_parts(self.manifest.layers)
+            drift = Drift.relative(self.drifts.values())
+            moved = "" if drift is None else f"; the fine-tune lies {drift:.2%} from the base"
+            yield in_words(self.manifest.counts) + moved
 
 
-@dataclass(frozen=True)
-class Merge:
-    """Open models and everything that was decided about them; see `open_merge`. A context manager."""
+@dataclass(frozen=True, repr=False)
+class Merge(Told):
+    """Open models and everything that was decided about them; see `open_merge`. A context manager.
+
+    Args:
+        base: the pre-trained model.
+        finetuned: the fine-tunes.
+        plan: what becomes of each tensor, under the names of the output.
+        files: the weight files of the output, to the byte.
+        companions: name -> content of the small files beside the weights.
+        relations: how close each fine-tune is to the base, measured on a sample of the weights.
+        device: where it computes, and the reason for it.
+        workers: the number of threads, and the reason for it.
+        findings: what is to be noted or warned of; a merge that must be refused is not opened.
+        options: how the work is done.
+    """
 
     base: Checkpoint
     finetuned: tuple[Checkpoint, ...]
     plan: Plan
-    """What becomes of each tensor, under the names of the output."""
     files: OutputFiles
-    """The weight files of the output, to the byte."""
     companions: dict[str, bytes]
-    """Name -> content of the small files beside the weights."""
     relations: tuple[Relation, ...]
-    """How close each fine-tune is to the base, measured on a sample of the weights."""
     device: Device
-    """Where it computes, and the reason for it."""
     workers: Workers
-    """The number of threads, and the reason for it."""
     findings: tuple[Finding, ...]
-    """What is to be noted or warned of; a merge that must be refused is not opened."""
     options: MergeOptions
     _known: tuple[Finding, ...]
     """What was found of the models before any recipe."""
     _resources: ExitStack
+
+    def __repr__(self) -> str:
+        models = " + ".join(card.short(model.reference) for model in self.models)
+        return f"<Merge of {fit(models, 60)}: {in_words(self.plan.counts)}>"
+
+    def parts(self, verbose: int = 0) -> Iterator[Table | str]:
+        """Yield the table of layers, and what would become of the tensors."""
+        yield from layer_parts(summarise_layers(self.plan))
+        yield in_words(self.plan.counts)
 
     def __enter__(self) -> Merge:
         return self
@@ -124,7 +164,7 @@ class Merge:
 
     def write(
         self,
-        output: str | Path,
+        output: PathText,
         progress: Progress | None = None,
         *,
         temporary: bool = False,
@@ -142,7 +182,7 @@ class Merge:
             OutputError, WriteError: the output already exists, or cannot be written.
             MismatchError: an input holds numbers that are not finite, or a result does not fit its type.
         """
-        path = require_path(output, [model.reference for model in self.models])
+        path = require_path(path_of(output, "output"), [model.reference for model in self.models])
         overwrite, fsync = self.options.overwrite, self.options.fsync
         kept = Kept([*self.base.encoder_spans, *self.finetuned[0].encoder_spans]) if keep_inputs else None
         with Output(path, self.identity, overwrite=overwrite, fsync=fsync, temporary=temporary) as target:
@@ -293,10 +333,9 @@ def open_merge(
         ...     merge.plan.counts["interpolated"]
         115
     """
-    options = options or MergeOptions()
+    recipe, options = or_default(recipe, Recipe, "recipe"), or_default(options, MergeOptions, "options")
     choose_device(options.device)  # before anything is read
     with ExitStack() as stack:
-        recipe = recipe or Recipe()
         models, chosen = open_models(stack, base, finetuned, recipe, options)
         opened = _decide(models, chosen, recipe, options, stack)
         return replace(opened, _resources=stack.pop_all())
@@ -352,7 +391,7 @@ def open_models(
 
 
 def merge(
-    base: Reference, finetuned: Reference | Sequence[Reference], output: str | Path, recipe: Recipe | None = None, *,
+    base: Reference, finetuned: Reference | Sequence[Reference], output: PathText, recipe: Recipe | None = None, *,
     alpha: float | None = None, options: MergeOptions | None = None, progress: Progress | None = None,
 ) -> MergeResult:  # fmt: skip
     """Merge models into a model directory; see `open_merge` and `Merge.write` for arguments and errors.
@@ -377,7 +416,7 @@ def merge(
         if recipe is not None:
             raise UsageError("both alpha and a recipe are given", hint="give one of them")
         recipe = Recipe(alpha=alpha)
-    require_path(output, list_references(base, finetuned))
+    require_path(path_of(output, "output"), list_references(base, finetuned))
     with open_merge(base, finetuned, recipe, options) as opened:
         return opened.write(output, progress)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.arguments import or_default, path_of
 from speechft_merge.bench import Bench, SweepRequest
 from speechft_merge.checkpoints.companions import read_extractor
 from speechft_merge.errors import MismatchError, OutputError, TemporaryError, UsageError
@@ -34,6 +35,7 @@ from speechft_merge.version import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from speechft_merge.arguments import PathText
     from speechft_merge.executor.executor import Progress as Written
     from speechft_merge.merging import Merge, MergeResult
     from speechft_merge.sources.reference import Reference
@@ -63,7 +65,7 @@ class Swept:
 
 
 def sweep(
-    base: Reference, finetuned: Reference | Sequence[Reference], folder: Path, request: SweepRequest,
+    base: Reference, finetuned: Reference | Sequence[Reference], folder: PathText, request: SweepRequest,
     options: MergeOptions | None = None, share: Share = lambda cells: cells, progress: Progress | None = None,
 ) -> Swept:  # fmt: skip
     """Measure the cells of a sweep that have no result in its folder yet.
@@ -83,10 +85,10 @@ def sweep(
         ScoreError: a cell cannot be scored; those before it are kept.
     """
     # other shares read the models, too, and the pick does; what is written for a score is thrown away
-    options = replace(options or MergeOptions(), download=True, fsync=False)
+    options = replace(or_default(options, MergeOptions, "options"), download=True, fsync=False)
     with open_merge(base, finetuned, replace(request.recipe, alpha=1.0), options) as opened:
         _require_cells(opened, request)
-        kept = SweepFolder(folder)
+        kept = SweepFolder(path_of(folder, "folder"))
         kept.begin(_describe(opened, request), request.cells, options.overwrite)
         cells = share(request.cells)
         todo = [cell for cell in cells if not kept.is_done(cell)]
@@ -140,7 +142,7 @@ def _measure(
     return bench.notes
 
 
-def collect(folder: Path, rule: Rule, floor: float | None = None) -> SweepReport:
+def collect(folder: PathText, rule: Rule, floor: float | None = None) -> SweepReport:
     """Decide on the cells that are done.
 
     Args:
@@ -153,7 +155,7 @@ def collect(folder: Path, rule: Rule, floor: float | None = None) -> SweepReport
         TemporaryError: none of its cells is done.
         UsageError: the rule names a score that is not there.
     """
-    kept = SweepFolder(folder)
+    kept = SweepFolder(path_of(folder, "folder"))
     description, cells = kept.read()
     results = kept.results(cells)
     done = {result.cell for result in results}
@@ -188,8 +190,9 @@ def _clipped(results: Sequence[CellResult]) -> tuple[str, ...]:
 
 
 def merge_best(
-    folder: Path, decision: Decision, output: Path, options: MergeOptions | None = None, progress: Written | None = None
-) -> MergeResult:
+    folder: PathText, decision: Decision, output: PathText, options: MergeOptions | None = None,
+    progress: Written | None = None,
+) -> MergeResult:  # fmt: skip
     """Write the pick of a sweep as a model directory, with the evidence for it in card and manifest.
 
     Args:
@@ -206,11 +209,11 @@ def merge_best(
     """
     if decision.pick is None:
         raise UsageError("the sweep picked no cell, so there is none to be merged", hint="name a goal that cells reach")
-    description, _ = SweepFolder(folder).read()
+    description, _ = SweepFolder(path_of(folder, "folder")).read()
     base, *finetuned = description["models"]
     request = SweepRequest((), Recipe.from_json(description["recipe"]))
     evidence = make_evidence(decision, decision.pick)
-    options = replace(options or MergeOptions(), evidence=evidence)
+    options = replace(or_default(options, MergeOptions, "options"), evidence=evidence)
     with open_merge(base, finetuned, replace(request.recipe, alpha=1.0), options) as opened:
         if [entry.fingerprint for entry in opened.inputs] != description["fingerprints"]:
             raise MismatchError(f"{', '.join(description['models'])} are not the models that were swept in {folder}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.arguments import listed, or_default, path_of, text_path
+from speechft_merge.display import Told
 from speechft_merge.errors import CheckpointError, MismatchError, NotFoundError, UsageError
 from speechft_merge.merging import open_merge
 from speechft_merge.options import MergeOptions
@@ -17,31 +18,52 @@ from speechft_merge.recipe import Recipe
 from speechft_merge.record.identity import FORMAT
 from speechft_merge.record.manifest import NAME, read_manifest
 from speechft_merge.sources.reference import at_commit, local_path
+from speechft_merge.text import fit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
+    from speechft_merge.arguments import PathText
     from speechft_merge.executor.executor import Progress
     from speechft_merge.merging import Merge
     from speechft_merge.record.manifest import InputRecord, Manifest
     from speechft_merge.sources.reference import Reference
 
-
+MOST = 10
+"""Differences that are told, if not verbosely."""
 _GIVE = "give the models as they were merged: speechft-merge verify OUTPUT BASE FINETUNED..."
 _DAMAGED = "it is missing, or its checksum is not that of the manifest"
 
 
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """What was found in an output."""
+@dataclass(frozen=True, slots=True, repr=False)
+class Verification(Told):
+    """What was found in an output; `verify` returns it.
+
+    Args:
+        output: the directory.
+        quick: whether its checksums alone were compared.
+        files: the files that were looked at.
+        differences: where they are not what they should be; empty if all is well.
+    """
 
     output: Path
     quick: bool
-    """Whether its checksums alone were compared."""
     files: tuple[str, ...]
-    """The files that were looked at."""
     differences: tuple[Difference, ...]
-    """Where they are not what they should be; empty if all is well."""
+
+    def __repr__(self) -> str:
+        return f"<Verification of {self.output.name}: {len(self.files)} files, {len(self.differences)} differences>"
+
+    def parts(self, verbose: int = 0) -> Iterator[str]:
+        """Yield what differs, verbosely all of it; or that nothing does."""
+        for difference in self.differences[: None if verbose else MOST]:
+            yield fit(str(difference))
+        if not verbose and len(self.differences) > MOST:
+            yield f"and {len(self.differences) - MOST} more (-v)"
+        if not self.differences:
+            files = f"{len(self.files)} files"
+            yield f"{files} have the checksums of the manifest" if self.quick else f"{files} are what the merge makes"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON document."""
@@ -51,7 +73,7 @@ class Verification:
 
 
 def verify(
-    output: str | Path, models: Sequence[Reference] = (), *, quick: bool = False,
+    output: PathText, models: Sequence[Reference] = (), *, quick: bool = False,
     options: MergeOptions | None = None, progress: Progress | None = None,
 ) -> Verification:  # fmt: skip
     """Make the merge of an output again from its manifest, and compare it with the files, byte by byte.
@@ -79,7 +101,8 @@ def verify(
         >>> verify(output).differences
         ()
     """
-    folder = Path(output)
+    folder, models = path_of(output, "output"), [text_path(model, "models") for model in listed(models)]
+    options = or_default(options, MergeOptions, "options")
     found = read_manifest(folder)
     if found is None or found.format != FORMAT:
         raise NotFoundError(
@@ -93,7 +116,7 @@ def verify(
             raise UsageError("models have no effect with --quick", hint="leave them out, or --quick")
         return Verification(folder, True, files, tuple(damaged))
     recipe, options = _asked(folder, found, options)
-    references = [*models] or [_reference(entry) for entry in (found.base, *found.finetuned)]
+    references = models or [_reference(entry) for entry in (found.base, *found.finetuned)]
     if len(references) != 1 + len(found.finetuned):
         raise UsageError(f"{len(references)} models are given, {1 + len(found.finetuned)} were merged", hint=_GIVE)
     with _opened(folder, references, recipe, options) as opened:
@@ -111,13 +134,13 @@ def _damaged(folder: Path, found: Manifest) -> list[str]:
     return damaged + [entry.file for entry in found.companions if not has_digest(folder / entry.file, entry.sha256)]
 
 
-def _asked(folder: Path, found: Manifest, options: MergeOptions | None) -> tuple[Recipe, MergeOptions]:
+def _asked(folder: Path, found: Manifest, options: MergeOptions) -> tuple[Recipe, MergeOptions]:
     """Return the recipe of a merge, and the options that had an effect on its files.
 
     Raises:
         CheckpointError: the manifest has values that no merge has.
     """
-    free = replace(options or MergeOptions(), max_output=sys.maxsize, allow_unrelated=True, allow_partial=True)
+    free = replace(options, max_output=sys.maxsize, allow_unrelated=True, allow_partial=True)
     try:
         return Recipe.from_json(found.recipe), replace(free, max_shard_size=found.max_shard_size)
     except UsageError as error:

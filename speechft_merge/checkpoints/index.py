@@ -54,40 +54,50 @@ class Adapter:
     """Weight -> the factor of its change, and whether that is transposed."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
-    """The index of one model: where every tensor is, and what else the files hold. Closes its files on exit."""
+    """The index of one model: where every tensor is, and what else the files hold. Closes its files on exit.
+
+    Args:
+        reference: what it was opened by.
+        container: how it is stored: `safetensors`, `torch zip`, `torch legacy`, these two also `... in tar` (NVIDIA's
+            `.nemo`); `sharded ...` when in several files.
+        tensors: name -> where its bytes are.
+        sources: its files.
+        file: the file, or the index of shards, that was opened.
+        folder: the model directory, for config.json and its like; None for a single file without these.
+        metadata: safetensors' own `__metadata__`.
+        unreadable: tensors that are not a plain byte range, each with the reason: sparse, quantized, ...
+        state_path: where in a pickled file the state dict was found; empty when it is the whole file.
+        others: what else a pickled file holds, each described in a few words.
+        modules: paths of whole pickled modules beside the state dict; they cannot be read without running their code.
+        stale: path in a pickled file -> what is there that belongs to these weights: an optimizer's state, a copy.
+        origin: the lab whose file it is; None for any other.
+        picked: the encoder that the reference picks: `student` of `last.ckpt#student`; empty for the whole.
+        alternatives: path of each other dictionary of tensors in a pickled file -> the model that it holds.
+        adapter: what was made into a whole model, if its file holds an adapter; see `adapters`.
+    """
 
     reference: str
     container: str
-    """How it is stored: `safetensors`, `torch zip`, `torch legacy`, these two also `... in tar` (NVIDIA's `.nemo`);
-    `sharded ...` when in several files."""
     tensors: Mapping[str, TensorSpan]
     sources: Sequence[ByteSource]
     file: str = ""
-    """The file, or the index of shards, that was opened."""
     folder: Folder | None = None
-    """The model directory, for config.json and its like; None for a single file without these."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """safetensors' own `__metadata__`."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Tensors that are not a plain byte range, each with the reason: sparse, quantized, ..."""
     state_path: str = ""
-    """Where in a pickled file the state dict was found; empty when it is the whole file."""
     others: Mapping[str, str] = field(default_factory=dict)
-    """What else a pickled file holds, each described in a few words."""
     modules: Sequence[str] = ()
-    """Paths of whole pickled modules beside the state dict; they cannot be read without running their code."""
     stale: Mapping[tuple[str, ...], str] = field(default_factory=dict)
-    """Path in a pickled file -> what is there that belongs to these weights: an optimizer's state, a copy of them."""
     origin: Origin | None = None
-    """The lab whose file it is; None for any other."""
     picked: str = ""
-    """The encoder that the reference picks: `student` of `last.ckpt#student`; empty for the whole."""
     alternatives: Mapping[str, Checkpoint] = field(default_factory=dict)
-    """Path of each other dictionary of tensors in a pickled file -> the model that it holds."""
     adapter: Adapter | None = None
-    """What was made into a whole model, if its file holds an adapter; see `adapters`."""
+
+    def __repr__(self) -> str:
+        name = self.reference if len(self.reference) < 50 else f"...{self.reference[-46:]}"
+        return f"<Checkpoint {name!r}: {len(self.tensors)} tensors, {self.parameters:,} parameters>"
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from os import fspath
 from typing import TYPE_CHECKING
 
+from speechft_merge.arguments import text_path
 from speechft_merge.checkpoints import tar, torch_legacy, torch_zip
 from speechft_merge.checkpoints.computed import computed
 from speechft_merge.checkpoints.index import Checkpoint, TensorSpan
@@ -63,6 +63,7 @@ def open_checkpoint(reference: Reference, download: bool = False) -> Checkpoint:
     Raises:
         NotFoundError: there is nothing, nothing that looks like weights, several candidates, or no such encoder.
         CheckpointError: the file is damaged, hostile, or of a kind that cannot be read.
+        UsageError: the reference is neither text nor a path.
 
     Example:
         >>> from speechft_merge import open_checkpoint
@@ -70,7 +71,7 @@ def open_checkpoint(reference: Reference, download: bool = False) -> Checkpoint:
         ...     checkpoint.container, len(checkpoint.tensors), checkpoint.naming.stacks
         ('safetensors', 115, {'encoder': [0, 1, 2, 3, 4, 5]})
     """
-    reference = fspath(reference)
+    reference = text_path(reference, "reference")
     folder, file = _find_folder(reference, download)
     with ExitStack() as files:
         checkpoint = _open_in(folder, [file] if file else find_weights(folder), reference, files)

@@ -8,8 +8,8 @@ import signal
 from dataclasses import dataclass
 from typing import Any
 
-from speechft_merge.cli.text import fit
 from speechft_merge.errors import SpeechFTMergeError
+from speechft_merge.text import fit
 
 _MOST = {"error": 900, "found": 400, "hint": 600}
 """Characters of each part: names out of foreign files may have megabytes."""

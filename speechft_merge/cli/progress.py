@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from speechft_merge.cli.text import megabytes
+from speechft_merge.text import megabytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

@@ -10,12 +10,12 @@ from speechft_merge.adapters.folding import describe_adapter
 from speechft_merge.checkpoints.model_config import read_model_config
 from speechft_merge.checkpoints.opening import other_weights
 from speechft_merge.cli.sink import Shown
-from speechft_merge.cli.tables import Table
-from speechft_merge.cli.text import megabytes
+from speechft_merge.display import Table
 from speechft_merge.layouts.language_model import is_language_model
 from speechft_merge.layouts.structure import main_stack
 from speechft_merge.plan.contents import judge_contents
 from speechft_merge.plan.encoders import encoder_names
+from speechft_merge.text import megabytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.cli.sink import Shown
-from speechft_merge.cli.tables import Table, in_words, layer_parts
+from speechft_merge.display import Table, in_words, layer_parts
 from speechft_merge.plan.findings import Finding, Level
 from speechft_merge.record.layers import summarise_layers
 

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.cli.show_push import push_parts
 from speechft_merge.cli.sink import Shown
-from speechft_merge.cli.tables import Table, in_words, layer_parts
 from speechft_merge.errors import ComparisonError
-from speechft_merge.executor.drift import Drift
 from speechft_merge.plan.findings import Level, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from speechft_merge.display import Table
     from speechft_merge.merging import MergeResult
     from speechft_merge.push import Pushed
     from speechft_merge.similarity.report import Report
@@ -39,11 +38,9 @@ def show_merge(
         return result.manifest.to_json() | extra | {"warnings": [*warnings, *notes]} | _similarity(compared)
 
     def parts(verbose: int) -> Iterator[Table | str]:
-        yield from _layers(result)
+        yield from result.parts(verbose)
         if report is not None:
-            from speechft_merge.cli.show_report import report_parts  # imports torch
-
-            yield from report_parts(report, verbose)
+            yield from report.parts(verbose)
         if pushed is not None:
             yield from push_parts(pushed)
         yield headline
@@ -57,13 +54,3 @@ def _similarity(compared: Report | ComparisonError | None) -> dict[str, Any]:
     if isinstance(compared, ComparisonError):
         return {"similarity": None, "problem": str(compared)}
     return {} if compared is None else {"similarity": compared.to_json()}
-
-
-def _layers(result: MergeResult) -> Iterator[Table | str]:
-    if result.already_done:
-        yield "already done: the output exists, is complete, and has the same inputs and recipe"
-    else:
-        yield from layer_parts(result.manifest.layers)
-        drift = Drift.relative(result.drifts.values())
-        moved = "" if drift is None else f"; the fine-tune lies {drift:.2%} from the base"
-        yield in_words(result.manifest.counts) + moved

@@ -6,11 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.cli.sink import Shown
-from speechft_merge.cli.tables import Table, layer_parts
-from speechft_merge.cli.text import megabytes
+from speechft_merge.display import Table, layer_parts
 from speechft_merge.output.path import free_space
 from speechft_merge.plan.findings import Level, texts
 from speechft_merge.record.layers import summarise_layers
+from speechft_merge.text import megabytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

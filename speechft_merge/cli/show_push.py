@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from speechft_merge.cli.sink import Shown
-from speechft_merge.cli.text import fit
+from speechft_merge.text import fit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.cli.show_push import push_parts
 from speechft_merge.cli.sink import Shown
-from speechft_merge.cli.tables import Table
 from speechft_merge.sweep.terminal import text_plot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from speechft_merge.display import Table
     from speechft_merge.merging import MergeResult
     from speechft_merge.push import Pushed
     from speechft_merge.sweep.report import SweepReport
@@ -38,11 +38,8 @@ def show_sweep(
         return report.to_json() | extra
 
     def parts(verbose: int) -> Iterator[Table | str]:
-        titles, *rows = report.to_table()
-        yield Table(titles, rows)
-        yield report.legend
-        yield from text_plot(report).splitlines()
-        yield from report.in_words()
+        table, legend, *words = report.parts(verbose)
+        yield from (table, legend, *text_plot(report).splitlines(), *words)
         yield f"more in {folder}: report.html, report.json, report.csv, cells.jsonl"
         if pushed is not None:
             yield from push_parts(pushed)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from speechft_merge.cli.text import fit, wrapped
 from speechft_merge.foreign import clean
+from speechft_merge.text import fit, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from speechft_merge.cli.tables import Table
+    from speechft_merge.display import Table
 
 
 @dataclass(frozen=True, slots=True)

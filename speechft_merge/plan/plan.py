@@ -77,19 +77,28 @@ class PlannedTensor:
         return Segment(offset, operation, self.dtype, self.name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
-    """What becomes of every tensor of a merge."""
+    """What becomes of every tensor of a merge; `Merge.plan` has it.
+
+    Args:
+        recipe: what is mixed.
+        tensors: in the order of the output: larger element types first, so that all are aligned, then as in the file.
+        left_out: tensors of the inputs that do not reach the output.
+        alignments: what is called what in base and fine-tune.
+        coverages: share of the base's parameters, heads aside, that are mixed with each fine-tune's.
+        findings: what speaks against the merge, the weightiest first, and what is to be noted.
+    """
 
     recipe: Recipe
     tensors: tuple[PlannedTensor, ...]
-    """Tensors in the order of the output: larger element types first, so that all are aligned, then as in the file."""
     left_out: tuple[PlannedTensor, ...]
     alignments: tuple[Alignment, ...]
     coverages: tuple[float, ...]
-    """Share of the base's parameters, heads aside, that are mixed with each fine-tune's."""
     findings: tuple[Finding, ...]
-    """What speaks against the merge, the weightiest first, and what is to be noted."""
+
+    def __repr__(self) -> str:
+        return f"<Plan of {len(self.tensors)} tensors: {self.counts['interpolated']} interpolated>"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -212,7 +221,7 @@ class _Decision:
             partners = self._partners(name)
             if partners and span.dtype.interpolated and any(other.dtype.interpolated for other, _ in partners):
                 names[name] = self._known(name)
-        return alphas_of(names, self.recipe.alpha, self.recipe.layer_alpha)
+        return alphas_of(names, self.recipe.alpha, self.recipe.rules)
 
     def _known(self, name: str) -> TensorName:
         """Return what a tensor of the base is: not a head, if any fine-tune has it in the encoder."""

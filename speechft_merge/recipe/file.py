@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from speechft_merge.arguments import path_of
 from speechft_merge.checkpoints.json_text import MAX_TEXT, parse_json
 from speechft_merge.errors import CheckpointError, NotFoundError, UsageError
 from speechft_merge.recipe import mergekit
@@ -14,6 +15,8 @@ from speechft_merge.sources import LocalFile
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from speechft_merge.arguments import PathText
 
 MAX_YAML = 256 << 10
 """Most characters of one in YAML, which takes 10 s a megabyte to parse."""
@@ -27,9 +30,23 @@ class RecipeFile(NamedTuple):
     """Base and fine-tunes, which mergekit's files name; else empty."""
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read a recipe from a file; see `read_recipe_file`, which returns the models of a merge of mergekit's as well."""
-    return read_recipe_file(path).recipe
+def read_recipe(path: PathText) -> Recipe:
+    """Read a recipe from a file; see `read_recipe_file`, which returns the models of a merge of mergekit's as well.
+
+    Raises:
+        NotFoundError: the file cannot be read.
+        UsageError: it is not YAML, or not a recipe.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import mkdtemp
+        >>> from speechft_merge import read_recipe
+        >>> file = Path(mkdtemp(), "recipe.yaml")
+        >>> _ = file.write_text("{alpha: 0.4, layer_alpha: [cnn=0]}")
+        >>> read_recipe(file).alpha
+        0.4
+    """
+    return read_recipe_file(path_of(path, "path")).recipe
 
 
 def read_recipe_file(path: Path) -> RecipeFile:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from speechft_merge.arguments import listed
 from speechft_merge.errors import QUOTED, UsageError, quote
 from speechft_merge.recipe.alpha import DEFAULT_ALPHAS, check_alpha, parse_alpha, parse_number
 from speechft_merge.recipe.rules import MOST, AlphaRule, parse_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    Rules = Sequence[AlphaRule | str] | Mapping[str, float | str] | str
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 FORMATS = ("auto", "safetensors", "s3prl", "fairseq")
@@ -29,9 +32,10 @@ def _key(default: Any, parse: Callable[[Any], Any]) -> Any:
 def _parse_rules(value: Any) -> tuple[AlphaRule, ...]:
     if isinstance(value, dict):
         value = [f"{text_of(selector)}={text_of(alpha)}" for selector, alpha in value.items()]
-    if len(_listed(value)) > MOST:
-        raise UsageError(f"a recipe of {len(value)} rules, at most {MOST} are allowed")
-    return tuple(parse_rule(text_of(rule)) for rule in _listed(value))
+    rules = listed(value)
+    if len(rules) > MOST:
+        raise UsageError(f"a recipe of {len(rules)} rules, at most {MOST} are allowed")
+    return tuple(parse_rule(text_of(rule)) for rule in rules)
 
 
 def text_of(value: Any) -> str:
@@ -48,22 +52,16 @@ def text_of(value: Any) -> str:
 
 def _parse_weights(value: Any) -> tuple[float, ...]:
     what = "the weight of a fine-tune"
-    return tuple(w if isinstance(w, float) else parse_number(text_of(w), what, "2") for w in _listed(value))
+    return tuple(w if isinstance(w, float) else parse_number(text_of(w), what, "2") for w in listed(value))
 
 
 def _parse_lora_alpha(value: Any) -> float | None:
     return None if value is None else parse_number(text_of(value), "alpha of LoRA", "16")
 
 
-def _listed(value: Any) -> Sequence[Any]:
-    if not isinstance(value, (list, tuple)):
-        raise UsageError("layer_alpha and weight must be lists")
-    return value
-
-
 def _parse_flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise UsageError("keep_head, strip and extrapolate must be true or false")
+        raise UsageError("keep_head, strip and extrapolate must be true or false", found=quote(value))
     return value
 
 
@@ -72,29 +70,41 @@ class Recipe:
     """What is mixed: merged = base + alpha * what the method makes of all (finetuned - base).
 
     A field is a key of a recipe file and an option of the command line under the same name.
+
+    Args:
+        alpha: how much of that goes in; by default 0.25 for the mean, else 1 (see `DEFAULT_ALPHAS`).
+        layer_alpha: alphas of some layers or tensors, as text: `"cnn=0"`, `"0-5=0.1"`, `"0-11=0.1:0.5"`; or a
+            dictionary of selectors and alphas. Later ones win; `rules` has them parsed.
+        weight: one for each fine-tune: of a mean normalised to sum 1, of task arithmetic as they are, of any sign.
+            Empty: equal weights, in task arithmetic of 1.
+        dtype: element type of the output: `keep` (the base's), `float32`, `float16` or `bfloat16`.
+        format: kind of file to write: `auto` follows the base; `safetensors`, `s3prl` or `fairseq`.
+        keep_head: write the fine-tuned class, its head and config, rather than the base's.
+        strip: leave optimizer states, schedulers and copies of the weights out of a pickled file.
+        extrapolate: allow alphas outside of [0, 1].
+        method: what the fine-tunes' differences from the base become: their `mean`, by `task-arithmetic` their sum by
+            weights of any sign, by `model-stock` their mean by a ratio that is estimated for each tensor.
+        lora_alpha: alpha of the LoRA in fine-tunes that have no settings beside them.
+
+    Raises:
+        UsageError: a value is invalid.
+
+    Example:
+        >>> from speechft_merge import Recipe
+        >>> Recipe(alpha=0.4, layer_alpha=["cnn=0", "0-5=0.1"]).to_json()["layer_alpha"]
+        ['cnn=0.0', '0-5=0.1']
     """
 
     alpha: float = _key(_BY_METHOD, lambda value: parse_alpha(text_of(value)))
-    """By default the method's own, see `DEFAULT_ALPHAS`."""
-    layer_alpha: tuple[AlphaRule, ...] = _key((), _parse_rules)
-    """Alphas of some layers or tensors; later rules win."""
-    weight: tuple[float, ...] = _key((), _parse_weights)
-    """One for each fine-tune: of a mean normalised to sum 1, of task arithmetic as they are, of any sign. Empty: equal
-    weights, in task arithmetic of 1."""
+    layer_alpha: Rules = _key((), _parse_rules)  # noqa: RUF009
+    weight: Sequence[float] = _key((), _parse_weights)
     dtype: str = _key("keep", text_of)
     format: str = _key("auto", text_of)
-    """Kind of file to write; `auto` follows the base."""
     keep_head: bool = _key(False, _parse_flag)
-    """Write the fine-tuned class, its head and config, rather than the base's."""
     strip: bool = _key(False, _parse_flag)
-    """Leave optimizer states, schedulers and copies of the weights out of a pickled file."""
     extrapolate: bool = _key(False, _parse_flag)
-    """Allow alphas outside of [0, 1]."""
     method: str = _key("mean", text_of)
-    """What the fine-tunes' differences from the base become: their mean, `task-arithmetic` their sum by weights of any
-    sign, `model-stock` their mean by a ratio that is estimated for each tensor."""
     lora_alpha: float | None = _key(None, _parse_lora_alpha)
-    """Alpha of the LoRA in fine-tunes that have no settings beside them."""
 
     def __post_init__(self) -> None:
         if text_of(self.method) not in DEFAULT_ALPHAS:
@@ -109,10 +119,15 @@ class Recipe:
             raise UsageError(f"dtype {quote(self.dtype)} is unknown", hint=f"use one of {', '.join(DTYPES)}")
         if self.format not in FORMATS:
             raise UsageError(f"format {quote(self.format)} is unknown", hint=f"use one of {', '.join(FORMATS)}")
-        for alpha in (self.alpha, *(value for rule in self.layer_alpha for value in (rule.start, rule.stop))):
+        for alpha in (self.alpha, *(value for rule in self.rules for value in (rule.start, rule.stop))):
             check_alpha(alpha, self.extrapolate)
         for weight in self.weight:
             self._check_weight(weight)
+
+    @property
+    def rules(self) -> tuple[AlphaRule, ...]:
+        """The parsed `layer_alpha`."""
+        return cast("tuple[AlphaRule, ...]", self.layer_alpha)
 
     def _check_weight(self, weight: float) -> None:
         if self.method == "model-stock":
@@ -141,7 +156,7 @@ class Recipe:
         if self.weight and len(self.weight) != count:
             raise UsageError(f"{len(self.weight)} weights for {count} fine-tuned models", hint="give one each, or none")
         if self.method == "task-arithmetic":
-            return self.weight or (1.0,) * count
+            return tuple(self.weight) or (1.0,) * count
         if self.weight and count == 1:
             raise UsageError(
                 "--weight has no effect with one fine-tune",
@@ -153,7 +168,7 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as a recipe file has it."""
         content = {key.name: getattr(self, key.name) for key in fields(self)}
-        return content | {"layer_alpha": [str(rule) for rule in self.layer_alpha], "weight": list(self.weight)}
+        return content | {"layer_alpha": [str(rule) for rule in self.rules], "weight": list(self.weight)}
 
     def to_words(self) -> list[str]:
         """Return the options of a command line that give this recipe."""
@@ -192,7 +207,7 @@ def override(recipe: Recipe, **given: Any) -> Recipe:
     An alpha that is but the default of its method goes with the method.
     """
     changes = {key: value for key, value in given.items() if value is not None and value is not False and value != ()}
-    changes["layer_alpha"] = (*recipe.layer_alpha, *changes.get("layer_alpha", ()))
+    changes["layer_alpha"] = (*recipe.rules, *changes.get("layer_alpha", ()))
     if changes.get("method", recipe.method) != recipe.method and recipe.alpha == DEFAULT_ALPHAS[recipe.method]:
         changes.setdefault("alpha", _BY_METHOD)
     return replace(recipe, **changes)

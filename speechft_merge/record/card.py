@@ -98,7 +98,7 @@ def make_card(
     names = ", ".join(as_code(short(checkpoint.reference)) for checkpoint in finetuned)
     first, onto = short(finetuned[0].reference), short(base.reference)
     shortened = shortener([model.reference for model in models])
-    rules = ", ".join(as_code(str(rule)) for rule in plan.recipe.layer_alpha)
+    rules = ", ".join(as_code(str(rule)) for rule in plan.recipe.rules)
     alphas = f"alpha = {plan.recipe.alpha:g}" + (f", but {rules}" if rules else "")
     weighted = ", ".join(f"{weight:g}" for weight in plan.recipe.coefficients(len(finetuned)))
     lines = [

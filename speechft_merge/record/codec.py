@@ -1,11 +1,16 @@
-"""Converts dataclasses to JSON and back, checked: a record is declared once, by its fields; and figures."""
+"""Converts dataclasses to JSON and back, checked: a record is declared once, by its fields; figures; and CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import types
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 Record = TypeVar("Record")
 
@@ -13,6 +18,15 @@ Record = TypeVar("Record")
 def finite(value: float | None) -> float | None:
     """Return None for nan and infinity, which JSON lacks."""
     return None if value is None or not math.isfinite(value) else value
+
+
+def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return records of the same keys as CSV: a line of keys, then one for each; None is an empty cell."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*records[0]] if records else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
 
 
 def from_json(kind: type[Record], document: object) -> Record:

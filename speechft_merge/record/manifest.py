@@ -101,7 +101,7 @@ class LeftOut:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Manifest:
     """The record of one merge; its `recipe` can be passed to `--recipe` as it is."""
 
@@ -128,6 +128,9 @@ class Manifest:
     companions: tuple[CompanionEntry, ...]
     evidence: dict[str, Any] | None = None
     """Why this alpha, where a sweep chose it; see `Evidence`."""
+
+    def __repr__(self) -> str:
+        return f"<Manifest of merge {self.merge_id[:12]}: {len(self.layers)} layers, {len(self.outputs)} weights files>"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON document."""

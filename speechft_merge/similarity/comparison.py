@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from speechft_merge.arguments import or_default
 from speechft_merge.checkpoints.companions import FEATURE_EXTRACTOR
 from speechft_merge.errors import CheckpointError, DeviceError, MismatchError
 from speechft_merge.executor.device import AUTO, CPU, open_device
@@ -71,7 +72,7 @@ def compare_models(
         UsageError: a package is missing.
         DeviceError: the device that was asked for cannot be used.
     """
-    request = request or ProbeRequest()
+    request = or_default(request, ProbeRequest, "request")
     device = open_device(request.device, float64=True)
     try:
         return _compare(models, request, device, progress)
@@ -84,7 +85,7 @@ def compare_models(
 def _compare(models: ComparedModels, request: ProbeRequest, device: torch.device, progress: Progress | None) -> Report:
     sources = encoder_sources(models, decoder=request.decoder)
     maker, of_inputs = make_inputs(sources[0], sources[1])
-    probe = read_probe(request.paths, maker.rate, request.seconds, request.group_by)
+    probe = read_probe(request.files, maker.rate, request.seconds, request.group_by)
     usable = usable_clips(probe, maker)
     encoders, drifts = _build_encoders(models, sources, device, request.decoder)
     with torch_threads(request.workers), exact_products():

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.record.codec import finite
+from speechft_merge.display import Table, Told
+from speechft_merge.record.codec import as_csv, finite
 from speechft_merge.record.layers import INPUT, drift_cell
 from speechft_merge.similarity.measure import MeanSimilarity, Similarity, mean_over_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from speechft_merge.record.layers import LayerKey
     from speechft_merge.similarity.floor import Floor
@@ -32,6 +31,9 @@ LABELS = {
     "base_merged": "base, merged",
     "finetuned_merged": "fine-tuned, merged",
 }
+
+_MORE = ("frame", "biased", "procrustes", "cosine")
+"""Measures that are told verbosely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +55,69 @@ class LayerSimilarity:
         return dict(zip(("null", "null_sd", "null_aligned"), figures, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A comparison of two or three models on a probe."""
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Told):
+    """A comparison of two or three models on a probe; `compare` and `Merge.compare` return it.
+
+    Args:
+        models: role -> reference of the model.
+        probe: the audio.
+        estimator: of the CKA in the table.
+        utterances: clips that the models took.
+        groups: what these are as independent units of the estimator `group`.
+        grouped_by: what told them, as `UsableClips` has it.
+        frames: of all clips.
+        layers: a row for each layer, with the figures of each pair of models.
+        mean: mean over layers of each pair's CKA.
+        grids: CKA of every layer of the first model (rows) with every layer of the second; empty if not requested.
+        warnings: what is to be known of the figures.
+        versions: of the packages that made them.
+        seconds: seconds that each step took; not in the document.
+
+    Example:
+        >>> from speechft_merge import ProbeRequest, compare
+        >>> report = compare("examples/pair/base", "examples/pair/finetuned", request=ProbeRequest(seconds=10))
+        >>> [record["pair"] for record in report.to_records()][:3]
+        ['base_finetuned', 'base_merged', 'finetuned_merged']
+    """
 
     models: dict[str, str]
-    """Role -> reference of the model."""
     probe: ProbeRecord
     estimator: Estimator
     utterances: int
-    """Clips that the models took."""
     groups: int
-    """What these are as independent units of the estimator `group`."""
     grouped_by: str
-    """What told them, as `UsableClips` has it."""
     frames: int
     layers: tuple[LayerSimilarity, ...]
     mean: dict[str, MeanSimilarity]
-    """Mean over layers of each pair's CKA."""
     grids: dict[str, list[list[float]]]
-    """CKA of every layer of the first model (rows) with every layer of the second; empty if not requested."""
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds that each step took; not in the document."""
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{pair} {number(mean.cka)}" for pair, mean in self.mean.items())
+        return f"<Report of {len(self.layers)} layers: {means}>"
+
+    def parts(self, verbose: int = 0) -> Iterator[Table | str]:
+        """Yield the table and how to read it; verbosely also the other measures."""
+        titles, *rows = self.to_table()
+        yield Table(titles, rows)
+        if verbose:
+            found = [(layer.key.label, LABELS[pair], one) for layer in self.layers for pair, one in layer.pairs.items()]
+            rows = [[label, pair, *(f"{getattr(one, measure):.3f}" for measure in _MORE)] for label, pair, one in found]
+            yield Table(["layer", "models", *_MORE], rows)
+            if any(layer.null is not None for layer in self.layers):
+                floors = [[layer.key.label, *map(number, layer.floor.values())] for layer in self.layers]
+                yield Table(["layer", "floor", "sd of its draws", "aligned floor"], floors)
+        yield (
+            f"CKA ({self.estimator}) of the input of the first block and of each block's output; "
+            f"probe {self.probe.origin}, sha256 {self.probe.sha256[:12]}: {self.of_what()}"
+        )
+        yield from self.in_words()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document; null where a figure is not defined.
+        """Return the document, a dictionary for `json.dumps`; null where a figure is not defined.
 
         It is the same from run to run on one machine with one number of threads; with another, the eighth digits move.
         """
@@ -99,18 +137,21 @@ class Report:
             "versions": self.versions,
         }
 
+    def to_records(self) -> list[dict[str, Any]]:
+        """Return a flat dictionary for each layer and pair of models, as `pandas.DataFrame` takes them.
+
+        Numbers are numbers, and None where a figure is not defined.
+        """
+        return [
+            {**layer.key.to_json(), "pair": pair, **_figures(found)}
+            | {name: finite(value) for name, value in {"drift": layer.drift, **layer.floor}.items()}
+            for layer in self.layers
+            for pair, found in layer.pairs.items()
+        ]
+
     def to_csv(self) -> str:
-        """Return CSV with one line for each layer and pair."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        figures = [*Similarity.__dataclass_fields__]
-        writer.writerow([*INPUT.to_json(), "pair", *figures, "drift", *self.layers[0].floor])
-        for layer in self.layers:
-            for pair, similarity in layer.pairs.items():
-                values = [*(asdict(similarity)[name] for name in figures), layer.drift, *layer.floor.values()]
-                cells = ["" if finite(value) is None else value for value in values]
-                writer.writerow([*layer.key.to_json().values(), pair, *cells])  # None is written as an empty cell
-        return out.getvalue()
+        """Return the records as CSV."""
+        return as_csv(self.to_records())
 
     def to_table(self) -> list[list[str]]:
         """Return the table for people: titles, a row for each layer, and the mean."""

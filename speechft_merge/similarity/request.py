@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from speechft_merge.arguments import PathText, listed, path_of, require_fields
 from speechft_merge.errors import NotFoundError, UsageError
 from speechft_merge.executor.device import AUTO, CPU, open_device, require_device_name
 from speechft_merge.packages import require_packages
 from speechft_merge.similarity.grouping import AUTOMATIC, FILE, parse_rule
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Estimator = Literal["group", "frame", "biased"]
 ESTIMATORS: tuple[Estimator, ...] = ("group", "frame", "biased")
@@ -22,7 +21,7 @@ ESTIMATORS: tuple[Estimator, ...] = ("group", "frame", "biased")
 SECONDS = 120.0
 """Seconds of audio by default: beyond it error bars shrink slowly and the models take minutes."""
 MEMORY = 1 << 30
-"""Bytes that the features of all models may take; beyond it they are summed as they come, without error bars."""
+"""Bytes."""
 
 FIGURES = (".png", ".svg", ".pdf", ".html")
 """Suffixes of the files that a figure can be drawn into."""
@@ -33,27 +32,44 @@ PACKAGES = ("torch", "transformers", "soundfile", "soxr")
 
 @dataclass(frozen=True, slots=True)
 class ProbeRequest:
-    """On what audio to compare, where and how."""
+    """On what audio to compare, where and how.
 
-    paths: tuple[Path, ...] | None = None
-    """Audio files, folders and tables of these; None for the built-in probe."""
+    Args:
+        paths: an audio file, a folder or a table of these, or several; None for the built-in probe. `files` has them
+            as paths.
+        seconds: most seconds of audio.
+        group_by: what tells which recordings are one speaker's: `auto`, `file` or a regular expression, see `grouping`.
+        estimator: of CKA: `group`, `frame` or `biased`, see `cka`.
+        device: where to run the models: `auto` (a GPU if there is one that can be used), `cpu`, `cuda`, `cuda:N`.
+        null: also measure the floor.
+        grid: also compare every layer with every other (--heatmap).
+        decoder: also compare the text decoders, all on the tokens that the base writes of each clip.
+        memory: bytes that the features of all models may take; beyond it they are summed as they come, without error
+            bars.
+        workers: threads of torch that run the models; None leaves it to torch.
+
+    Raises:
+        UsageError: a value is invalid.
+
+    Example:
+        >>> from speechft_merge import ProbeRequest
+        >>> ProbeRequest(paths="dev-clean", seconds=60).files
+        (PosixPath('dev-clean'),)
+    """
+
+    paths: PathText | Sequence[PathText] | None = None
     seconds: float = SECONDS
     group_by: str = AUTOMATIC
-    """What tells which recordings are one speaker's: `auto`, `file` or a regular expression, see `grouping`."""
     estimator: Estimator = "group"
     device: str = AUTO
-    """Where to run the models: `auto` (a GPU if there is one that can be used), `cpu`, `cuda`, `cuda:N`."""
     null: bool = False
-    """Also measure the floor."""
     grid: bool = False
-    """Also compare every layer with every other (--heatmap)."""
     decoder: bool = False
-    """Also compare the text decoders, all on the tokens that the base writes of each clip."""
     memory: int = MEMORY
     workers: int | None = None
-    """Threads of torch that run the models; None leaves it to torch."""
 
     def __post_init__(self) -> None:
+        require_fields(self)
         if self.estimator not in ESTIMATORS:
             raise UsageError(f"estimator {self.estimator!r} is unknown", hint=f"use one of {', '.join(ESTIMATORS)}")
         if not 0 < self.seconds < math.inf:
@@ -63,6 +79,11 @@ class ProbeRequest:
         require_device_name(self.device)
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"{self.workers} workers cannot do any work", hint="give 1 or more")
+
+    @property
+    def files(self) -> tuple[Path, ...] | None:
+        """The paths as such; None for the built-in probe."""
+        return None if self.paths is None else tuple(path_of(path, "paths") for path in listed(self.paths))
 
     def require_means(self, *packages: str, figures: Sequence[Path] = ()) -> None:
         """Fail early if something is missing, without importing or reading more than that takes.
@@ -78,7 +99,7 @@ class ProbeRequest:
         """
         kinds = [figure_kind(path) for path in figures]
         require_packages(*PACKAGES, *packages, *(["matplotlib"] if kinds else []))
-        for path in self.paths or ():
+        for path in self.files or ():
             require_audio(path)
         if self.device not in (AUTO, CPU):
             open_device(self.device, float64=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 
+from speechft_merge.arguments import listed, text_path
 from speechft_merge.errors import NotFoundError, SpeechFTMergeError
 from speechft_merge.sources.base import HubOrigin
 
@@ -46,9 +47,12 @@ def weight_suffix(name: str) -> str:
 
 
 def list_references(base: Reference, finetuned: Reference | Sequence[Reference]) -> list[str]:
-    """Return the references of a base and of one fine-tune or several as text."""
-    several = (finetuned,) if isinstance(finetuned, (str, PathLike)) else finetuned
-    return [fspath(reference) for reference in (base, *several)]
+    """Return the references of a base and of one fine-tune or several as text.
+
+    Raises:
+        UsageError: one is neither text nor a path.
+    """
+    return [text_path(base, "base"), *(text_path(one, "finetuned") for one in listed(finetuned))]
 
 
 def parse_reference(text: str) -> Path | HubReference:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speechft_merge.sweep.gate import check_gates, check_goal
+from speechft_merge.arguments import require_fields
+from speechft_merge.sweep.gate import Gate, check_gates, check_goal
 from speechft_merge.sweep.grid import BASE, FINETUNED, STOCK, Cell
 from speechft_merge.sweep.intervals import RESAMPLES, SEED, curves, feature_curves
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from speechft_merge.sweep.gate import Gate, Verdict
+    from speechft_merge.sweep.gate import Verdict
     from speechft_merge.sweep.intervals import Curve, Estimate
     from speechft_merge.sweep.results import CellResult
 
@@ -28,13 +29,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is decided by, set before the sweep."""
+    """What is decided by, set before the sweep.
+
+    Args:
+        goal: the score to be best, in its own direction; without one nothing is picked.
+        gates: what the pick must meet, see `gate.parse_gate`.
+        strict: whether the whole interval must meet a gate, of scores that have units.
+
+    Raises:
+        UsageError: a value is invalid.
+
+    Example:
+        >>> from speechft_merge import Rule, parse_gate
+        >>> print(*Rule("asr", (parse_gate("emotion>=base-0.01"),)).gates)
+        emotion>=base-0.01
+    """
 
     goal: str | None = None
-    """The score to be best, in its own direction; without one nothing is picked."""
     gates: tuple[Gate, ...] = ()
     strict: bool = False
-    """Whether the whole interval must meet a gate, of scores that have units."""
+
+    def __post_init__(self) -> None:
+        require_fields(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,11 @@ def parse_gate(text: str) -> Gate:
 
     Raises:
         UsageError: it is something else.
+
+    Example:
+        >>> from speechft_merge import parse_gate
+        >>> print(parse_gate("emotion >= base - 0.01"))
+        emotion>=base-0.01
     """
     found = _GATE.fullmatch(text)
     if not found or not found["name"].strip() or not found["reference"].strip():

@@ -100,6 +100,11 @@ def lay_out(
 
     Raises:
         UsageError: there are more than `MOST`.
+
+    Example:
+        >>> from speechft_merge import lay_out
+        >>> [cell.label for cell in lay_out([0.25], [0.0, 0.5])]
+        ['0', '0.25', '0.25 tilt 0.5', '1']
     """
     points = tuple(alphas), tuple(tilts)
     if math.prod(map(len, (*points, *rules))) > MOST:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from speechft_merge.record.codec import finite
+from speechft_merge.display import Table, Told
+from speechft_merge.record.codec import as_csv, finite
 from speechft_merge.sweep import words
 from speechft_merge.sweep.grid import BASE, FINETUNED
 from speechft_merge.sweep.intervals import Estimate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from speechft_merge.sweep.decision import Certainty, Decision
     from speechft_merge.sweep.grid import Cell
     from speechft_merge.sweep.results import CellResult
@@ -31,23 +32,40 @@ MARKS = {
 }
 
 
-@dataclass(frozen=True)
-class SweepReport:
-    """A sweep as far as it is done."""
+@dataclass(frozen=True, repr=False)
+class SweepReport(Told):
+    """A sweep as far as it is done; `sweeping.collect` returns it.
+
+    Args:
+        models: role -> reference of the model.
+        recipe: what every cell has in common.
+        results: what was measured of each cell.
+        decision: over the same cells, in the same order.
+        probe: on what features were compared; None where features were not compared.
+        missing: cells that are not done.
+        warnings: what is to be known of the figures.
+        versions: of the packages that made them.
+    """
 
     models: dict[str, str]
-    """Role -> reference of the model."""
     recipe: dict[str, Any]
-    """What every cell has in common."""
     results: tuple[CellResult, ...]
     decision: Decision
-    """Over the same cells, in the same order."""
     probe: dict[str, Any] | None = None
-    """On what features were compared; None where features were not compared."""
     missing: tuple[Cell, ...] = ()
-    """Cells that are not done."""
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        pick = "none" if self.decision.pick is None else self.decision.pick.label
+        return f"<SweepReport of {len(self.results)} cells: pick {pick}>"
+
+    def parts(self, verbose: int = 0) -> Iterator[Table | str]:
+        """Yield the table of cells, what its marks mean, and what was decided."""
+        titles, *rows = self.to_table()
+        yield Table(titles, rows)
+        yield self.legend
+        yield from self.in_words()
 
     @cached_property
     def figures(self) -> dict[str, dict[str, dict[Cell, Estimate]]]:
@@ -78,32 +96,42 @@ class SweepReport:
             "versions": self.versions,
         }
 
-    def to_csv(self) -> str:
-        """Return CSV with one line for each cell and score; a cell without scores has one line."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        ends = [f"{kind}{end}" for kind in KINDS for end in ("", "_low", "_high")]
-        judged = ["meets", "dominated", "pick"]
-        writer.writerow([*BASE.to_json(), "cka_base", "cka_finetuned", *judged, "score", "better", *ends])
+    def to_records(self) -> list[dict[str, Any]]:
+        """Return a flat dictionary for each cell and score, as `pandas.DataFrame` takes them.
+
+        A cell without scores has one. Numbers are numbers, and None where a figure is not defined.
+        """
+        decision, found = self.decision, []
         for result in self.results:
-            cell, decision = result.cell, self.decision
-            flags = [decision.meets(cell), cell in decision.dominated, cell == decision.pick]
-            features = [finite(result.cka_base), finite(result.cka_finetuned)]
-            start = [
-                cell.alpha,
-                cell.tilt,
-                " ".join(cell.rules),
-                cell.method,
-                *features,
-                *(str(flag).lower() for flag in flags),
+            cell = result.cell
+            about = cell.to_json() | {
+                "layer_alpha": " ".join(cell.rules),
+                "cka_base": finite(result.cka_base),
+                "cka_finetuned": finite(result.cka_finetuned),
+                "meets": decision.meets(cell),
+                "dominated": cell in decision.dominated,
+                "pick": cell == decision.pick,
+            }
+            for name, figures in self.figures.items() or [(None, {})]:
+                better = None if name is None else decision.scores[name].better.value
+                of_kinds = {kind: figures[kind][cell] if kind in figures else Estimate(math.nan) for kind in KINDS}
+                ends = {
+                    kind if end == "value" else f"{kind}_{end}": value
+                    for kind, one in of_kinds.items()
+                    for end, value in _estimate(one).items()
+                }
+                found.append(about | {"score": name, "better": better} | ends)
+        return found
+
+    def to_csv(self) -> str:
+        """Return the records as CSV, with true and false."""
+        words = {True: "true", False: "false"}
+        return as_csv(
+            [
+                {key: words[value] if isinstance(value, bool) else value for key, value in record.items()}
+                for record in self.to_records()
             ]
-            for name, figures in self.figures.items():
-                found = [figures[kind][cell] if kind in figures else Estimate(math.nan) for kind in KINDS]
-                values = [finite(value) for one in found for value in asdict(one).values()]
-                writer.writerow([*start, name, decision.scores[name].better.value, *values])
-            if not self.figures:
-                writer.writerow([*start, *[None] * (2 + len(ends))])
-        return out.getvalue()
+        )
 
     def to_table(self) -> list[list[str]]:
         """Return the table for people: titles, and a row for each cell; `legend` says what its marks mean."""

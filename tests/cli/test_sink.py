@@ -7,8 +7,8 @@ import json
 import pytest
 
 from speechft_merge.cli.sink import Shown, Sink
-from speechft_merge.cli.tables import Table
-from speechft_merge.cli.text import LINE
+from speechft_merge.display import Table
+from speechft_merge.text import LINE
 
 
 def answer(odd: str = "a\x1b[2J") -> Shown:

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from simulated import a_report, a_rule, a_sweep, known_only
 
-from speechft_merge.cli.tables import Table
+from speechft_merge.display import Table
 from speechft_merge.errors import UsageError
 from speechft_merge.sweep.decision import Rule, decide
 from speechft_merge.sweep.grid import BASE, FINETUNED, Cell, lay_out

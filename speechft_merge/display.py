@@ -1,14 +1,15 @@
-"""Draws tables, and makes the one of layers that a merge, its dry run and `inspect` share."""
+"""Tells results to people, as text or HTML: tables and sentences, and the table of layers that several share."""
 
 from __future__ import annotations
 
+import html
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from speechft_merge.cli.text import fit
 from speechft_merge.foreign import clean
 from speechft_merge.record.layers import drift_cell
+from speechft_merge.text import fit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,31 @@ class Table:
         with console.capture() as captured:
             console.print(drawn)
         return captured.get().rstrip("\n")
+
+    def as_html(self) -> str:
+        """Return the table as HTML, all of its text escaped."""
+        heads = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in self.titles)
+        rows = ("".join(f"<td>{html.escape(clean(cell))}</td>" for cell in row) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+class Told:
+    """A result that can be told to people: base of those that the library returns. Notebooks show it as HTML."""
+
+    __slots__ = ()
+
+    def parts(self, verbose: int = 0) -> Iterator[Table | str]:
+        """Yield the tables and sentences, with more of them for each step of `verbose`."""
+        raise NotImplementedError
+
+    def summary(self, verbose: int = 0) -> str:
+        """Return what the command line prints of it, as text."""
+        return "\n".join(part if isinstance(part, str) else part.draw() for part in self.parts(verbose))
+
+    def _repr_html_(self) -> str:
+        shown = (f"<p>{html.escape(clean(p))}</p>" if isinstance(p, str) else p.as_html() for p in self.parts())
+        return "".join(shown)
 
 
 def layer_parts(rows: Sequence[LayerRow]) -> Iterator[Table | str]:
