@@ -11,6 +11,7 @@ from speechft_merge.merging import open_models
 from speechft_merge.options import MergeOptions
 from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, require_sound
 from speechft_merge.plan.plan import make_plan
+from speechft_merge.progress import Step, silent
 from speechft_merge.recipe import Recipe
 from speechft_merge.similarity.comparison import compare_models
 from speechft_merge.similarity.models import ComparedModels
@@ -18,7 +19,7 @@ from speechft_merge.similarity.models import ComparedModels
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from speechft_merge.executor.executor import Progress
+    from speechft_merge.progress import Progress
     from speechft_merge.similarity.report import Report
     from speechft_merge.similarity.request import ProbeRequest
     from speechft_merge.sources.reference import Reference
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def compare(
     base: Reference, finetuned: Reference | Sequence[Reference], merged: Reference | None = None,
     request: ProbeRequest | None = None, *, recipe: Recipe | None = None, options: MergeOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Report:  # fmt: skip
     """Compare the features of a base, a fine-tune and their merge on a probe, layer by layer. Nothing is written.
 
@@ -38,7 +39,7 @@ def compare(
         request: the probe, the estimator, the device.
         recipe: what is mixed in memory.
         options: only `download` matters.
-        progress: called with the clips done and the total.
+        progress: told how far it is: `print`, for one.
 
     Raises:
         NotFoundError, CheckpointError, HubError, TemporaryError: a model or the probe cannot be read, or not run.
@@ -52,6 +53,7 @@ def compare(
         ['input', '0', '1', '2', '3', '4', '5']
     """
     recipe, options = or_default(recipe, Recipe, "recipe"), or_default(options, MergeOptions, "options")
+    progress(Step("opening the models"))
     with ExitStack() as stack:
         models, chosen = open_models(stack, base, finetuned, recipe, options)
         plan = make_plan(models[0], models[1:], recipe)

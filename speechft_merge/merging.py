@@ -32,6 +32,7 @@ from speechft_merge.plan.decision import decide
 from speechft_merge.plan.findings import Finding, Level, require_sound
 from speechft_merge.plan.models import prepare_models
 from speechft_merge.plan.plan import Plan
+from speechft_merge.progress import Step, counted, silent
 from speechft_merge.recipe import Recipe
 from speechft_merge.record import card, manifest
 from speechft_merge.record.identity import identify
@@ -46,9 +47,10 @@ if TYPE_CHECKING:
     from speechft_merge.arguments import PathText
     from speechft_merge.checkpoints import Checkpoint
     from speechft_merge.display import Table
-    from speechft_merge.executor.executor import Execute, Progress
+    from speechft_merge.executor.executor import Execute
     from speechft_merge.output.files import OutputFiles
     from speechft_merge.plan.relation import Relation
+    from speechft_merge.progress import Count, Progress
     from speechft_merge.push import Pushed, PushTarget
     from speechft_merge.record.manifest import InputRecord
     from speechft_merge.similarity.report import Report
@@ -165,7 +167,7 @@ class Merge(Told):
     def write(
         self,
         output: PathText,
-        progress: Progress | None = None,
+        progress: Progress = silent,
         *,
         temporary: bool = False,
         keep_inputs: bool = False,
@@ -174,7 +176,7 @@ class Merge(Told):
 
         Args:
             output: the directory.
-            progress: called from time to time with the bytes done and the total.
+            progress: told how far it is.
             temporary: whether `push` removes the output when it is done, unless another merge has found it meanwhile.
             keep_inputs: whether what is read of the encoders stays in memory, so that `compare` need not read it again.
 
@@ -188,7 +190,7 @@ class Merge(Told):
         with Output(path, self.identity, overwrite=overwrite, fsync=fsync, temporary=temporary) as target:
             earlier = target.begin(self.files)
             if earlier is None:
-                written = self._write_files(target, progress, kept)
+                written = self._write_files(target, counted(progress, "merging"), kept)
                 findings = self._findings_after(written.drifts)
                 made = make_manifest(self.plan, self.identity, self.inputs, written, findings, self.options)
                 target.put({manifest.NAME: made.encode()})
@@ -208,11 +210,11 @@ class Merge(Told):
         return _decide([*self.models], self._known, recipe, self.options, self._resources)
 
     def _execute(self, keep: Kept | None = None) -> Execute:
-        return lambda segments, progress: execute(segments, self.workers.count, progress, self.device.name, keep)
+        return lambda segments, count: execute(segments, self.workers.count, count, self.device.name, keep)
 
-    def _write_files(self, output: Output, progress: Progress | None, keep: Kept | None) -> Written:
+    def _write_files(self, output: Output, count: Count, keep: Kept | None) -> Written:
         """Write weights, companions and card; return what the manifest records of them."""
-        weights = output.write_weights(self.files, self._execute(keep), progress)
+        weights = output.write_weights(self.files, self._execute(keep), count)
         drifts = {name: drift for found in weights for name, drift in found.drifts.items()}
         companions = self._companions
         config, first = parse_config(self.companions), self.files.files[0].name
@@ -227,17 +229,17 @@ class Merge(Told):
         told = "the fine-tune does not differ from the base anywhere: was its encoder frozen? The merge is the base"
         return (*self.findings, Finding(Level.WARNING, told))
 
-    def replay(self, output: Path, progress: Progress | None = None) -> list[Difference]:
+    def replay(self, output: Path, progress: Progress = silent) -> list[Difference]:
         """Carry out the merge again without writing; return where an output differs from it, its card aside.
 
         Args:
             output: a directory that `write` made.
-            progress: called from time to time with the bytes done and the total.
+            progress: told how far it is.
 
         Raises:
             MismatchError, CheckpointError, TemporaryError: the models cannot be read as before.
         """
-        found = replay(output, self.files, self._execute(), progress)
+        found = replay(output, self.files, self._execute(), counted(progress, "checking"))
         for name, content in self._companions.items():
             if not has_digest(output / name, hashlib.sha256(content).hexdigest()):
                 found.append(Difference(name, "it is missing, or differs"))
@@ -249,14 +251,14 @@ class Merge(Told):
         return self.companions | ({} if self.files.index is None else {INDEX: self.files.index})
 
     def compare(
-        self, request: ProbeRequest | None = None, result: MergeResult | None = None, progress: Progress | None = None
+        self, request: ProbeRequest | None = None, result: MergeResult | None = None, progress: Progress = silent
     ) -> Report:
         """Compare the features of base, fine-tune and merge on a probe, layer by layer.
 
         Args:
             request: the probe, the estimator, the device.
             result: what `write` returned: its output is compared and gets the report; None to merge in memory.
-            progress: called with the clips done and the total.
+            progress: told how far it is.
 
         Raises:
             NotFoundError, CheckpointError: a model or the probe cannot be read, or not run.
@@ -264,6 +266,7 @@ class Merge(Told):
             UsageError: a package is missing.
             OutputError: another process replaced the output.
         """
+        progress(Step("importing transformers"))
         from speechft_merge.similarity.beside_output import put_beside
         from speechft_merge.similarity.comparison import compare_models
         from speechft_merge.similarity.models import ComparedModels
@@ -278,13 +281,16 @@ class Merge(Told):
         _require_ours(result)
         return put_beside(result.output, replace(report, models=report.models | names))
 
-    def push(self, result: MergeResult, target: PushTarget, message: str | None = None) -> Pushed:
+    def push(
+        self, result: MergeResult, target: PushTarget, message: str | None = None, progress: Progress = silent
+    ) -> Pushed:
         """Commit the output of `write` to the Hub; return where it is, and what became of the files that were there.
 
         Args:
             result: what `write` returned.
             target: what `push.prepare_push` returned; call that before the merge begins.
             message: first line of the commit.
+            progress: told how far it is.
 
         Raises:
             HubError, TemporaryError: refused, or the Hub failed; the output stays, and a note says how to push it.
@@ -293,7 +299,7 @@ class Merge(Told):
         from speechft_merge.push import push, push_command
 
         try:
-            pushed = push(result.output, target, message, check=lambda: _require_ours(result))
+            pushed = push(result.output, target, message, progress, check=lambda: _require_ours(result))
         except OutputError:
             raise
         except SpeechFTMergeError as error:
@@ -392,7 +398,7 @@ def open_models(
 
 def merge(
     base: Reference, finetuned: Reference | Sequence[Reference], output: PathText, recipe: Recipe | None = None, *,
-    alpha: float | None = None, options: MergeOptions | None = None, progress: Progress | None = None,
+    alpha: float | None = None, options: MergeOptions | None = None, progress: Progress = silent,
 ) -> MergeResult:  # fmt: skip
     """Merge models into a model directory; see `open_merge` and `Merge.write` for arguments and errors.
 
@@ -403,7 +409,7 @@ def merge(
         recipe: what is mixed.
         alpha: short for `Recipe(alpha=alpha)`.
         options: how the work is done.
-        progress: called from time to time with the bytes done and the total.
+        progress: told how far it is: `print`, for one.
 
     Example:
         >>> from speechft_merge import merge

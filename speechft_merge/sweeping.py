@@ -18,6 +18,7 @@ from speechft_merge.options import MergeOptions
 from speechft_merge.output.folder import write_whole
 from speechft_merge.plan.findings import Level, texts
 from speechft_merge.plan.plan import make_plan
+from speechft_merge.progress import Progress, Step, counted, silent
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.record.card import short
 from speechft_merge.record.codec import finite
@@ -36,14 +37,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from speechft_merge.arguments import PathText
-    from speechft_merge.executor.executor import Progress as Written
     from speechft_merge.merging import Merge, MergeResult
     from speechft_merge.sources.reference import Reference
     from speechft_merge.sweep.decision import Decision, Rule
     from speechft_merge.sweep.grid import Cell
     from speechft_merge.sweep.intervals import Curve
-Progress = Callable[[int, int], None]
-"""Called with the cells done and the total."""
 Share = Callable[[Sequence["Cell"]], Sequence["Cell"]]
 """Returns those of the cells that are this run's."""
 
@@ -66,7 +64,7 @@ class Swept:
 
 def sweep(
     base: Reference, finetuned: Reference | Sequence[Reference], folder: PathText, request: SweepRequest,
-    options: MergeOptions | None = None, share: Share = lambda cells: cells, progress: Progress | None = None,
+    options: MergeOptions | None = None, share: Share = lambda cells: cells, progress: Progress = silent,
 ) -> Swept:  # fmt: skip
     """Measure the cells of a sweep that have no result in its folder yet.
 
@@ -77,7 +75,7 @@ def sweep(
         request: what is swept and measured.
         options: how models are opened; `overwrite` removes the results of another sweep.
         share: returns those of all cells that this run measures; none to say only what is swept.
-        progress: called after each cell.
+        progress: told how far it is.
 
     Raises:
         OutputError, WriteError: the folder holds another sweep, or cannot be written.
@@ -124,21 +122,22 @@ def _require_cells(opened: Merge, request: SweepRequest) -> None:
 
 
 def _measure(
-    opened: Merge, request: SweepRequest, todo: Sequence[Cell], kept: SweepFolder, progress: Progress | None
+    opened: Merge, request: SweepRequest, todo: Sequence[Cell], kept: SweepFolder, progress: Progress
 ) -> list[str]:
     """Measure cells, and return what is found on the way."""
     from speechft_merge.similarity.encoders import exact_products  # imports torch
     from speechft_merge.similarity.measure import torch_threads
 
     with torch_threads(opened.options.workers), exact_products():
+        progress(Step("loading the models"))
         bench, known = Bench(opened, request), list[CellResult]()
+        count = counted(progress, "measuring", "cells")
         for done, cell in enumerate(todo, 1):
             result = bench.measure(cell)
             known = known or kept.results([BASE])
             curves([*known, result])  # a cell that was scored on other utterances would make the sweep undecidable
             kept.put(result)
-            if progress is not None:
-                progress(done, len(todo))
+            count(done, len(todo))
     return bench.notes
 
 
@@ -191,7 +190,7 @@ def _clipped(results: Sequence[CellResult]) -> tuple[str, ...]:
 
 def merge_best(
     folder: PathText, decision: Decision, output: PathText, options: MergeOptions | None = None,
-    progress: Written | None = None,
+    progress: Progress = silent,
 ) -> MergeResult:  # fmt: skip
     """Write the pick of a sweep as a model directory, with the evidence for it in card and manifest.
 
@@ -200,7 +199,7 @@ def merge_best(
         decision: on its cells.
         output: the directory to make.
         options: how the merge is done.
-        progress: called from time to time with the bytes done and the total.
+        progress: told how far it is.
 
     Raises:
         UsageError: nothing was picked.

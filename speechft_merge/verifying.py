@@ -14,6 +14,7 @@ from speechft_merge.options import MergeOptions
 from speechft_merge.output.checksums import matches
 from speechft_merge.output.output import has_digest
 from speechft_merge.output.replay import Difference
+from speechft_merge.progress import Step, silent
 from speechft_merge.recipe import Recipe
 from speechft_merge.record.identity import FORMAT
 from speechft_merge.record.manifest import NAME, read_manifest
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from speechft_merge.arguments import PathText
-    from speechft_merge.executor.executor import Progress
     from speechft_merge.merging import Merge
+    from speechft_merge.progress import Progress
     from speechft_merge.record.manifest import InputRecord, Manifest
     from speechft_merge.sources.reference import Reference
 
@@ -74,7 +75,7 @@ class Verification(Told):
 
 def verify(
     output: PathText, models: Sequence[Reference] = (), *, quick: bool = False,
-    options: MergeOptions | None = None, progress: Progress | None = None,
+    options: MergeOptions | None = None, progress: Progress = silent,
 ) -> Verification:  # fmt: skip
     """Make the merge of an output again from its manifest, and compare it with the files, byte by byte.
 
@@ -86,7 +87,7 @@ def verify(
             read at the commit that was merged.
         quick: compare the checksums of the manifest alone; no model is read.
         options: `workers`, `device` and `download` matter.
-        progress: called from time to time with the bytes done and the total.
+        progress: told how far it is: `print`, for one.
 
     Raises:
         NotFoundError: there is no manifest of this version, or an input is gone.
@@ -109,6 +110,7 @@ def verify(
             f"{folder} has no {NAME} that this version can read",
             hint="name the output of a merge; one of another version is to be merged again",
         )
+    progress(Step("comparing checksums"))
     files = (*(entry.file for entry in found.outputs), *(entry.file for entry in found.companions))
     damaged = [Difference(file, _DAMAGED) for file in _damaged(folder, found)]
     if quick:

@@ -28,6 +28,7 @@ from safetensors.numpy import load_file, save_file
 from speechft_merge.__main__ import main
 from speechft_merge.cli.entry import SIGNALS
 
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # stderr has what tests ask of; progress has its own
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, here and in subprocesses: the tests run side by side
 
 Weights = dict[str, NDArray[Any]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,11 @@ class Ran:
     code: int
     out: str
     err: str
+
+    @property
+    def said(self) -> list[str]:
+        """The lines of stderr that are not of progress."""
+        return [line for line in self.err.splitlines() if not re.match(r"\[\d\d:\d\d:\d\d\] ", line)]
 
     @property
     def lines(self) -> list[str]:

@@ -12,6 +12,7 @@ from speechft_merge.cli.options import AlphaOptions, WorkOptions
 from speechft_merge.cli.progress import ProgressLine
 from speechft_merge.cli.sink import Sink
 from speechft_merge.errors import UsageError
+from speechft_merge.progress import Step
 
 Models = Annotated[
     list[str],
@@ -32,10 +33,11 @@ def compare(models: Models, mixing: AlphaOptions, features: FeatureOptions, work
     mixing.require_effect(merged is None, f"on a merge that is given ({merged})", "leave out the merge")
     recipe, request = mixing.read(), features.read(work)
     models = [*mixing.models(models)]
-    from speechft_merge.cli.show_report import seconds_in_words, show_report
-    from speechft_merge.comparing import compare as compare_models
+    with ProgressLine(sink, f"comparing {' + '.join(models)}") as progress:
+        progress(Step("importing transformers"))
+        from speechft_merge.cli.show_report import seconds_in_words, show_report
+        from speechft_merge.comparing import compare as compare_models
 
-    with ProgressLine(sink, "clips") as progress:
         report = compare_models(
             models[0], models[1], merged, request, recipe=recipe, options=work.read(), progress=progress
         )

@@ -108,6 +108,8 @@ def _fail(error: Exception | Stopped) -> NoReturn:
         import traceback
 
         traceback.print_exception(error)
+    if isinstance(error, Stopped) and sys.stderr.isatty():
+        print(file=sys.stderr)  # after the terminal's ^C
     print(failure.in_json() if as_json else failure.in_words(), file=sys.stderr)
     if isinstance(error, Stopped) and is_any_left():
         leave()

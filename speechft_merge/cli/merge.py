@@ -14,12 +14,14 @@ from speechft_merge.cli.options import Base, Finetuned, HubOptions, OutputOption
 from speechft_merge.cli.progress import ProgressLine
 from speechft_merge.cli.sink import Sink
 from speechft_merge.errors import ComparisonError, MismatchError, SpeechFTMergeError
+from speechft_merge.progress import Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from speechft_merge.merging import Merge, MergeResult
+    from speechft_merge.progress import Progress
     from speechft_merge.push import Pushed, PushTarget
     from speechft_merge.similarity.report import Report
     from speechft_merge.similarity.request import ProbeRequest
@@ -67,24 +69,25 @@ def merge(
     request = features.read(work, "matplotlib") if cka else None
     named = str(output.output or default_name(finetuned[0], recipe))
     path = require_path(named, (base, *finetuned))
-    target = None if push_to_hub is None or output.dry_run else hub.prepare(push_to_hub)
-    with open_merge(base, finetuned, recipe, options) as opened:
-        if output.dry_run:
+    if output.dry_run:
+        with open_merge(base, finetuned, recipe, options) as opened:
             sink.show(show_plan(opened, path, named))
-            return
-        for line in details(opened, sink.verbose):
-            sink.detail(line)
-        with ProgressLine(sink) as progress:
-            result = opened.write(
-                path, progress, temporary=target is not None and output.output is None, keep_inputs=cka
-            )
-        with _complete(named):
-            if output.verify:
-                _verify(opened, path, named, sink)
-            compared = None if request is None else _compare(opened, request, result, sink)
-            pushed = None
-            if target is not None:
-                pushed = _push(opened, result, target, hub.commit_message, compared)
+        return
+    target = None if push_to_hub is None else hub.prepare(push_to_hub)
+    with ProgressLine(sink, f"{' + '.join((base, *finetuned))} -> {push_to_hub or named}") as progress:
+        progress(Step("opening the models"))
+        with open_merge(base, finetuned, recipe, options) as opened:
+            for line in details(opened, sink.verbose):
+                sink.detail(line)
+            temporary = target is not None and output.output is None
+            result = opened.write(path, progress, temporary=temporary, keep_inputs=cka)
+            with _complete(named):
+                if output.verify:
+                    _verify(opened, path, named, progress)
+                compared = None if request is None else _compare(opened, request, result, progress)
+                pushed = None
+                if target is not None:
+                    pushed = _push(opened, result, target, hub.commit_message, compared, progress)
     with _complete(named):
         sink.show(show_merge(result, named, pushed, compared))
         if isinstance(compared, ComparisonError):
@@ -103,36 +106,33 @@ def _complete(named: str) -> Iterator[None]:
         raise
 
 
-def _verify(opened: Merge, path: Path, named: str, sink: Sink) -> None:
+def _verify(opened: Merge, path: Path, named: str, progress: Progress) -> None:
     """Raise MismatchError if the output is not what the merge makes: the disk or the memory is at fault."""
-    with ProgressLine(sink) as progress:
-        found = opened.replay(path, progress)
+    found = opened.replay(path, progress)
     if found:
         raise MismatchError(
             f"{named} was written, but it is not what the merge makes, in {len(found)} places, first {found[0]}",
             hint="check the disk, and merge again with --overwrite",
         )
-    sink.detail("verified: every byte is what the merge makes")
 
 
 def _push(
     opened: Merge, result: MergeResult, target: PushTarget, message: str | None,
-    compared: Report | ComparisonError | None,
+    compared: Report | ComparisonError | None, progress: Progress,
 ) -> Pushed:  # fmt: skip
     """Push the output, also if the comparison failed; a push that fails as well tells of both."""
     try:
-        return wait_for(lambda: opened.push(result, target, message))
+        return wait_for(lambda: opened.push(result, target, message, progress))
     except SpeechFTMergeError as error:
         if isinstance(compared, ComparisonError):
             error.add_note(str(compared))
         raise
 
 
-def _compare(opened: Merge, request: ProbeRequest, result: MergeResult, sink: Sink) -> Report | ComparisonError:
+def _compare(opened: Merge, request: ProbeRequest, result: MergeResult, progress: Progress) -> Report | ComparisonError:
     """Return the comparison, or why there is none: no failure here may hide that the merge is written."""
     try:
-        with ProgressLine(sink, "clips") as progress:
-            report = opened.compare(request, result, progress)
+        return opened.compare(request, result, progress)
     except Exception as error:
         why, told = f"{type(error).__name__}: {error}", {}
         if isinstance(error, SpeechFTMergeError):
@@ -140,7 +140,3 @@ def _compare(opened: Merge, request: ProbeRequest, result: MergeResult, sink: Si
         failed = ComparisonError(f"merged, but the features were not compared: {why}", **told)
         failed.__cause__ = error
         return failed
-    from speechft_merge.cli.show_report import seconds_in_words  # imports torch
-
-    sink.detail(seconds_in_words(report))
-    return report

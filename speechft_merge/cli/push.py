@@ -9,6 +9,7 @@ import typer
 
 from speechft_merge.cli.groups import with_groups
 from speechft_merge.cli.options import HubOptions
+from speechft_merge.cli.progress import ProgressLine
 from speechft_merge.cli.show_push import show_push
 from speechft_merge.cli.sink import Sink
 
@@ -26,5 +27,7 @@ def push(folder: Folder, repository: Repository, hub: HubOptions, sink: Sink) ->
     from speechft_merge.push.outgoing import list_outgoing
 
     list_outgoing(folder)  # what cannot be pushed makes no repository
-    pushed = wait_for(lambda: push_folder(folder, hub.prepare(repository), hub.commit_message))
+    with ProgressLine(sink, f"{folder} -> {repository}") as progress:
+        target = hub.prepare(repository)
+        pushed = wait_for(lambda: push_folder(folder, target, hub.commit_message, progress))
     sink.show(show_push(pushed))

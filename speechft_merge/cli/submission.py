@@ -11,6 +11,7 @@ import typer
 from speechft_merge.cli.groups import OptionGroup
 from speechft_merge.cli.progress import ProgressLine
 from speechft_merge.errors import UsageError, quote
+from speechft_merge.progress import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,8 +61,8 @@ class SubmitOptions(OptionGroup):
         jobs = submit([sys.executable, "-P", "-m", "speechft_merge", *sys.argv[1:]], folder, self._read())
         if not self.wait:
             return False
-        with ProgressLine(sink, "jobs") as progress:
-            failures = jobs.wait(progress)
+        with ProgressLine(sink, f"{folder}: waiting for {self.submit} jobs") as progress:
+            failures = jobs.wait(counted(progress, "running", "jobs"))
         for failure in failures:
             print(f"speechft-merge: warning: {failure}: {failure.log}", *failure.tail, sep="\n  ", file=sys.stderr)
         return True

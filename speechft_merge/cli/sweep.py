@@ -17,6 +17,7 @@ from speechft_merge.cli.sink import Sink
 from speechft_merge.cli.submission import SubmitOptions
 from speechft_merge.cli.sweep_options import DecisionOptions, GridOptions, ScoreOptions, ShareOptions
 from speechft_merge.errors import GateError, OutputError, TemporaryError, UsageError
+from speechft_merge.progress import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -136,10 +137,10 @@ def _conclude(
         notes.append(f"the pick is {report.decision.pick.label}: what is written has the weights of one of the models")
     result, pushed = None, None
     if merge_best is not None and report.decision.pick is not None and not report.missing:
-        with ProgressLine(sink) as progress:
+        with ProgressLine(sink, f"{report.decision.pick.label} -> {merge_best}") as progress:
             result = write_pick(folder, report.decision, merge_best, options, progress)
-        if target is not None:
-            pushed = wait_for(lambda: push(result.output, target, message))
+            if target is not None:
+                pushed = wait_for(lambda: push(result.output, target, message, progress))
     sink.show(show_sweep(report, str(folder), result, pushed, notes))
     if failed is not None:
         raise failed
@@ -205,13 +206,15 @@ def _run(
 ) -> Swept | None:  # fmt: skip
     """Measure this process's share, or let jobs measure all; return None where it is not yet time to decide."""
     from speechft_merge.cli.show_sweep import show_share
-    from speechft_merge.sweeping import sweep as measure
 
     base, *finetuned = models
     submission.require_effect(submission.submit is not None, "without --submit", "pass --submit slurm or local")
     submits = submission.submit is not None and part is None
     share: Callable[[Sequence[Cell]], Sequence[Cell]] = part.of if part else lambda cells: () if submits else cells
-    with ProgressLine(sink, "cells") as progress:
+    with ProgressLine(sink, f"{' + '.join(models)} -> {folder}: {len(request.cells)} cells") as progress:
+        progress(Step("importing transformers"))
+        from speechft_merge.sweeping import sweep as measure
+
         swept = wait_for(lambda: measure(base, finetuned, folder, request, options, share, progress))
     if submits:
         return swept if submission.start(folder, sink) else None

@@ -30,7 +30,7 @@ def verify(folder: Folder, models: Models = None, *, quick: Quick = False, work:
     from speechft_merge.verifying import verify as verify_output
 
     work.require_effect(not quick, "with --quick", "leave out --quick")
-    with ProgressLine(sink) as progress:
+    with ProgressLine(sink, f"verifying {folder}") as progress:
         found = verify_output(folder, models or (), quick=quick, options=work.read(), progress=progress)
     sink.show(show_verification(found, str(folder)))
     if found.differences:

@@ -34,10 +34,8 @@ if TYPE_CHECKING:
     from speechft_merge.executor.kept import Kept
     from speechft_merge.plan.operations import Operation, Segment
     from speechft_merge.plan.stock import Dots
+    from speechft_merge.progress import Count
     from speechft_merge.sources.readahead import ReadAhead
-
-Progress = Callable[[int, int], None]
-"""Called in the caller's thread with bytes written so far and in all."""
 
 
 class Target(Protocol):
@@ -50,19 +48,19 @@ class Target(Protocol):
 Placed = Sequence[tuple["Segment", Target | None]]
 """Segments, and where each goes; None for one that is only measured."""
 
-Execute = Callable[[Placed, "Progress | None"], "dict[str, Drift]"]
+Execute = Callable[[Placed, "Count | None"], "dict[str, Drift]"]
 """`execute` with its means: threads, a device."""
 
 
 def execute(
-    segments: Placed, workers: int, progress: Progress | None = None, device: str = CPU, keep: Kept | None = None
+    segments: Placed, workers: int, count: Count | None = None, device: str = CPU, keep: Kept | None = None
 ) -> dict[str, Drift]:
     """Write every segment to its target; return the drift of each interpolated one, by its name.
 
     Args:
         segments: what to make, and where it goes.
         workers: threads.
-        progress: called from time to time.
+        count: called from time to time with the bytes done and the total.
         device: where to compute, see `device.Device`.
         keep: gets all that is read.
 
@@ -76,7 +74,7 @@ def execute(
     most = max((len(segment.operation.inputs) for segment, _ in segments), default=1)
     memory = [_make_buffers(most, device) for _ in range(workers)]
     segments, ratios = _with_ratios(segments, memory)
-    drifts = _carry_out(segments, memory, progress, keep).drifts
+    drifts = _carry_out(segments, memory, count, keep).drifts
     inputs = [span for segment, _ in segments for span in segment.operation.inputs]
     for source in {id(span.source): span.source for span in inputs}.values():
         source.require_unchanged()
@@ -100,11 +98,11 @@ def _is_pending(operation: Operation) -> TypeGuard[Interpolate]:
 
 
 def _carry_out(
-    segments: Placed, memory: Sequence[Buffers], progress: Progress | None = None, keep: Kept | None = None
+    segments: Placed, memory: Sequence[Buffers], count: Count | None = None, keep: Kept | None = None
 ) -> _Execution:
     read = [_read_from(span) for segment, _ in segments for span in segment.operation.inputs]
     with read_ahead([(span.source, span.offset, span.nbytes) for span in read]) as ahead:
-        execution = _Execution(_cut(segments, memory[0].size), segments, ahead, progress, keep)
+        execution = _Execution(_cut(segments, memory[0].size), segments, ahead, count, keep)
         _execute(execution, memory)
     return execution
 
@@ -136,9 +134,9 @@ def _make_buffers(inputs: int, device: str) -> Buffers:
     return DeviceBuffers(inputs, DEVICE_CHUNK, open_device(device))
 
 
-def shifted(progress: Progress, done: int, total: int) -> Progress:
-    """Turn the progress of one file into that of all files."""
-    return lambda now, _: progress(done + now, total)
+def shifted(count: Count, done: int, total: int) -> Count:
+    """Turn what counts all files into what counts one of them."""
+    return lambda now, _: count(done + now, total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +156,7 @@ class _Execution:
         chunks: Iterator[_Chunk],
         segments: Placed,
         ahead: Mapping[int, ReadAhead],
-        progress: Progress | None,
+        count: Count | None,
         keep: Kept | None,
     ) -> None:
         self._ahead = ahead
@@ -169,7 +167,7 @@ class _Execution:
         }
         self.dots: dict[Interpolate, list[Dots]] = defaultdict(list)
         """Of operations whose ratio is to be estimated: these are read, and nothing else is done."""
-        self._progress = progress
+        self._count = count
         self._total = sum(segment.nbytes for segment, _ in segments)
         self._done = 0
         self._todo = chunks
@@ -195,9 +193,9 @@ class _Execution:
             reader.stop()
 
     def report(self) -> None:
-        """Report the progress."""
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+        """Tell how much is done."""
+        if self._count is not None:
+            self._count(self._done, self._total)
 
     def _next(self) -> _Chunk | None:
         with self._lock:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from speechft_merge.executor.executor import Execute, Progress
+    from speechft_merge.executor.executor import Execute
     from speechft_merge.output.files import OutputFile, OutputFiles
+    from speechft_merge.progress import Count
 
 _TRIES = 6
 """Commits that other processes may come before, with an output in the same place."""
@@ -113,30 +114,30 @@ class Output:
         assert self._staging is not None
         return self._staging
 
-    def write_weights(
-        self, files: OutputFiles, execute: Execute, progress: Progress | None = None
-    ) -> list[FinishedFile]:
+    def write_weights(self, files: OutputFiles, execute: Execute, count: Count | None = None) -> list[FinishedFile]:
         """Write every weights file that an interrupted run of this merge did not finish.
 
         Args:
             files: what was begun. Of several, each is kept for a later run as soon as it is finished.
             execute: carries out segments.
-            progress: called from time to time with the bytes done and the total.
+            count: called from time to time with the bytes done and the total.
         """
         written: list[FinishedFile] = []
         for planned in files.files:
             finished = self._begun.earlier(planned)
             if finished is None:
                 done = sum(found.entry.size for found in written)
-                finished = self._write_file(planned, execute, progress and shifted(progress, done, files.size))
+                finished = self._write_file(planned, execute, count and shifted(count, done, files.size))
                 if len(files.files) > 1:
                     self._begun.record(finished)
             written.append(finished)
+            if count is not None:
+                count(sum(found.entry.size for found in written), files.size)
         return written
 
-    def _write_file(self, planned: OutputFile, execute: Execute, progress: Progress | None) -> FinishedFile:
+    def _write_file(self, planned: OutputFile, execute: Execute, count: Count | None) -> FinishedFile:
         with FileWriter(self._begun.data, planned) as writer:
-            drifts = execute([(segment, writer) for segment in planned.segments], progress)
+            drifts = execute([(segment, writer) for segment in planned.segments], count)
             return FinishedFile(writer.finish(), drifts)
 
     def put(self, files: Mapping[str, bytes]) -> None:

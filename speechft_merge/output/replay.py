@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from speechft_merge.executor.executor import Execute, Progress
+    from speechft_merge.executor.executor import Execute
     from speechft_merge.output.files import OutputFile, OutputFiles
     from speechft_merge.plan.operations import Segment
+    from speechft_merge.progress import Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +45,14 @@ class Difference:
         return f"{self.tensor or self.file}{of}: {self.what}"
 
 
-def replay(folder: Path, files: OutputFiles, execute: Execute, progress: Progress | None = None) -> list[Difference]:
+def replay(folder: Path, files: OutputFiles, execute: Execute, count: Count | None = None) -> list[Difference]:
     """Carry out all segments again, and return where the weight files in a folder differ, in the order of the files.
 
     Args:
         folder: an output.
         files: what the merge writes.
         execute: carries out segments.
-        progress: called from time to time with the bytes done and the total.
+        count: called from time to time with the bytes done and the total.
 
     Raises:
         MismatchError, CheckpointError, TemporaryError: see `executor.execute`.
@@ -61,10 +62,12 @@ def replay(folder: Path, files: OutputFiles, execute: Execute, progress: Progres
     for planned in files.files:
         with _Compared(folder, planned) as compared:
             if compared.begin():
-                told = progress and shifted(progress, done, files.size)
+                told = count and shifted(count, done, files.size)
                 execute([(segment, compared) for segment in planned.segments], told)
             found += compared.differences()
         done += planned.size
+        if count is not None:
+            count(done, files.size)
     return found
 
 

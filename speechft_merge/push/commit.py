@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from speechft_merge.arguments import path_of
+from speechft_merge.progress import counted, silent
 from speechft_merge.push.leftovers import Changes, decide_changes
 from speechft_merge.push.outgoing import clean_contents, list_outgoing
 from speechft_merge.record import card
@@ -14,11 +18,13 @@ from speechft_merge.sources.hub_errors import UPLOAD_EXPIRED, HubError, hub_erro
 from speechft_merge.sources.retries import REFUSED, persist
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+    from speechft_merge.arguments import PathText
+    from speechft_merge.progress import Count, Progress
     from speechft_merge.push.target import PushTarget
 
 _NAMED = 8
@@ -61,14 +67,16 @@ def _listed(names: tuple[str, ...] | list[str]) -> str:
 
 
 def push(
-    folder: Path, target: PushTarget, message: str | None = None, check: Callable[[], None] = lambda: None
-) -> Pushed:
+    folder: PathText, target: PushTarget, message: str | None = None, progress: Progress = silent,
+    check: Callable[[], None] = lambda: None,
+) -> Pushed:  # fmt: skip
     """Commit every file of a merged model, and delete from the repository what would be loaded instead.
 
     Args:
         folder: the output of a merge.
         target: what `prepare_push` returned.
         message: first line of the commit.
+        progress: told how much is uploaded, where the client does so itself; its Xet does not tell.
         check: raises if the folder is no longer what is to be pushed; called before and after it is read.
 
     Raises:
@@ -81,7 +89,7 @@ def push(
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     check()
-    outgoing = list_outgoing(folder)
+    outgoing = list_outgoing(path_of(folder, "folder"))
     cleaned = clean_contents(outgoing)
     changes = decide_changes(target.files, outgoing)
     disable_progress_bars()
@@ -93,11 +101,55 @@ def push(
     operations += [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in changes.deleted]
     title = message or "Merge by speechft-merge"
     with hub_errors(target.repo):
-        _upload(target, [operation for operation in operations if isinstance(operation, CommitOperationAdd)])
+        additions = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
+        _tell_uploads(additions, counted(progress, f"pushing to {target.repo}"))
+        _upload(target, additions)
         check()
         url = _commit(target, operations, title)
     replaced_card = target.foreign_card and card.NAME in changes.replaced
     return Pushed(target.repo, url, changes, replaced_card)
+
+
+def _tell_uploads(additions: Sequence[CommitOperationAdd], count: Count) -> None:
+    """Have what the client reads of files, in order to upload it, counted; what it hands to Xet it does not read."""
+    read: Counter[str] = Counter()
+    sizes = {one.path_in_repo: one.upload_info.size for one in additions}
+
+    def opening(one: CommitOperationAdd) -> Callable[..., AbstractContextManager[Any]]:
+        opened = one.as_file
+
+        def took(length: int) -> None:
+            read[one.path_in_repo] = min(read[one.path_in_repo] + length, sizes[one.path_in_repo])
+            count(read.total(), sum(sizes.values()))
+
+        @contextmanager
+        def as_file(with_tqdm: bool = False) -> Iterator[Any]:
+            with opened() as file:
+                yield _Told(file, took)
+
+        return as_file
+
+    for one in additions:
+        one.as_file = opening(one)  # type: ignore[assignment,method-assign]
+
+
+class _Told:
+    """A file that tells how much is read of it."""
+
+    def __init__(self, file: BinaryIO, took: Callable[[int], None]) -> None:
+        self._file, self._took = file, took
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size)
+        self._took(len(content))
+        return content
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while content := self.read(1 << 20):
+            yield content
 
 
 def _upload(target: PushTarget, additions: list[CommitOperationAdd]) -> None:

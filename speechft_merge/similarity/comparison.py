@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -15,6 +14,8 @@ from speechft_merge.arguments import or_default
 from speechft_merge.checkpoints.companions import FEATURE_EXTRACTOR
 from speechft_merge.errors import CheckpointError, DeviceError, MismatchError
 from speechft_merge.executor.device import AUTO, CPU, open_device
+from speechft_merge.progress import Count, Progress, Step, counted, silent
+from speechft_merge.record.card import short
 from speechft_merge.similarity.cka import LEAST_GROUPS
 from speechft_merge.similarity.encoders import build_encoder, exact_products
 from speechft_merge.similarity.floor import measure_floor
@@ -52,19 +53,14 @@ FEW_GROUPS = 6
 """Below it intervals are far too wide, and with four groups there are none."""
 ROLES = ("base", "finetuned", "merged")
 
-Progress = Callable[[int, int], None]
-"""Called with the clips done and the total."""
 
-
-def compare_models(
-    models: ComparedModels, request: ProbeRequest | None = None, progress: Progress | None = None
-) -> Report:
+def compare_models(models: ComparedModels, request: ProbeRequest | None = None, progress: Progress = silent) -> Report:
     """Compare opened models.
 
     Args:
         models: base, fine-tune, and the merge or the plan of it.
         request: the probe, the estimator, the device.
-        progress: called after each clip.
+        progress: told how far it is.
 
     Raises:
         NotFoundError, CheckpointError: a model or the probe cannot be read, or not run.
@@ -82,12 +78,13 @@ def compare_models(
         return _compare(models, request, torch.device(CPU), progress)
 
 
-def _compare(models: ComparedModels, request: ProbeRequest, device: torch.device, progress: Progress | None) -> Report:
+def _compare(models: ComparedModels, request: ProbeRequest, device: torch.device, progress: Progress) -> Report:
+    progress(Step("reading the probe"))
     sources = encoder_sources(models, decoder=request.decoder)
     maker, of_inputs = make_inputs(sources[0], sources[1])
     probe = read_probe(request.files, maker.rate, request.seconds, request.group_by)
     usable = usable_clips(probe, maker)
-    encoders, drifts = _build_encoders(models, sources, device, request.decoder)
+    encoders, drifts = _build_encoders(models, sources, device, request.decoder, progress)
     with torch_threads(request.workers), exact_products():
         found = _measure(encoders, maker, usable.groups, request, progress)
     return Report(
@@ -108,11 +105,13 @@ def _compare(models: ComparedModels, request: ProbeRequest, device: torch.device
 
 
 def _build_encoders(
-    models: ComparedModels, sources: Sequence[EncoderSource], device: torch.device, decoder: bool
-) -> tuple[list[Encoder], dict[str, Drift]]:
+    models: ComparedModels, sources: Sequence[EncoderSource], device: torch.device, decoder: bool,
+    progress: Progress,
+) -> tuple[list[Encoder], dict[str, Drift]]:  # fmt: skip
     """Return base, fine-tune and merge, and the drift of each tensor by the names of the encoder's class."""
 
     def build(source: EncoderSource, weights: dict[str, Tensor]) -> Encoder:
+        progress(Step(f"loading {short(source.reference)}"))
         return build_encoder(source.reference, source.config, weights, device, decoder=decoder)
 
     encoders = [build(source, load_encoder(source, models.kept)) for source in sources]
@@ -218,12 +217,12 @@ class _Figures:
 
 def _measure(
     encoders: list[Encoder], maker: InputMaker, groups: list[list[NDArray[np.float32]]], request: ProbeRequest,
-    progress: Progress | None,
+    progress: Progress,
 ) -> _Figures:  # fmt: skip
     keys = _layers_of(encoders[0], encoders[0].with_tokens(next(iter(maker.batches(groups[0][:1])))))
     figures, expected = _Figures(), sum(maker.frames_of(len(clip)) for group in groups for clip in group)
     began = time.perf_counter()
-    found = _run_groups(encoders, maker, groups, figures, progress)
+    found = _run_groups(encoders, maker, groups, figures, counted(progress, "running the models", "clips"))
     first = next(found)
     found = itertools.chain([first], found)
     if _bytes_per_frame(first[0]) * expected <= request.memory:
@@ -232,6 +231,7 @@ def _measure(
         for clips in found:
             lengths.append([[len(sides[0]) for sides in clip] for clip in clips])
             joined.append(_join(clips))
+        progress(Step("statistics"))
         layers = [list(layer) for layer in zip(*joined, strict=True)]
         results = measure_kept(layers, request.estimator)
         figures.floors = measure_floor(layers, lengths, request.estimator) if request.null else []
@@ -265,7 +265,7 @@ def _layers_of(encoder: Encoder, batch: Batch) -> list[LayerKey]:
 
 def _run_groups(
     encoders: list[Encoder], maker: InputMaker, groups: list[list[NDArray[np.float32]]], figures: _Figures,
-    progress: Progress | None,
+    count: Count,
 ) -> Iterator[list[list[Group]]]:  # fmt: skip
     """Yield the features of all encoders, group by group: of each its clips, of these their layers."""
     done, total = 0, sum(map(len, groups))
@@ -274,8 +274,7 @@ def _run_groups(
         for clip in _run(encoders, map(encoders[0].with_tokens, maker.batches(group)), figures):
             found.append(clip)
             done += 1
-            if progress is not None:
-                progress(done, total)
+            count(done, total)
         yield found
 
 

@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 
 from speechft_merge import __version__
-from speechft_merge.cli.progress import ProgressLine
-from speechft_merge.cli.sink import Sink
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -275,30 +273,6 @@ def test_a_terminal_gets_the_same_words(pair: Pair, tmp_path: Path) -> None:
     lines = shown.decode().split("\r\n")
     assert lines[-2:] == ["out", ""]
     assert "48 interpolated, 2 left out" in shown.decode()
-
-
-def progress_of(shown: ProgressLine, total: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    with shown:
-        for done in range(0, total + 1, total // 50):
-            shown(done, total)
-    out, err = capsys.readouterr()
-    assert out == ""
-    return err.splitlines()
-
-
-def test_progress_of_a_large_merge_is_ten_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = progress_of(ProgressLine(Sink()), 10**9, capsys)
-    assert [line.split(" of ")[0] for line in lines] == [f"{share:3d} %" for share in range(10, 101, 10)]
-    assert lines[0].startswith(" 10 % of 1.00 GB, ")
-
-
-def test_progress_is_not_shown_where_it_is_not_wanted(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert progress_of(ProgressLine(Sink(quiet=True)), 10**9, capsys) == []
-    assert progress_of(ProgressLine(Sink()), 10**6, capsys) == []
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    assert progress_of(ProgressLine(Sink()), 10**9, capsys) == []
 
 
 def test_a_reader_that_leaves_early_is_no_error_of_ours(pair: Pair, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness import READER, STRANGER, UNKNOWN, WRITER, HubServer, StartHub
+from processes import plain_environment
 from server import card
 
 if TYPE_CHECKING:
@@ -532,3 +535,24 @@ def test_a_commit_of_somebody_else_under_our_title_is_not_taken_for_ours(
     hub.release()
     _, err = process.communicate(timeout=100)
     assert (process.returncode, "changed meanwhile" in err) == (1, True)
+
+
+def test_an_upload_tells_how_much_of_it_is_done(pair: Pair, hub: HubServer, spawn: Run, tmp_path: Path) -> None:
+    merged = spawn(*pair.args, "-o", "out")
+    assert merged.code == 0
+    hub.delete("alice/told")
+    script = (
+        "from speechft_merge.push import prepare_push, push\n"
+        "push('out', prepare_push('alice/told'), progress=lambda step: print(step.stage, step.done, step.total))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=plain_environment() | hub.env(), capture_output=True,
+        encoding="utf-8", check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = [line.rsplit(maxsplit=2) for line in done.stdout.splitlines()]
+    sizes = [path.stat().st_size for path in (tmp_path / "out").iterdir()]
+    assert {stage for stage, _, _ in told} == {"pushing to alice/told"}
+    steps = [(int(read), int(total)) for _, read, total in told]
+    assert steps == sorted(steps)
+    assert steps[-1][0] == steps[-1][1] >= 0.9 * sum(sizes)

@@ -21,7 +21,7 @@ from speechft_merge import merge
 from speechft_merge.checkpoints import DType, TensorSpan
 from speechft_merge.errors import OutputError, WriteError
 from speechft_merge.executor.drift import Drift
-from speechft_merge.executor.executor import Placed, Progress, execute
+from speechft_merge.executor.executor import Placed, execute
 from speechft_merge.merging import open_merge
 from speechft_merge.output.files import OutputFile, OutputFiles
 from speechft_merge.output.output import Output, require_replaceable
@@ -30,6 +30,8 @@ from speechft_merge.plan.operations import Interpolate, Segment, Term
 
 if TYPE_CHECKING:
     from conftest import Pair, Run, Snapshot, Tiny
+
+    from speechft_merge.progress import Count
 
 CANNOT_CREATE = 73
 SHARDED = ["--max-shard-size", "50KB"]
@@ -49,8 +51,8 @@ ONE_FILE = OutputFiles((FILE,))
 MORE = OutputFiles((FILE, OutputFile("other.safetensors", b"another", (), 7)))
 
 
-def carry_out(segments: Placed, progress: Progress | None) -> dict[str, Drift]:
-    return execute(segments, 1, progress)
+def carry_out(segments: Placed, count: Count | None) -> dict[str, Drift]:
+    return execute(segments, 1, count)
 
 
 def manifest_of(folder: Path) -> Any:
@@ -521,7 +523,7 @@ def test_a_directory_that_appears_during_the_merge_is_not_lost(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    def appear(done: int, total: int) -> None:
+    def appear(_: object) -> None:
         Path("out").mkdir(exist_ok=True)
         Path("out/thesis.tex").write_text("years of work")
 

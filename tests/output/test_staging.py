@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from conftest import Pair, Run, Snapshot, Tiny
 
+    from speechft_merge.progress import Step
+
 DIGEST = "0123456789abcdef" * 4
 DATA_BYTES = np.arange(8, dtype=np.float32).tobytes()
 WHOLE = save({"weight": np.frombuffer(DATA_BYTES, np.float32)})
@@ -361,8 +363,8 @@ def test_nothing_unfinished_of_a_killed_run_reaches_the_output(pair: Pair, run: 
 # Going on after an interruption.
 
 
-def interrupt_halfway(done: int, total: int) -> None:
-    if done > total / 2:
+def interrupt_halfway(step: Step) -> None:
+    if step.done > step.total / 2:
         raise KeyboardInterrupt
 
 
