@@ -256,8 +256,9 @@ def write_report(report: SweepReport, folder: Path) -> list[str]:
     write_whole(folder / "report.csv", report.to_csv().encode())
     write_whole(folder / "cells.jsonl", "".join(json.dumps(one.to_json()) + "\n" for one in report.results).encode())
     try:
+        drawing = draw_sweep(report)
         for kind in (".png", ".svg", ".html"):
-            write_whole(folder / f"report{kind}", draw_sweep(report, kind))
+            write_whole(folder / f"report{kind}", drawing.render(kind))
     except UsageError as error:  # matplotlib is not installed
         return [f"no figures are drawn: {error}"]
     return []

@@ -24,6 +24,8 @@ from examples.choosing_alpha.rules import (
     pick,
     read_cases,
 )
+from speechft_merge.similarity.drawing import COLUMN, SETTINGS
+from speechft_merge.similarity.lines import STYLES
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 RULE, FIXED, BEST = "CKA above a threshold", "alpha 0.25", "best fixed alpha"
@@ -182,20 +184,20 @@ def draw(cases: Sequence[Case], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.2), sharey=True)
-    encoders = list(dict.fromkeys(case.encoder for case in cases))
-    for axis, (name, label) in zip(axes, {"alphas": "alpha", "cka": "CKA to the base"}.items(), strict=True):
-        for case in cases:
-            colour = f"C{encoders.index(case.encoder)}"
-            axis.plot(getattr(case, name), case.changes, color=colour, lw=0.8, marker=".", ms=3, label=case.encoder)
-        axis.axhline(-TOLERANCE, color="0.5", ls=":", lw=1)
-        axis.set(xlabel=label)
-    axes[1].invert_xaxis()
-    axes[0].set_ylabel("other tasks less base")
-    shown = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-    axes[0].legend(shown.values(), shown, fontsize=7, frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    encoders = dict(zip(dict.fromkeys(case.encoder for case in cases), STYLES.values(), strict=True))
+    with matplotlib.rc_context(SETTINGS):
+        figure, axes = pyplot.subplots(1, 2, figsize=(2 * COLUMN, 3), sharey=True, layout="constrained")
+        for axis, (name, label) in zip(axes, {"alphas": "alpha", "cka": "CKA to the base"}.items(), strict=True):
+            for case in cases:
+                look = {"linewidth": 0.8, "markersize": 2.5, **encoders[case.encoder]}
+                axis.plot(getattr(case, name), case.changes, **look, label=case.encoder)
+            axis.axhline(-TOLERANCE, color="0.5", linestyle=":", label=f"gate: {-TOLERANCE:g}")
+            axis.set_xlabel(label)
+        axes[1].invert_xaxis()
+        axes[0].set_ylabel("accuracy on other tasks, less the base's")
+        shown = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+        figure.legend(shown.values(), shown, frameon=False, loc="outside upper center", ncols=4)
+        figure.savefig(path, dpi=200)
 
 
 def show(records: Sequence[Record]) -> int:

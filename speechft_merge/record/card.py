@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.checkpoints.labs import FAIRSEQ, S3PRL
 from speechft_merge.foreign import as_code, as_markdown, clean
 from speechft_merge.record.layers import drift_cell, summarise_layers
 
@@ -23,14 +24,21 @@ if TYPE_CHECKING:
 NAME = "README.md"
 
 TASKS = {
-    "ForCTC": "automatic-speech-recognition",
-    "ForConditionalGeneration": "automatic-speech-recognition",
-    "ForSequenceClassification": "audio-classification",
-    "ForAudioClassification": "audio-classification",
-    "ForXVector": "audio-classification",
-    "Model": "feature-extraction",
+    "ForCTC": ("automatic-speech-recognition", "AutoModelForCTC"),
+    "ForConditionalGeneration": ("automatic-speech-recognition", "AutoModelForSpeechSeq2Seq"),
+    "ForSequenceClassification": ("audio-classification", "AutoModelForAudioClassification"),
+    "ForAudioClassification": ("audio-classification", "AutoModelForAudioClassification"),
+    "ForXVector": ("audio-classification", "AutoModelForAudioXVector"),
+    "ForPreTraining": (None, "AutoModelForPreTraining"),
+    "Model": ("feature-extraction", "AutoModel"),
 }
-"""Ending of a transformers class -> pipeline_tag."""
+"""Ending of a transformers class -> pipeline_tag, and the class that loads it."""
+
+_LOADED = {
+    S3PRL: ("shell", "python run_downstream.py -m train -u hubert_local -k {}  # or the upstream of this model"),
+    FAIRSEQ: ("python", "models, config, task = fairseq.checkpoint_utils.load_model_ensemble_and_task([{!r}])"),
+}
+"""Lab -> how its toolkit loads a file, and the language of that."""
 
 CITATION = """@article{lin2026speechft,
   title   = {Speech-FT: Merging Pre-trained And Fine-Tuned Speech Representation Models For Cross-Task Generalization},
@@ -95,8 +103,8 @@ def make_card(
         weights: name of the file of weights.
     """
     base, *finetuned = models
-    names = ", ".join(as_code(short(checkpoint.reference)) for checkpoint in finetuned)
-    first, onto = short(finetuned[0].reference), short(base.reference)
+    names = ", ".join(map(as_code, map(_name, finetuned)))
+    first, onto = _name(finetuned[0]), _name(base)
     shortened = shortener([model.reference for model in models])
     rules = ", ".join(as_code(str(rule)) for rule in plan.recipe.rules)
     alphas = f"alpha = {plan.recipe.alpha:g}" + (f", but {rules}" if rules else "")
@@ -112,7 +120,12 @@ def make_card(
         *_pinned(models),
         _sentence(plan),
         *(f"\n**{finding.level.value.capitalize()}:** {as_markdown(shortened(finding.text))}." for finding in findings),
-        *_pattern(weights, short((finetuned[0] if plan.recipe.keep_head else base).reference), plan.recipe.strip),
+        "",
+        "## How to load it",
+        "",
+        *_loading(weights, finetuned[0] if plan.recipe.keep_head else base, config, plan.recipe.strip),
+        "",
+        "## What was mixed",
         "",
         "| layer | alpha | drift | interpolated | copied |",
         "|---|---|---|---|---|",
@@ -123,7 +136,7 @@ def make_card(
             if row.interpolated or row.copied
         ),
         "",
-        "drift: ||finetuned - base|| / ||base|| of the weights.",
+        "drift: how far fine-tuning moved the weights, ||finetuned - base|| / ||base||.",
         "",
         *([] if options.evidence is None else options.evidence.section()),
         _MADE_BY,
@@ -141,19 +154,20 @@ def make_card(
 
 
 def _front_matter(models: Sequence[Checkpoint], config: dict[str, Any], evidence: Evidence | None) -> list[str]:
-    """Return what the Hub reads: models on the Hub as base models, the class's task, the licence that all share."""
-    origins = [checkpoint.hub for checkpoint in models]
-    repos = [origin.repo for origin in origins if origin is not None]
-    licences = {origin.license if origin is not None else None for origin in origins}
+    """Return what the Hub reads: the base models, the class's task, the licence that all share; hints where unknown."""
+    cards = [_stated(model) for model in models]
+    repos = [model.hub.repo for model in models if model.hub is not None]
+    repos = list(dict.fromkeys(repos or [repo for repo, _ in cards if repo]))
+    licences = {licence for _, licence in cards}
     licence = licences.pop() if len(licences) == 1 else None
-    architectures = config.get("architectures")
-    task = _task(str(architectures[0])) if isinstance(architectures, list) and architectures else None
+    task = _kind(config)[0]
     return [
         "---",
-        *(["base_model:", *(f"- {repo}" for repo in repos), "base_model_relation: merge"] if repos else []),
+        *(["base_model:", *(f"- {repo}" for repo in repos)] if repos else ["# base_model: org/base"]),
+        *(["base_model_relation: merge"] if repos else []),
         *(["library_name: transformers"] if config else []),
         *([f"pipeline_tag: {task}"] if task else []),
-        *([f"license: {licence}"] if licence and re.fullmatch(r"[\w.-]+", licence) else []),
+        f"license: {licence}" if licence else "# license: one that the licences of all models allow",
         "tags:",
         "- merge",
         "- speech-ft",
@@ -163,9 +177,35 @@ def _front_matter(models: Sequence[Checkpoint], config: dict[str, Any], evidence
     ]
 
 
-def _task(architecture: str) -> str | None:
-    """Return the Hub's name for the task of a class."""
-    return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), None)
+def _stated(model: Checkpoint) -> tuple[str | None, str | None]:
+    """Return the base model and the licence that a model's card states."""
+    if model.hub is not None:
+        licence = model.hub.license
+        return None, licence if licence and re.fullmatch(r"[\w.-]+", licence) else None
+    front = _front_matter_of(Path(model.folder.inside(NAME))) if model.folder is not None else ""
+    found = {
+        "base_model": re.search(r"^base_model:\s+(?:- )?([\w.-]+/[\w.-]+)\s*$", front, re.MULTILINE | re.ASCII),
+        "license": re.search(r"^license: *([\w.-]+) *$", front, re.MULTILINE | re.ASCII),
+    }
+    repo, licence = (match[1] if match else None for match in found.values())
+    return repo, licence
+
+
+def _front_matter_of(card: Path) -> str:
+    """Return the front matter of a local card; empty where there is none."""
+    try:
+        with card.open(encoding="utf-8") as file:
+            empty, front, _ = file.read(1 << 16).split("---\n", 2)
+    except (OSError, ValueError):  # no file, not text, no front matter
+        return ""
+    return "" if empty else front
+
+
+def _kind(config: dict[str, Any]) -> tuple[str | None, str]:
+    """Return the Hub's name for the task of a config's class, and the class of transformers that loads it."""
+    architectures = config.get("architectures")
+    name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    return next((found for ending, found in TASKS.items() if name.endswith(ending)), (None, "AutoModel"))
 
 
 def _pinned(models: Sequence[Checkpoint]) -> list[str]:
@@ -174,12 +214,28 @@ def _pinned(models: Sequence[Checkpoint]) -> list[str]:
     return [*said, ""] if said else []
 
 
-def _pattern(weights: str, owner: str, stripped: bool) -> list[str]:
-    """Return a note on a lab's file: it is loaded in the same way as the file it copies."""
+def _name(model: Checkpoint) -> str:
+    """Return a model's name: on the Hub its reference, of a local one the last part."""
+    return model.reference if model.hub is not None else _last_part(model.reference)
+
+
+def _loading(weights: str, owner: Checkpoint, config: dict[str, Any], stripped: bool) -> list[str]:
+    """Return how the output is loaded: by transformers, or as the lab's file is that it copies."""
+    if config:
+        name = _kind(config)[1]
+        load = (
+            f'from transformers import {name}\n\nmodel = {name}.from_pretrained("this folder, or its name on the Hub")'
+        )
+        return ["```python", load, "```"]
     if weights.endswith(".safetensors"):
-        return []
+        return [f"`{weights}` has the names of {as_code(_name(owner))}: loaded in the same way."]
     rest = "without its optimizer states and copies of the weights" if stripped else "and all else as it was"
-    return ["", f"`{weights}` is {as_code(owner)} with merged weights {rest}: loaded in the same way."]
+    said = f"`{weights}` is {as_code(_name(owner))} with merged weights {rest}: loaded in the same way."
+    lab = owner.origin.lab if owner.origin is not None else ""
+    if lab not in _LOADED:
+        return [said]
+    language, load = _LOADED[lab]
+    return [said, "", f"```{language}", load.format(weights), "```"]
 
 
 def _sentence(plan: Plan) -> str:
@@ -190,7 +246,8 @@ def _sentence(plan: Plan) -> str:
     if counts["taken"]:
         words.append(f"{counts['taken']} are the fine-tune's own (its head)")
     if counts["left out"]:
-        words.append(f"{counts['left out']} of the inputs are not in it")
+        why = ", ".join(sorted({as_markdown(tensor.reason) for tensor in plan.left_out}))
+        words.append(f"{counts['left out']} of the inputs are left out ({why})")
     return ", ".join(words) + "."
 
 

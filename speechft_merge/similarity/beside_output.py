@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from speechft_merge.foreign import as_markdown
 from speechft_merge.output.folder import write_whole
 from speechft_merge.record import card, manifest
+from speechft_merge.similarity.caption import describe_lines, name_recipe
 from speechft_merge.similarity.plot import draw_lines
 
 if TYPE_CHECKING:
@@ -46,14 +47,15 @@ def make_section(report: Report) -> str:
     titles, *rows = report.to_table()
     table = [titles, ["---"] * len(titles), *rows]
     origin = "the tool's built-in probe" if report.probe.origin == "built-in" else "a probe"
+    made = f" of the merge at {as_markdown(name_recipe(report.recipe))}" if report.recipe else ""
     return "\n".join(
         [
-            f"CKA of the features, layer by layer, on {origin} of {report.probe.seconds:.0f} s of speech "
+            f"CKA{made}, layer by layer, on {origin} of {report.probe.seconds:.0f} s of speech "
             f"(sha256 `{report.probe.sha256[:16]}`), estimator `{report.estimator}`: {as_markdown(report.of_what())}. "
             "`input` is the input of the first block, and a number the output of that block; drift is that of the "
             "weights, as above.",
             "",
-            f"![layer against CKA]({manifest.FIGURE})",
+            f"![{as_markdown(describe_lines(report))}]({manifest.FIGURE})",
             "",
             *("| " + " | ".join(map(as_markdown, row)) + " |" for row in table),
             "",

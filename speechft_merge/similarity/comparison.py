@@ -98,6 +98,7 @@ def _compare(models: ComparedModels, request: ProbeRequest, device: torch.device
         layers=make_rows(found.results, drift_by_layer(drifts, encoders[0], found.results), found.floors),
         mean=mean_by_pair(found.results),
         grids=found.grids,
+        recipe=models.recipe,
         warnings=(*models.warnings, *of_inputs, *usable.warnings, *found.warnings),
         versions=_versions(),
         seconds=found.seconds,
@@ -235,8 +236,8 @@ def _measure(
         layers = [list(layer) for layer in zip(*joined, strict=True)]
         results = measure_kept(layers, request.estimator)
         figures.floors = measure_floor(layers, lengths, request.estimator) if request.null else []
-        wanted = ("base_finetuned", "base_merged") if request.grid else ()
-        figures.grids = {name: measure_grid(layers, PAIRS[name], request.estimator) for name in wanted}
+        wanted = PAIRS if request.grid else {}
+        figures.grids = {name: measure_grid(layers, pair, request.estimator) for name, pair in wanted.items()}
     else:
         results = measure(map(_join, found), request.estimator)
         figures.warnings = (

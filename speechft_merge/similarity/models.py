@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checkpoints.model_config import read_model_config
@@ -16,6 +17,7 @@ from speechft_merge.plan.operations import Copy
 from speechft_merge.plan.plan import Action, PlannedTensor, make_plan
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.record.layers import INPUT, LayerKey
+from speechft_merge.record.manifest import read_manifest
 from speechft_merge.similarity.encoders import load_weights
 from speechft_merge.similarity.families import find_class
 
@@ -46,6 +48,14 @@ class ComparedModels:
     """Output name -> drift as the merge measured it, of nothing else; None to measure that of every tensor."""
     kept: Kept | None = None
     """What the merge read of them."""
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How the merge is made; empty for one that was written by another plan than this, unless it tells."""
+        if self.merged is None or self.drifts is not None:
+            return self.plan.recipe.to_json()
+        made = read_manifest(Path(self.merged.reference))
+        return {} if made is None else made.recipe
 
     @property
     def warnings(self) -> list[str]:

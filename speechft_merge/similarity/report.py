@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.display import Table, Told
+from speechft_merge.packages import needs_extra
 from speechft_merge.record.codec import as_csv, finite
 from speechft_merge.record.layers import INPUT, drift_cell
+from speechft_merge.similarity.lines import Curves, plot_lines
 from speechft_merge.similarity.measure import MeanSimilarity, Similarity, mean_over_layers
 
 if TYPE_CHECKING:
@@ -27,9 +29,9 @@ PAIRS: dict[str, Pair] = {"base_finetuned": (0, 1), "base_merged": (0, 2), "fine
 """Key in the document -> the models, by their order base, finetuned, merged."""
 
 LABELS = {
-    "base_finetuned": "base, fine-tuned",
-    "base_merged": "base, merged",
-    "finetuned_merged": "fine-tuned, merged",
+    "base_finetuned": "base vs fine-tuned",
+    "base_merged": "base vs merged",
+    "finetuned_merged": "fine-tuned vs merged",
 }
 
 _MORE = ("frame", "biased", "procrustes", "cosine")
@@ -70,6 +72,7 @@ class Report(Told):
         layers: a row for each layer, with the figures of each pair of models.
         mean: mean over layers of each pair's CKA.
         grids: CKA of every layer of the first model (rows) with every layer of the second; empty if not requested.
+        recipe: how the merged model was made, as a manifest has it; empty where that is not known.
         warnings: what is to be known of the figures.
         versions: of the packages that made them.
         seconds: seconds that each step took; not in the document.
@@ -91,6 +94,7 @@ class Report(Told):
     layers: tuple[LayerSimilarity, ...]
     mean: dict[str, MeanSimilarity]
     grids: dict[str, list[list[float]]]
+    recipe: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -124,6 +128,7 @@ class Report(Told):
         return {
             "schema": SCHEMA,
             "models": self.models,
+            "recipe": self.recipe,
             "probe": asdict(self.probe),
             "estimator": self.estimator,
             "utterances": self.utterances,
@@ -166,13 +171,45 @@ class Report(Told):
             columns["floor"] = [*(number(layer.floor["null"]) for layer in self.layers), "-"]
         return [[*columns], *map(list, zip(*columns.values(), strict=True))]
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draw layer against CKA with matplotlib.
+
+        Args:
+            ax: the `Axes` to draw into; None for a figure of its own, which a notebook shows.
+
+        Returns:
+            The `Axes`.
+
+        Raises:
+            UsageError: matplotlib is not installed.
+        """
+        if ax is None:
+            with needs_extra("matplotlib"):
+                from matplotlib import pyplot
+            ax = pyplot.subplots(layout="constrained")[1]
+        plot_lines(ax, self.curves)
+        ax.legend(frameon=False)
+        return ax
+
+    @property
+    def curves(self) -> Curves:
+        """What `plot` draws."""
+        return Curves(
+            keys=[layer.key for layer in self.layers],
+            pairs={pair: [layer.pairs[pair] for layer in self.layers] for pair in self.mean},
+            labels=LABELS,
+            floor=[math.nan if layer.null is None else layer.null.mean for layer in self.layers],
+            measure="CKA" if self.estimator == "group" else f"CKA ({self.estimator})",
+        )
+
     def of_what(self) -> str:
         """Return on what the figures are, and what their error bars are."""
-        bars = "; ± is half a 95 % interval over the groups" if self._has_errors else ""
+        bars = "; ± is half a 95 % interval over the groups" if self.has_errors else ""
         return f"{self.utterances} clips of {self.groups} groups (by {self.grouped_by}), {self.frames} frames{bars}"
 
     @property
-    def _has_errors(self) -> bool:
+    def has_errors(self) -> bool:
+        """Whether there are intervals."""
         return any(math.isfinite(found.se) for layer in self.layers for found in layer.pairs.values())
 
     def in_words(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from speechft_merge.errors import UsageError
-from speechft_merge.similarity.drawing import COLUMN, draw, make_page
+from speechft_merge.similarity.caption import name_models
+from speechft_merge.similarity.drawing import COLUMN, Drawing, plain
 from speechft_merge.sweep.decision import find_dominated, lines_of, shown_line
 from speechft_merge.sweep.grid import BASE, FINETUNED
 from speechft_merge.sweep.words import named
@@ -40,17 +40,24 @@ FULL = 2 * COLUMN
 """Inches: both columns of a paper."""
 
 
-def draw_sweep(report: SweepReport, kind: str) -> bytes:
-    """Draw the scores of a sweep, or without any its CKA, as a file of one of `request.FIGURES`.
+def draw_sweep(report: SweepReport) -> Drawing:
+    """Draw the scores of a sweep, or without any its CKA.
 
     Raises:
-        UsageError: matplotlib is not installed, or there is nothing to draw.
+        UsageError: there is nothing to draw.
     """
-    if not report.decision.axes:
+    decision = report.decision
+    if not decision.axes:
         raise UsageError("the sweep has neither scores nor CKA to draw")
-    rows, columns = _layout(report.decision)
+    rows, columns = _layout(decision)
     size = (COLUMN if columns == 1 else FULL, 0.5 + 2.1 * rows)
-    return draw(kind, size, partial(_fill, report=report), partial(_page, report))
+    method = report.recipe.get("method", "mean")
+    merges = f"{len(decision.cells)} merges" + ("" if method == "mean" else f" by {method}")
+    caption = ". ".join([f"{name_models(report.models, {})}; {merges}", *report.in_words()[:1]])
+    return Drawing(
+        "Which alpha?", _describe(decision), caption, size, partial(_fill, report=report),
+        report.models, report.to_table(), report.in_words(), [report.legend],
+    )  # fmt: skip
 
 
 def _layout(decision: Decision) -> tuple[int, int]:
@@ -87,16 +94,16 @@ def _draw_curve(axes: Any, decision: Decision, curve: Curve) -> None:
             band = {"color": style["color"], "alpha": 0.15, "linewidth": 0, "label": "95 % interval"}
             axes.fill_between([cell.alpha for cell in line], low, high, **band)
         kind = " ".join([f"tilt {line[-1].tilt:g}", *line[-1].rules]) if len(lines) > 1 else "merges"
-        axes.plot(*_along(line, places), **style, zorder=2, label=_plain(kind))
+        axes.plot(*_along(line, places), **style, zorder=2, label=plain(kind))
         _draw_misses(axes, decision, line, style, places)
     if decision.goal is curve and decision.plateau and decision.plateau[0] < decision.plateau[1]:
         axes.axvspan(*decision.plateau, color="0.9", linewidth=0, zorder=0, label="not told apart from the pick")
     for gate in decision.rule.gates:
         if gate.name == curve.name:
-            look = {"color": "0.3", "linewidth": 0.8, "linestyle": (0, (6, 3)), "label": _plain(f"gate {gate}")}
+            look = {"color": "0.3", "linewidth": 0.8, "linestyle": (0, (6, 3)), "label": plain(f"gate {gate}")}
             axes.axhline(gate.bound(curve), **look)
     for (name, cell), linestyle in zip(decision.heuristics.items(), itertools.cycle([":", (0, (1, 4))])):
-        axes.axvline(cell.alpha, color="0.4", linewidth=0.8, linestyle=linestyle, label=_plain(f"{name} (heuristic)"))
+        axes.axvline(cell.alpha, color="0.4", linewidth=0.8, linestyle=linestyle, label=plain(f"{name} (heuristic)"))
     _draw_ends(axes, decision, places)
     axes.set_xlabel("alpha")
     axes.set_ylabel(_title(decision, curve))
@@ -150,18 +157,10 @@ def _along(cells: Sequence[Cell], places: dict[Cell, Place]) -> Any:
 def _title(decision: Decision, curve: Curve) -> str:
     if curve.name in decision.features:
         return "CKA to the base" if curve.name == "cka_base" else "CKA to the fine-tune"
-    return _plain(f"{curve.name} ({curve.better} is better)")
+    return plain(f"{curve.name} ({curve.better} is better)")
 
 
-def _plain(text: str) -> str:
-    """Return text that matplotlib does not take for a formula."""
-    return text.replace("$", r"\$")
-
-
-def _page(report: SweepReport, svg: str) -> bytes:
-    decision = report.decision
+def _describe(decision: Decision) -> str:
     names = " and ".join(decision.axes)
     pick = f"; the pick is {named(decision, decision.pick)}" if decision.pick else ""
-    alt = html.escape(f"{names} against alpha, of {len(decision.cells)} merges, with 95 % intervals{pick}")
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
-    return make_page("Which alpha?", report.models, svg, report.to_table(), report.in_words(), [report.legend])
+    return f"Against alpha: {names} of {len(decision.cells)} merges, with 95 % intervals{pick}."

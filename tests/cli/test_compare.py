@@ -39,7 +39,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_a_table_and_two_sentences(run: Run, probe: list[str]) -> None:
     ran = run("compare", *PAIR, *probe)
     assert ran.code == 0
-    assert "base, fine-tuned" in ran.lines[0]
+    assert "base vs fine-tuned" in ran.lines[0]
     assert [line.split()[0] for line in ran.lines[2:10]] == ["input", *"012345", "mean"]
     assert "the input of the first block and of each block's output" in ran.out
     assert "of the way back to the base" in ran.out
@@ -142,7 +142,9 @@ def test_cka_comes_after_the_merge_and_stays_beside_it(run: Run, probe: list[str
     assert ran.lines[-1] == "out"
     assert "of the way back to the base" in ran.out
     assert json.loads((tmp_path / "out/similarity.json").read_text())["utterances"] == 5
-    assert "![layer against CKA](similarity.png)" in (tmp_path / "out/README.md").read_text()
+    card = (tmp_path / "out/README.md").read_text()
+    assert re.search(r"!\[CKA by layer\. Base vs fine-tuned: .*\]\(similarity\.png\)", card)
+    assert "CKA of the merge at alpha 0.25, layer by layer" in card
     plain = run(*PAIR, "-o", "plain")
     assert plain.code == 0
     assert (tmp_path / "plain/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()

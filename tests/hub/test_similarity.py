@@ -50,7 +50,8 @@ def test_a_pushed_merge_has_its_comparison_in_the_card_and_no_path_of_this_machi
     stored = hub.stored("alice/compared")
     text = stored.files["README.md"].read_text()
     assert card.errors(text) == []
-    assert "![layer against CKA](similarity.png)" in text
+    assert "![CKA by layer. Base vs fine-tuned: " in text
+    assert "](similarity.png)" in text
     assert stored.files["similarity.png"].read_bytes().startswith(b"\x89PNG")
     report = stored.files["similarity.json"].read_text()
     assert json.loads(report)["utterances"] == 4

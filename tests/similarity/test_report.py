@@ -14,11 +14,15 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 from speechft_merge.errors import UsageError
+from speechft_merge.recipe import Recipe
 from speechft_merge.record import card
 from speechft_merge.record.layers import INPUT, LayerKey
 from speechft_merge.similarity.beside_output import make_section, put_beside
+from speechft_merge.similarity.caption import caption
 from speechft_merge.similarity.floor import Floor
 from speechft_merge.similarity.measure import LayerResult, Similarity
 from speechft_merge.similarity.plot import draw_grids, draw_lines
@@ -99,7 +103,7 @@ def test_the_words_do_not_claim_what_was_not_found(values: Sequence[float], said
 
 def test_the_table_has_one_name_and_one_drift_for_each_layer() -> None:
     titles, *rows = a_report().to_table()
-    assert titles == ["layer", "drift", "base, fine-tuned", "base, merged", "fine-tuned, merged"]
+    assert titles == ["layer", "drift", "base vs fine-tuned", "base vs merged", "fine-tuned vs merged"]
     assert [row[:2] for row in rows] == [["input", "0.1000"], ["0", "0.2000"], ["1", "-"], ["mean", "-"]]
 
 
@@ -122,14 +126,105 @@ def test_the_floor_has_three_figures_in_the_document_and_in_the_csv() -> None:
     assert "floor (mismatched)" in draw_lines(report, ".svg").decode()
 
 
+def with_decoder(report: Report) -> Report:
+    """The layers of an encoder, and the same of a decoder."""
+    decoder = [replace(layer, key=replace(layer.key, stack="decoder")) for layer in report.layers]
+    return replace(report, layers=(*report.layers, *decoder))
+
+
+def texts_of(svg: bytes) -> set[str]:
+    """What is written in a figure."""
+    nodes = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    return {"".join(node.itertext()).strip() for node in nodes}
+
+
+def upright(svg: bytes) -> set[str]:
+    return {*re.findall(r"rotate\(-90[^>]*>([^<]*)</text>", svg.decode())}
+
+
 def test_labels_that_are_wider_than_a_block_stand_upright() -> None:
-    report = a_report()
-    layers = tuple(replace(layer, key=replace(layer.key, stack="decoder")) for layer in report.layers)
-    upright = re.findall(
-        r"rotate\(-90[^>]*>([^<]*)</text>", draw_lines(replace(report, layers=layers), ".svg").decode()
+    report = with_decoder(a_report())
+    grids = {"base_finetuned": [[1.0] * 6] * 6}
+    assert {"input", "decoder.input", "decoder.0"} <= upright(draw_grids(replace(report, grids=grids), ".svg"))
+    assert {"0", "input"} & upright(draw_lines(report, ".svg")) == {"input"}
+
+
+def test_encoder_and_decoder_are_named_and_not_joined_by_a_line() -> None:
+    report = with_decoder(a_report())
+    assert {"encoder", "decoder"} <= texts_of(draw_lines(report, ".svg"))
+    assert not {"encoder", "decoder"} & texts_of(draw_lines(a_report(), ".svg"))
+    axes = report.plot()
+    assert [len(line.get_xdata()) for line in axes.lines] == [3] * 6
+    assert len(axes.get_legend().get_texts()) == 3
+    pyplot.close(axes.figure)
+
+
+def test_a_plot_goes_into_the_axes_of_a_figure_of_ones_own() -> None:
+    axes = Figure().subplots()
+    assert a_report().plot(ax=axes) is axes
+    values = {line.get_label(): [*line.get_ydata()] for line in axes.lines}
+    assert values == {
+        "base vs fine-tuned": [0.9, 0.5, 0.3], "base vs merged": [0.99, 0.9, 0.8], "fine-tuned vs merged": [0.7] * 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "moved", [(1.0, 0.99, 0.978), (1.0, 1.0, 1.0), (1.0, 0.9, 0.85), (1.0, 0.9, 0.8), (0.9, 0.1, -0.1)]
+)
+def test_the_axis_begins_at_0_unless_all_are_alike_and_then_it_says_so(moved: Sequence[float]) -> None:
+    report = a_report(moved)
+    layers = [
+        replace(layer, pairs={"base_finetuned": similarity(value, 0.0)})
+        for layer, value in zip(report.layers, moved, strict=True)
+    ]
+    mean = {"base_finetuned": report.mean["base_finetuned"]}
+    axes = replace(report, layers=tuple(layers), mean=mean).plot(ax=Figure().subplots())
+    start, end = axes.get_ylim()
+    assert start <= min(moved)
+    assert end > 1
+    assert (start > 0) == ("not 0" in axes.get_ylabel()) == (min(moved) > 0.8)
+    if min(moved) == 0.978:
+        assert start == pytest.approx(0.975)
+        assert "(axis from 0.975, not 0)" in axes.get_ylabel()
+
+
+def test_the_caption_names_the_models_the_alpha_and_on_what_was_measured() -> None:
+    models = {"base": "facebook/hubert@" + "0123456789" * 4, "finetuned": f"/home/me/{'long' * 20}", "merged": "m"}
+    recipe = Recipe(alpha=0.5, layer_alpha=("cnn=0", "0=0.1", "1=0.2", "2=0.3", "3=1")).to_json()
+    told = caption(replace(a_report(), models=models, recipe=recipe))
+    assert told == (
+        "base facebook/hubert@0123456; fine-tuned longlonglonglongl…onglonglonglong; merged at alpha 0.5, cnn=0.0, "
+        "0=0.1, 1=0.2 and 2 more rules. CKA (estimator group) on the built-in probe of 50 s, 24 clips of 2 groups."
+    ).replace("longlonglonglongl…onglonglonglong", f"{'long' * 4}l…g{'long' * 4}")
+    assert caption(a_report()).startswith("base a/base; fine-tuned <b>; merged merged.")
+    names = " ".join(sorted(texts_of(draw_lines(replace(a_report(), models=models, recipe=recipe), ".svg"))))
+    assert "merged at alpha 0.5" in names
+
+
+def test_a_figure_tells_in_words_what_it_shows_in_every_kind_of_file() -> None:
+    described = (
+        "CKA by layer. Base vs fine-tuned: first 0.900 (layer input), last 0.300 (layer 1), mean 0.567. Base vs "
+        "merged: first 0.990 (layer input), last 0.800 (layer 1), mean 0.897."
     )
-    assert {"decoder.input", "decoder.0", "decoder.1"} <= {*upright}
-    assert "0" not in re.findall(r"rotate\(-90[^>]*>([^<]*)</text>", draw_lines(report, ".svg").decode())
+    svg = draw_lines(a_report(), ".svg")
+    root = ElementTree.fromstring(svg)
+    name = "{http://www.w3.org/2000/svg}"
+    ids = {node.attrib["id"]: node.text for tag in ("title", "desc") for node in root.iter(name + tag)}
+    assert root.attrib["role"] == "img"
+    assert root.attrib["aria-labelledby"].split() == ["title", "description"] == [*ids]
+    assert ids["title"] == "CKA by layer"
+    assert str(ids["description"]).startswith(described)
+    assert described in draw_lines(a_report(), ".html").decode()
+    assert described.encode() in draw_lines(a_report(), ".png")
+    assert f"![{described}" in make_section(a_report())
+
+
+def test_names_in_any_script_or_with_dollars_are_drawn_without_a_word() -> None:
+    models = {"base": "$\\frac$", "finetuned": "音声 <&>", "merged": "\x1b[31m"}
+    report = replace(a_report(), models=models)
+    assert "\x1b" not in draw_lines(report, ".html").decode()
+    assert any("$\\frac$" in text and "音声 <&>" in text for text in texts_of(draw_lines(report, ".svg")))
+    assert draw_lines(report, ".png").startswith(b"\x89PNG")
 
 
 def test_what_the_error_bars_are_is_said_wherever_they_are_shown() -> None:
@@ -153,7 +248,7 @@ def test_figures_are_drawn_in_every_kind_and_are_the_same_each_time(kind: str, m
 def test_the_figure_has_its_words_as_text_and_a_line_for_each_pair() -> None:
     drawn = ElementTree.fromstring(draw_lines(a_report(), ".svg"))
     texts = {"".join(node.itertext()).strip() for node in drawn.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"layer", "input", "0", "1", "CKA", "base, fine-tuned", "base, merged", "fine-tuned, merged"} <= texts
+    assert {"layer", "input", "0", "1", "CKA", "base vs fine-tuned", "base vs merged", "fine-tuned vs merged"} <= texts
 
 
 def test_a_figure_of_many_layers_names_the_ends_and_some_of_the_blocks_between() -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -108,20 +109,20 @@ def test_the_table_fits_80_columns_and_marks_what_became_of_each_cell(name: str)
 
 @each_report
 def test_a_figure_is_drawn_of_every_sweep_and_is_the_same_each_time(report: SweepReport) -> None:
-    assert draw_sweep(report, ".svg") == draw_sweep(report, ".svg")
+    assert draw_sweep(report).render(".svg") == draw_sweep(report).render(".svg")
 
 
 @pytest.mark.parametrize(
     ("kind", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml"), (".html", b"<!doctype")]
 )
 def test_equal_sweeps_have_equal_files_of_every_kind(kind: str, magic: bytes) -> None:
-    drawn = draw_sweep(a_report(FINE, "phones"), kind)
+    drawn = draw_sweep(a_report(FINE, "phones")).render(kind)
     assert drawn.startswith(magic)
-    assert draw_sweep(a_report(FINE, "phones"), kind) == drawn
+    assert draw_sweep(a_report(FINE, "phones")).render(kind) == drawn
 
 
 def test_the_figure_has_its_words_as_text() -> None:
-    drawn = ElementTree.fromstring(draw_sweep(REPORTS["three scores"], ".svg"))
+    drawn = ElementTree.fromstring(draw_sweep(REPORTS["three scores"]).render(".svg"))
     texts = {"".join(node.itertext()).strip() for node in drawn.iter("{http://www.w3.org/2000/svg}text")}
     wanted = "alpha|phones (higher is better)|wer (lower is better)|tilt -0.5|tilt 0|tilt 0.5|pick|base|fine-tune"
     assert set(f"{wanted}|Pareto front|95 % interval|gate wer<=base+0.05|hollow: misses a gate".split("|")) <= texts
@@ -130,14 +131,14 @@ def test_the_figure_has_its_words_as_text() -> None:
 def test_a_name_with_dollars_is_no_formula() -> None:
     results = [CellResult(cell, (known_only("$\\frac$", cell.alpha),)) for cell in FINE]
     report = SweepReport({}, {}, tuple(results), decide(results, a_rule("$\\frac$", "$\\frac$>=0.1")))
-    assert b"frac" in draw_sweep(report, ".svg")
+    assert b"frac" in draw_sweep(report).render(".svg")
 
 
 def test_nothing_to_draw_is_said() -> None:
     results = [CellResult(cell) for cell in FINE]
     report = SweepReport({}, {}, tuple(results), decide(results, Rule()))
     with pytest.raises(UsageError, match="neither scores nor CKA"):
-        draw_sweep(report, ".png")
+        draw_sweep(report).render(".png")
     assert report.to_table()[0] == ["alpha", ""]
     assert text_plot(report) == ""
 
@@ -161,7 +162,7 @@ class Nesting(HTMLParser):
 
 @each_report
 def test_the_page_is_well_formed_needs_nothing_else_and_says_what_the_figure_shows(report: SweepReport) -> None:
-    page = draw_sweep(report, ".html").decode()
+    page = draw_sweep(report).render(".html").decode()
     parser = Nesting()
     parser.feed(page)
     assert parser.open == []
@@ -170,7 +171,12 @@ def test_the_page_is_well_formed_needs_nothing_else_and_says_what_the_figure_sho
     assert tags.count("tr") == len(report.results) + 1
     (svg,) = (attributes for tag, attributes in parser.found if tag == "svg")
     assert svg["role"] == "img"
-    assert f"{len(report.results)} merges" in str(svg["aria-label"])
+    assert svg["aria-labelledby"] == "title description"
+    described = re.search('<desc id="description">(.*?)</desc>', page)
+    assert described is not None
+    assert f"{len(report.results)} merges" in described[1]
+    assert {"lang": "en"} in [attributes for tag, attributes in parser.found if tag == "html"]
+    assert all(attributes["scope"] for tag, attributes in parser.found if tag == "th")
     assert "<b>" not in page
 
 
