@@ -176,8 +176,10 @@ def torch_saved(value: Any, legacy: bool = False) -> bytes:
 WHOLE = {"model.safetensors": save(TUNED), "zip.bin": torch_saved(TORCH), "legacy.bin": torch_saved(TORCH, legacy=True)}
 for name, content in WHOLE.items():
     add(f"whole-{name}", put(name, content), {0})
-    for part in (1, 7, 9, 64, len(content) // 3, len(content) // 2, len(content) - 100, len(content) - 1):
-        add(f"cut-{name}-{part}", put(name, content[:part]))
+    size = len(content)  # of a pickle it varies between processes, with its keys, which are addresses
+    cuts = {"a-third": size // 3, "half": size // 2, "100-less": size - 100, "1-less": size - 1}
+    for part, end in {"1": 1, "7": 7, "9": 9, "64": 64, **cuts}.items():
+        add(f"cut-{name}-{part}", put(name, content[:end]))
 
 # indexes
 
