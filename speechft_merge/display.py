@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 
 from speechft_merge.foreign import clean
 from speechft_merge.record.layers import drift_cell
-from speechft_merge.text import fit
+from speechft_merge.text import columns_of, fit, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from speechft_merge.record.layers import LayerRow
+
+
+_GAP = 3
+"""Columns between two of a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,25 +27,25 @@ class Table:
 
     titles: Sequence[str]
     rows: Sequence[Sequence[str]]
+    keys: int = 1
+    """How many of the first columns tell the rows apart."""
 
     def draw(self) -> str:
-        """Return the table as lines of text, fit to the terminal."""
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table as Drawn
-        from rich.text import Text
+        """Return the table as lines of text that fit the terminal, without a break within a word or a number.
 
-        width = None if sys.stdout.isatty() else 200  # a job's log has no width; 80 columns would fold every line
-        console = Console(highlight=False, markup=False, emoji=False, width=width, force_terminal=sys.stdout.isatty())
-        drawn = Drawn(box=box.SIMPLE, pad_edge=False, show_edge=False)
-        for i, title in enumerate(self.titles):
-            numeric = i > 0 and all(row[i][:1] in "0123456789-+." for row in self.rows)
-            drawn.add_column(title, justify="right" if numeric else "left", overflow="fold")
-        for row in self.rows:
-            drawn.add_row(*(Text(clean(cell)) for cell in row))
-        with console.capture() as captured:
-            console.print(drawn)
-        return captured.get().rstrip("\n")
+        Where lines broken between words do not suffice, columns of numbers go on below, beside the other columns again;
+        a table in which that does not help either becomes a list. Columns without content are left out.
+        """
+        columns = columns_of(sys.stdout)
+        told = [i for i, title in enumerate(self.titles) if i == 0 or any(row[i] for row in self.rows)]
+        table = self._part(told)
+        widths = table._widths()
+        if columns is None:
+            return table._drawn([high for _, high in widths])
+        parts = [*table._parts(columns, [low for low, _ in widths])]
+        if not parts:
+            return "\n".join(table._listed())
+        return "\n\n".join(table._part(part)._drawn(_shared([widths[i] for i in part], columns)) for part in parts)
 
     def as_html(self) -> str:
         """Return the table as HTML, all of its text escaped."""
@@ -49,6 +53,83 @@ class Table:
         rows = ("".join(f"<td>{html.escape(clean(cell))}</td>" for cell in row) for row in self.rows)
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _part(self, columns: Sequence[int]) -> Table:
+        rows = [[fit(row[i]) for i in columns] for row in self.rows]
+        return Table([self.titles[i] for i in columns], rows, self.keys)
+
+    def _is_numeric(self, column: int) -> bool:
+        return column > 0 and all(row[column][:1] in "0123456789-+." for row in self.rows)
+
+    def _widths(self) -> list[tuple[int, int]]:
+        """Return the least and the most columns that each column takes; only text and titles can be broken."""
+        from rich.cells import cell_len
+
+        found = []
+        for i, title in enumerate(self.titles):
+            texts = [row[i] for row in self.rows]
+            words = [*title.split(), *(texts if self._is_numeric(i) else " ".join(texts).split())]
+            found.append((max(map(cell_len, words), default=0), max(map(cell_len, [title, *texts]))))
+        return found
+
+    def _drawn(self, widths: Sequence[int]) -> str:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table as Drawn
+        from rich.text import Text
+
+        tty = sys.stdout.isatty()
+        console = Console(highlight=False, markup=False, emoji=False, width=_total(widths), force_terminal=tty)
+        drawn = Drawn(box=box.SIMPLE, pad_edge=False, show_edge=False)
+        for i, (title, width) in enumerate(zip(self.titles, widths, strict=True)):
+            drawn.add_column(title, justify="right" if self._is_numeric(i) else "left", width=width)
+        for row in self.rows:
+            drawn.add_row(*map(Text, row))
+        with console.capture() as captured:
+            console.print(drawn)
+        return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").splitlines())
+
+    def _parts(self, columns: int, least: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the columns of each table that fits, keys and text in all of them; none where that is too wide."""
+        numbers = [i for i in range(self.keys, len(least)) if self._is_numeric(i)]
+        text = [i for i in range(len(least)) if i not in numbers]
+        if _total(least[i] for i in text) + max((_GAP + least[i] for i in numbers), default=0) > columns:
+            return
+        part = [*text]
+        for i in numbers:
+            if _total(least[j] for j in (*part, i)) > columns:
+                yield sorted(part)
+                part = [*text]
+            part.append(i)
+        yield sorted(part)
+
+    def _listed(self) -> Iterator[str]:
+        """Yield a paragraph for each row: its first cell, and below it the others that are not empty, by title."""
+        if len(self.titles) == 2:
+            yield from (wrapped(f"{first}: {second}", indent="  ") for first, second in [self.titles, *self.rows])
+            return
+        for first, *others in self.rows:
+            yield first
+            yield from (
+                wrapped(f"  {title}: {cell}", indent="    ")
+                for title, cell in zip(self.titles[1:], others, strict=True)
+                if cell
+            )
+
+
+def _total(widths: Iterable[int]) -> int:
+    """Return the columns that a table takes."""
+    each = list(widths)
+    return sum(each) + _GAP * (len(each) - 1)
+
+
+def _shared(widths: Sequence[tuple[int, int]], columns: int) -> list[int]:
+    """Return the width of each column, the widest ones narrowed until all fit."""
+    found = [high for _, high in widths]
+    while _total(found) > columns:
+        i = max((i for i, (low, _) in enumerate(widths) if found[i] > low), key=found.__getitem__)
+        found[i] -= 1
+    return found
 
 
 class Told:

@@ -39,6 +39,11 @@ def quote(value: object, limit: int = QUOTED) -> str:
     return text if len(text) <= limit + 2 else f"{text[:limit]}..."
 
 
+def amount(count: int, noun: str, one: str = "", several: str = "") -> str:
+    """Return `1 tensor` or `2 tensors`; with a verb for one and for several `1 tensor has`, `2 tensors have`."""
+    return f"{count} {noun} {one}".rstrip() if count == 1 else f"{count} {noun}s {several}".rstrip()
+
+
 class UsageError(SpeechFTMergeError, ValueError):
     """Invalid argument or recipe."""
 

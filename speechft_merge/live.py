@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from speechft_merge.checkpoints.companions import GENERATION, parse_companion
-from speechft_merge.errors import CheckpointError, MismatchError, ScoreError, UsageError
+from speechft_merge.errors import CheckpointError, MismatchError, ScoreError, UsageError, amount
 from speechft_merge.executor.device_buffers import torch_type
 from speechft_merge.executor.in_place import load_tensor, write_into
 from speechft_merge.layouts.weight_norm import canonical
@@ -200,7 +200,9 @@ def _require_all(state: Mapping[str, Tensor], found: set[str]) -> None:
         if tensor.numel() and tensor.data_ptr() not in filled and not may_lack(name)
     ]
     if missing:
-        raise CheckpointError(f"{len(missing)} tensors of the class are not in its file by name, first {missing[0]!r}")
+        raise CheckpointError(
+            f"the file lacks {amount(len(missing), 'tensor')} of its class by name, first {missing[0]!r}"
+        )
 
 
 def load_processor(companions: Mapping[str, bytes]) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge.arguments import or_default, path_of
 from speechft_merge.bench import Bench, SweepRequest
 from speechft_merge.checkpoints.companions import read_extractor
-from speechft_merge.errors import MismatchError, OutputError, TemporaryError, UsageError
+from speechft_merge.errors import MismatchError, OutputError, TemporaryError, UsageError, amount
 from speechft_merge.evidence import Evidence, Figure, Measured
 from speechft_merge.merging import open_merge
 from speechft_merge.options import MergeOptions
@@ -185,7 +185,7 @@ def _clipped(results: Sequence[CellResult]) -> tuple[str, ...]:
     cells = [result.cell.label for result in results if result.cell.clips]
     if not cells:
         return ()
-    return (f"the tilts of {len(cells)} cells ask for alphas above 1, which are clipped to it, first {cells[0]}",)
+    return (f"alphas above 1, which the tilts of {amount(len(cells), 'cell')} ask for, are clipped, first {cells[0]}",)
 
 
 def merge_best(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
+from typing import TextIO
 
 from speechft_merge.foreign import clean
 
@@ -17,11 +18,23 @@ def fit(text: str, limit: int = LINE) -> str:
     return _cut(clean(_cut(text, limit)), limit)  # cleaning megabytes would take seconds
 
 
-def wrapped(text: str) -> str:
-    """Return a sentence on lines that fit the terminal, broken between words; as it is where stdout is none."""
-    if not sys.stdout.isatty() or len(text) <= (columns := shutil.get_terminal_size().columns):
+def columns_of(stream: TextIO) -> int | None:
+    """Return the columns of a terminal; None of a log or pipe, whose lines stay whole, so that they can be searched."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+def wrapped(text: str, stream: TextIO | None = None, indent: str = "") -> str:
+    """Return a sentence on lines that fit the terminal, broken between words; as it is where a stream is none.
+
+    Args:
+        text: the sentence.
+        stream: where it goes; by default stdout.
+        indent: of lines after the first.
+    """
+    columns = columns_of(sys.stdout if stream is None else stream)
+    if columns is None or len(text) <= columns:
         return text
-    return textwrap.fill(text, columns, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _cut(text: str, limit: int) -> str:

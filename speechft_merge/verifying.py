@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.arguments import listed, or_default, path_of, text_path
 from speechft_merge.display import Told
-from speechft_merge.errors import CheckpointError, MismatchError, NotFoundError, UsageError
+from speechft_merge.errors import CheckpointError, MismatchError, NotFoundError, UsageError, amount
 from speechft_merge.merging import open_merge
 from speechft_merge.options import MergeOptions
 from speechft_merge.output.checksums import matches
@@ -18,6 +18,7 @@ from speechft_merge.progress import Step, silent
 from speechft_merge.recipe import Recipe
 from speechft_merge.record.identity import FORMAT
 from speechft_merge.record.manifest import NAME, read_manifest
+from speechft_merge.sources.nearby import nearest
 from speechft_merge.sources.reference import at_commit, local_path
 from speechft_merge.text import fit
 
@@ -108,6 +109,7 @@ def verify(
     if found is None or found.format != FORMAT:
         raise NotFoundError(
             f"{folder} has no {NAME} that this version can read",
+            found=nearest(str(folder)),
             hint="name the output of a merge; one of another version is to be merged again",
         )
     progress(Step("comparing checksums"))
@@ -120,7 +122,10 @@ def verify(
     recipe, options = _asked(folder, found, options)
     references = models or [_reference(entry) for entry in (found.base, *found.finetuned)]
     if len(references) != 1 + len(found.finetuned):
-        raise UsageError(f"{len(references)} models are given, {1 + len(found.finetuned)} were merged", hint=_GIVE)
+        raise UsageError(
+            f"{amount(len(references), 'model', 'is', 'are')} given, {1 + len(found.finetuned)} were merged",
+            hint=_GIVE,
+        )
     with _opened(folder, references, recipe, options) as opened:
         _require_inputs(opened, found)
         differences = opened.replay(folder, progress)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from speechft_merge.adapters.settings import CONFIG, MERGE, Settings, read_settings
 from speechft_merge.checkpoints.computed import LIMIT
 from speechft_merge.checkpoints.index import Adapter
-from speechft_merge.errors import CheckpointError, MismatchError, UsageError, quote
+from speechft_merge.errors import CheckpointError, MismatchError, UsageError, amount, quote
 from speechft_merge.layouts.alignment import align
 from speechft_merge.layouts.elsewhere import other_adapters
 from speechft_merge.layouts.heads import is_head
@@ -131,7 +131,7 @@ def describe_adapter(model: Checkpoint) -> tuple[str, bool] | None:
     except CheckpointError as error:
         return error.message, False
     known = "its alpha is not known: pass --lora-alpha" if settings is None else f"alpha {settings.alpha:g}"
-    told = f"LoRA of rank {adapted.ranks} on {len(adapted.names.changes)} weights ({adapted.layers}), {known}"
+    told = f"LoRA of rank {adapted.ranks} on {amount(len(adapted.names.changes), 'weight')} ({adapted.layers}), {known}"
     return told, settings is not None
 
 
@@ -205,7 +205,8 @@ def _fold_within(base: Checkpoint, adapted: Adapted, settings: Settings) -> tupl
     tensors = {plain: adapted.span(name) for name, plain in names.plain.items()}
     missing = [change.module for change in names.changes if change.weight not in tensors]
     if missing:
-        text = f"{model.reference} has LoRA on {len(names.changes)} layers, of which {len(missing)} have no weight"
+        layers = amount(len(names.changes), "layer")
+        text = f"{model.reference} has LoRA on {layers}, and no weight of {len(missing)}"
         raise MismatchError(f"{text}, first {quote(missing[0])}")
     added = {c.weight: adapted.added_to(tensors[c.weight], c, settings) for c in names.changes}
     if _is_merged(base, model, tensors, added):
@@ -298,8 +299,8 @@ def _find_place(base: Checkpoint, adapted: Adapted, own: Mapping[str, str]) -> t
             return (alike or found)[0]
     unknown = [name for name in wanted if not any(one.endswith(name.split(".", 1)[-1]) for one in own)]
     raise MismatchError(
-        f"{where} changes {len(wanted)} weights that {base.reference} does not have where it has them, such as "
-        f"{quote((unknown or wanted)[0])}",
+        f"{where} changes {amount(len(wanted), 'weight')} that {base.reference} does not have where it has them, such "
+        f"as {quote((unknown or wanted)[0])}",
         hint="check that the base is the model that it was trained on",
     )
 

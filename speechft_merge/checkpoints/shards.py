@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.json_text import MAX_TEXT, parse_json
-from speechft_merge.errors import QUOTED, CheckpointError, NotFoundError, quote
+from speechft_merge.errors import QUOTED, CheckpointError, NotFoundError, amount, quote
 
 if TYPE_CHECKING:
     from speechft_merge.checkpoints.index import Checkpoint
@@ -51,7 +51,7 @@ def join_shards(file: str, index_name: str, weight_map: dict[str, str], shards: 
             )
     return replace(
         shards[0],
-        container=f"sharded {shards[0].container} ({len(shards)} files)",
+        container=f"sharded {shards[0].container} ({amount(len(shards), 'file')})",
         tensors={name: span for shard in shards for name, span in shard.tensors.items()},
         sources=[source for shard in shards for source in shard.sources],
         unreadable={name: why for shard in shards for name, why in shard.unreadable.items()},
@@ -89,7 +89,7 @@ def require_all_shards(folder: str, names: list[str], beside: list[str]) -> list
     missing = [place for place in places if place not in shards]
     if beside:
         raise NotFoundError(
-            f"{folder} holds {len(names)} shards without their index (*.index.json), and other weights",
+            f"{folder} holds {amount(len(names), 'shard')} without their index (*.index.json), and other weights",
             found=", ".join(beside[:5]),
             hint="copy the index, or name the other file if that is meant",
         )
@@ -97,7 +97,7 @@ def require_all_shards(folder: str, names: list[str], beside: list[str]) -> list
         there = "more than one model: " + ", ".join(f"{stem}*-of-{n}{end}" for stem, n, end in list(models)[:5])
     elif missing or len(names) != len(places):
         listed = ", ".join(f"{stem}{place:0{len(count)}}-of-{count}{suffix}" for place in missing[:5])
-        there = f"{len(names)} shards" + (f"; missing: {listed}" if listed else "")
+        there = amount(len(names), "shard") + (f"; missing: {listed}" if listed else "")
     else:
         return [shards[place] for place in places]
     raise NotFoundError(
@@ -115,6 +115,7 @@ def require_shards(index_name: str, weight_map: dict[str, str], listed: list[str
     missing = [file for file in files if file not in listed]
     if missing:
         raise NotFoundError(
-            f"{index_name} names {len(files)} shards; missing: {', '.join(name[:QUOTED] for name in missing[:5])}"
+            f"{index_name} names {amount(len(files), 'shard')}; "
+            f"missing: {', '.join(name[:QUOTED] for name in missing[:5])}"
         )
     return files

@@ -12,7 +12,7 @@ from speechft_merge.checkpoints.kinds import MODULE
 from speechft_merge.checkpoints.numpy_arrays import ArrayTensor, read_array
 from speechft_merge.checkpoints.pickle_data import Inert, Symbol, encode, name_of, raw_of
 from speechft_merge.checkpoints.torch_tensors import OddTensor, TensorView
-from speechft_merge.errors import CheckpointError
+from speechft_merge.errors import CheckpointError, amount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -289,7 +289,7 @@ def describe(value: Any) -> str:
             return name_of(value)
         case dict():
             tensors = sum(isinstance(item, TensorView) for item in value.values())
-            return f"{tensors} tensors" if tensors else f"dict of {len(value)}"
+            return amount(tensors, "tensor") if tensors else f"dict of {len(value)}"
         case list() | tuple():
             return f"{type(value).__name__} of {len(value)}"
         case bool() | int() | float() | None:

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from speechft_merge.checkpoints import torch_legacy, torch_zip
-from speechft_merge.errors import CheckpointError
+from speechft_merge.errors import CheckpointError, amount
 from speechft_merge.sources.window import Window
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ def find_weights(source: ByteSource) -> Window:
         return Window(source, offset, size, f"{source.name} ({name[:100]})")
     largest = sorted(held or members, key=lambda member: -member.size)
     listed = ", ".join(f"{member.name[:100]} ({member.size:,} bytes)" for member in largest[:MAX_LISTED])
+    files = amount(len(held), "file") if held else "no file"
     raise CheckpointError(
-        f"{source.name} is a tar archive with {len(held) or 'no'} file{'s' * bool(held)} that torch.save wrote, "
-        f"expected one (of NeMo, {USUAL})",
+        f"{source.name} is a tar archive with {files} that torch.save wrote, expected one (of NeMo, {USUAL})",
         found=(listed or "nothing") + (", ..." if len(largest) > MAX_LISTED else ""),
         hint="unpack it (tar -xf) and give the file of weights",
     )

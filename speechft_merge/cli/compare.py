@@ -11,7 +11,7 @@ from speechft_merge.cli.groups import with_groups
 from speechft_merge.cli.options import AlphaOptions, WorkOptions
 from speechft_merge.cli.progress import ProgressLine
 from speechft_merge.cli.sink import Sink
-from speechft_merge.errors import UsageError
+from speechft_merge.errors import UsageError, amount
 from speechft_merge.progress import Step
 
 Models = Annotated[
@@ -25,9 +25,15 @@ Models = Annotated[
 
 @with_groups
 def compare(models: Models, mixing: AlphaOptions, features: FeatureOptions, work: WorkOptions, sink: Sink) -> None:
-    """Compare the features of a base, a fine-tune and their merge, layer by layer (CKA); no model is written."""
+    """Compare the features of a base, a fine-tune and their merge, layer by layer (CKA); no model is written.
+
+    Examples:
+      speechft-merge compare base asr --alpha 0.5
+      speechft-merge compare base asr merged --null --plot cka.png --csv cka.csv
+      speechft-merge compare base asr --probe recordings/ --group-by '/(spk\\d+)_'
+    """
     if not 2 <= len(models) <= 3:
-        count = f"{len(models)} model{'s' * (len(models) != 1)}"
+        count = amount(len(models), "model")
         raise UsageError(f"compare takes a base, a fine-tune and perhaps their merge; got {count}")
     merged = models[2] if len(models) == 3 else None
     mixing.require_effect(merged is None, f"on a merge that is given ({merged})", "leave out the merge")

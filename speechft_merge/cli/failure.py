@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from speechft_merge.errors import SpeechFTMergeError
-from speechft_merge.text import fit
+from speechft_merge.text import fit, wrapped
 
 _MOST = {"error": 900, "found": 400, "hint": 600}
 """Characters of each part: names out of foreign files may have megabytes."""
@@ -37,10 +38,11 @@ class Failure:
     """A bug in speechft-merge."""
 
     def in_words(self) -> str:
-        """Return the lines for people."""
+        """Return the lines for people, fit to the terminal."""
         lines = [f"speechft-merge: error: {fit(self.error, _MOST['error'])}"]
         lines += [f"  found: {fit(self.found, _MOST['found'])}"] if self.found else []
-        return "\n".join([*lines, *(f"hint: {fit(hint, _MOST['hint'])}" for hint in self.hints)])
+        lines += [f"hint: {fit(hint, _MOST['hint'])}" for hint in self.hints]
+        return "\n".join(wrapped(line, sys.stderr, "  ") for line in lines)
 
     def in_json(self) -> str:
         """Return the same as one JSON object on one line."""
@@ -79,8 +81,17 @@ def _explain_usage(error: Any) -> Failure:
     """Return what Typer found wrong in the style of all errors: lower case, no full stop, the advice apart."""
     option, near = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     message = str(error.message if near else error.format_message()).rstrip(".")
+    message = message.replace("a valid int range", "a whole number").replace("a valid float", "a number")
     context = getattr(error, "ctx", None)
     usual = (f"run {context.command_path} -h for what it takes",) if context is not None else ()
     meant = (f"did you mean {near[0]}?",) if near else ()
-    renamed = (_RENAMED[option],) if option in _RENAMED else ()
-    return Failure(message[:1].lower() + message[1:], None, renamed or (*meant, *usual), error.exit_code)
+    told = (_RENAMED[option],) if option in _RENAMED else _owners(option, context)
+    return Failure(message[:1].lower() + message[1:], None, told or (*meant, *usual), error.exit_code)
+
+
+def _owners(option: str | None, context: Any) -> tuple[str, ...]:
+    """Return in a sentence which of the other commands have an option."""
+    others = getattr(getattr(context.parent, "command", None), "commands", {}) if option and context else {}
+    words = {name: {word for one in command.params for word in one.opts} for name, command in others.items()}
+    owners = [name for name in words if option in words[name]]
+    return (f"{option} is an option of {' and of '.join(owners)}",) if owners else ()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from speechft_merge.cli.groups import OptionGroup
+from speechft_merge.choices import ESTIMATORS
+from speechft_merge.cli.groups import OptionGroup, one_of
 from speechft_merge.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class ProbeOptions(OptionGroup):
     """On what audio features are compared, and how."""
 
-    panel: ClassVar[str] = "Comparison of features"
+    panel: ClassVar[str] = "Features"
     probe: Annotated[
         list[str] | None,
         typer.Option(
@@ -40,10 +41,12 @@ class ProbeOptions(OptionGroup):
             r"regular expression found in the path: '/(\d+)-'.",
         ),
     ] = None
-    probe_seconds: Annotated[float | None, typer.Option(help="Seconds of audio, at most; default: 120.")] = None
+    probe_seconds: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Seconds of audio, at most; default: 120.")
+    ] = None
     estimator: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="How to estimate CKA: group (unbiased; default), frame or biased."),
+        one_of(ESTIMATORS, "How to estimate CKA; group (default) is unbiased, the others are for comparisons."),
     ] = None
 
     def probed(self, work: WorkOptions) -> ProbeRequest:

@@ -8,12 +8,12 @@ from dataclasses import fields, is_dataclass
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
 
-from typer.core import TyperCommand
+import typer
 
 from speechft_merge.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class OptionGroup:
@@ -44,6 +44,16 @@ class OptionGroup:
             raise UsageError(f"{named} {verb} no effect {otherwise}", hint=f"{remedy}, or leave {named} out")
 
 
+def one_of(choices: Sequence[str], help: str, panel: str | None = None) -> Any:
+    """Declare an option that takes one of a few words: the help lists and completion offers them.
+
+    Any other the library refuses, with the nearest of them.
+    """
+    return typer.Option(
+        metavar=f"[{'|'.join(choices)}]", help=help, rich_help_panel=panel, autocompletion=lambda: [*choices]
+    )
+
+
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Return `command` with the signature that Typer reads: in place of each group its fields, an option each.
 
@@ -71,12 +81,12 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 @cache  # annotations are text, and read for each command: a few milliseconds of every start
 def _options_of(group: Any) -> list[inspect.Parameter]:
-    """Return the fields as parameters, each under the group's title in the help."""
+    """Return the fields as parameters, each under its own title in the help or the group's."""
     types, options = get_type_hints(group, include_extras=True), []
     for field in fields(group):
         kind, option = get_args(types[field.name])
         option = copy(option)
-        option.rich_help_panel = group.panel
+        option.rich_help_panel = option.rich_help_panel or group.panel
         keyword = inspect.Parameter.KEYWORD_ONLY
         options.append(
             inspect.Parameter(field.name, keyword, default=field.default, annotation=Annotated[kind, option])
@@ -88,19 +98,3 @@ def _as_typed(option: inspect.Parameter) -> str:
     """Return an option as the command line has it."""
     declared = get_args(option.annotation)[1].param_decls or ()
     return next((word for word in declared if word.startswith("--")), f"--{option.name.replace('_', '-')}")
-
-
-class GroupedHelp(TyperCommand):
-    """A command whose help lists its options by group, in plain text."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write a section for the arguments and for each group, in the order of the signature."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                sections.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(record)
-        for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records)

@@ -18,7 +18,13 @@ References = Annotated[
 
 @with_groups
 def inspect(models: References, sink: Sink) -> None:
-    """Show what is in a checkpoint, or how two would be matched; no weights are read. -v lists every tensor."""
+    """Show what is in a checkpoint, or how two would be matched; no weights are read. -v lists every tensor.
+
+    Examples:
+      speechft-merge inspect facebook/wav2vec2-base
+      speechft-merge inspect checkpoint_best.pt --json
+      speechft-merge inspect base asr -v
+    """
     from speechft_merge.checkpoints import open_checkpoint
 
     with ExitStack() as opened:

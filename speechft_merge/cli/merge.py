@@ -13,7 +13,7 @@ from speechft_merge.cli.groups import with_groups
 from speechft_merge.cli.options import Base, Finetuned, HubOptions, OutputOptions, RecipeOptions, WorkOptions
 from speechft_merge.cli.progress import ProgressLine
 from speechft_merge.cli.sink import Sink
-from speechft_merge.errors import ComparisonError, MismatchError, SpeechFTMergeError
+from speechft_merge.errors import ComparisonError, MismatchError, SpeechFTMergeError, amount
 from speechft_merge.progress import Step
 
 if TYPE_CHECKING:
@@ -29,14 +29,17 @@ if TYPE_CHECKING:
 PushTo = Annotated[
     str | None,
     typer.Option(
-        metavar="REPO", help="Push the result; without -o the local copy is removed.", rich_help_panel=HubOptions.panel
+        metavar="REPO",
+        help="Push the result, with the token in HF_TOKEN or of 'hf auth login'; without -o the local copy is removed.",
+        rich_help_panel=HubOptions.panel,
     ),
 ]
 Cka = Annotated[
     bool,
     typer.Option(
         "--cka",
-        help="Then compare the features of base, fine-tune and merge on a probe batch of speech.",
+        help="Then compare the features of base, fine-tune and merge on a probe batch of speech; the others here say "
+        "how.",
         rich_help_panel=FeatureOptions.panel,
     ),
 ]
@@ -49,14 +52,21 @@ def merge(
     *,
     mixing: RecipeOptions,
     output: OutputOptions,
-    work: WorkOptions,
     push_to_hub: PushTo = None,
     hub: HubOptions,
     cka: Cka = False,
     features: FeatureOptions,
+    work: WorkOptions,
     sink: Sink,
 ) -> None:
-    """Merge: base + alpha * (finetuned - base), written as a model directory (the default command)."""
+    """Merge: base + alpha * (finetuned - base), written as a model directory (the default command).
+
+    Examples:
+      speechft-merge facebook/hubert-base-ls960 ./my-asr -o merged
+      speechft-merge base asr --layer-alpha cnn=0 --layer-alpha 6-11=0.1:0.5
+      speechft-merge base asr emotion --weight 2 --weight 1 --dtype fp16
+      speechft-merge base asr --alpha 50% --cka --plot cka.png --push-to-hub me/mix
+    """
     from speechft_merge.cli.show_merge import show_merge
     from speechft_merge.cli.show_plan import details, show_plan
     from speechft_merge.merging import open_merge
@@ -111,7 +121,8 @@ def _verify(opened: Merge, path: Path, named: str, progress: Progress) -> None:
     found = opened.replay(path, progress)
     if found:
         raise MismatchError(
-            f"{named} was written, but it is not what the merge makes, in {len(found)} places, first {found[0]}",
+            f"{named} was written, but it is not what the merge makes, in {amount(len(found), 'place')}, first "
+            f"{found[0]}",
             hint="check the disk, and merge again with --overwrite",
         )
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from speechft_merge.cli.groups import OptionGroup
+from speechft_merge.choices import DTYPES, FORMATS, METHODS
+from speechft_merge.cli.groups import OptionGroup, one_of
 from speechft_merge.errors import UsageError
 from speechft_merge.sizes import parse_size
 
@@ -33,39 +34,63 @@ Finetuned = Annotated[
     list[str] | None, typer.Argument(metavar="FINETUNED...", help="One or more fine-tunes of it, likewise.")
 ]
 
+MIXED = "What is mixed"
+"""Title in the help, of commands whose other options of that kind are of another group as well."""
+
 Method = Annotated[
     str | None,
-    typer.Option(
-        metavar="METHOD",
-        help="What becomes of the fine-tunes' differences from the base: mean (default), task-arithmetic (their "
-        "sum by weights of any sign) or model-stock (their mean by a ratio estimated for each tensor).",
+    one_of(
+        METHODS,
+        "What becomes of the fine-tunes' differences from the base: their mean (default), their sum by weights of any "
+        "sign (task-arithmetic), or their mean by a ratio estimated for each tensor (model-stock).",
+        MIXED,
     ),
 ]
 Weight = Annotated[
     list[float] | None,
     typer.Option(
+        metavar="NUMBER",
+        rich_help_panel=MIXED,
         help="Weight of each fine-tune, in their order: in their mean (positive; default: equal), or its "
-        "coefficient in task arithmetic (any but 0; default: 1)."
+        "coefficient in task arithmetic (any but 0; default: 1).",
     ),
 ]
 LoraAlpha = Annotated[
     float | None,
-    typer.Option(help="Alpha of LoRA in a fine-tune that has no adapter_config.json; its scale is alpha / rank."),
+    typer.Option(
+        metavar="NUMBER",
+        rich_help_panel=MIXED,
+        help="Alpha of LoRA in a fine-tune that has no adapter_config.json; its scale is alpha / rank.",
+    ),
 ]
 KeepHead = Annotated[
     bool,
-    typer.Option("--keep-head", help="Write the fine-tuned class: its names, config and head; the encoder is merged."),
+    typer.Option(
+        "--keep-head",
+        rich_help_panel=MIXED,
+        help="Write the fine-tuned class: its names, config and head; the encoder is merged.",
+    ),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(metavar="TYPE", help="keep (the base's; default), float32, float16 or bfloat16."),
+    one_of(DTYPES, "Element type of the output; keep (default): the base's. Also fp32, fp16, half, bf16.", MIXED),
 ]
 
 AllowUnrelated = Annotated[
-    bool, typer.Option("--allow-unrelated", help="Merge models that seem unrelated, or in the wrong order.")
+    bool,
+    typer.Option(
+        "--allow-unrelated",
+        rich_help_panel=MIXED,
+        help="Merge models that seem unrelated, or in the wrong order.",
+    ),
 ]
 AllowPartial = Annotated[
-    bool, typer.Option("--allow-partial", help="Merge a fine-tune that has some stack of the base in part only.")
+    bool,
+    typer.Option(
+        "--allow-partial",
+        rich_help_panel=MIXED,
+        help="Merge a fine-tune that has some stack of the base in part only.",
+    ),
 ]
 
 
@@ -73,12 +98,13 @@ AllowPartial = Annotated[
 class AlphaOptions(OptionGroup):
     """How much of the fine-tune goes in, and where."""
 
-    panel: ClassVar[str] = "Recipe"
+    panel: ClassVar[str] = MIXED
     alpha: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="Weight of the fine-tune: 0 gives the base, 1 the fine-tune; it scales what another method than the "
-            "mean makes of several. Default: 0.25 for the mean, else 1."
+            metavar="ALPHA",
+            help="Weight of the fine-tune, as 0.25 or 25%: 0 gives the base, 1 the fine-tune; it scales what another "
+            "method than the mean makes of several. Default: 0.25 for the mean, else 1.",
         ),
     ] = None
     layer_alpha: Annotated[
@@ -98,6 +124,7 @@ class AlphaOptions(OptionGroup):
             "task_arithmetic, model_stock), which names the models, too.",
         ),
     ] = None
+    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow alphas below 0 and above 1.")] = False
 
     def read(self) -> Recipe:
         """Return the recipe of the file, if there is one, with the options on top; they have the names of its keys."""
@@ -147,10 +174,7 @@ class RecipeOptions(AlphaOptions):
     dtype: Dtype = None
     format: Annotated[
         str | None,
-        typer.Option(
-            metavar="FORMAT",
-            help="auto (the base's own kind; default), safetensors (for transformers), s3prl or fairseq.",
-        ),
+        one_of(FORMATS, "Kind of file to write; auto (default): the base's own; safetensors: for transformers."),
     ] = None
     strip: Annotated[
         bool,
@@ -158,17 +182,18 @@ class RecipeOptions(AlphaOptions):
             "--strip", help="Leave optimizer states, schedulers and copies of the weights (EMA) out of a pickled file."
         ),
     ] = False
-    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow alphas below 0 and above 1.")] = False
 
 
 @dataclass(frozen=True)
 class WorkOptions(OptionGroup):
     """How the work is done."""
 
-    panel: ClassVar[str] = "Work"
+    panel: ClassVar[str] = "Machine"
     download: Annotated[
         bool,
-        typer.Option("--download", help="Download models from the Hub to its cache first, instead of reading ranges."),
+        typer.Option(
+            "--download", help="Download models from the Hub to its cache (HF_HOME) first, instead of reading ranges."
+        ),
     ] = False
     verify_inputs: Annotated[
         bool,
@@ -177,7 +202,10 @@ class WorkOptions(OptionGroup):
         ),
     ] = False
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that work at once; default: by cores and size.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Threads that work at once; default: by cores (SLURM_CPUS_PER_TASK) and size."
+        ),
     ] = None
     device: Annotated[
         str,
@@ -186,6 +214,7 @@ class WorkOptions(OptionGroup):
             help="Where to compute: auto, cpu, cuda, cuda:N or mps; the merge has the same bytes. With auto (default) "
             "files are merged on the CPU, and models compared on a GPU if there is one.",
             show_default=False,
+            autocompletion=lambda: ["auto", "cpu", "cuda", "mps"],
         ),
     ] = "auto"
 
@@ -251,8 +280,10 @@ class HubOptions(OptionGroup):
     create_pr: Annotated[
         bool, typer.Option("--create-pr", help="Open a pull request instead of committing to the branch.")
     ] = False
-    branch: Annotated[str | None, typer.Option(help="Branch to commit to; it is created if it does not exist.")] = None
-    commit_message: Annotated[str | None, typer.Option(help="First line of the commit.")] = None
+    branch: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Branch to commit to; it is created if it does not exist.")
+    ] = None
+    commit_message: Annotated[str | None, typer.Option(metavar="TEXT", help="First line of the commit.")] = None
 
     def prepare(self, repository: str) -> PushTarget:
         """Return the repository, after checking that it can be pushed to."""

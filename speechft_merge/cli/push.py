@@ -21,7 +21,12 @@ Repository = Annotated[
 
 @with_groups
 def push(folder: Folder, repository: Repository, hub: HubOptions, sink: Sink) -> None:
-    """Push a merged model to the Hub, in one commit."""
+    """Push a merged model to the Hub, in one commit.
+
+    Examples:
+      speechft-merge push merged me/mix --private
+      speechft-merge push merged me/mix --create-pr --commit-message 'Try 0.5'
+    """
     from speechft_merge.background import wait_for
     from speechft_merge.push import push as push_folder
     from speechft_merge.push.outgoing import list_outgoing

@@ -11,6 +11,7 @@ from speechft_merge.checkpoints.model_config import read_model_config
 from speechft_merge.checkpoints.opening import other_weights
 from speechft_merge.cli.sink import Shown
 from speechft_merge.display import Table
+from speechft_merge.errors import amount
 from speechft_merge.layouts.language_model import is_language_model
 from speechft_merge.layouts.structure import main_stack
 from speechft_merge.plan.contents import judge_contents
@@ -92,8 +93,8 @@ def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("family", model.title + (f" ({model.family})" if model.family else "")),
         ("container", checkpoint.container + lab + state),
         ("layout", f"names of {naming.layout}" + (f", under the prefix {naming.prefix!r}" if naming.prefix else "")),
-        ("size", f"{size} in {files} file{'s' * (files != 1)}"),
-        ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.tensors)} tensors"),
+        ("size", f"{size} in {amount(files, 'file')}"),
+        ("parameters", f"{checkpoint.parameters:,} in {amount(len(checkpoint.tensors), 'tensor')}"),
         ("element types", ", ".join(f"{name} ({count})" for name, count in _count_dtypes(checkpoint).items())),
         *([("other weights", f"{', '.join(others)} (not opened; name one to open it)")] if others else []),
         *((f"blocks of the {stack}", _blocks(stack, naming)) for stack in naming.stacks),
@@ -125,7 +126,7 @@ def _used(naming: Naming) -> str:
     names = naming.under().values()
     heads = dict.fromkeys(".".join(name.canonical.split(".")[:-1]) or name.canonical for name in names if name.is_head)
     told = ", ".join(list(heads)[:6]) + (", ..." if len(heads) > 6 else "")
-    used = f"{naming.parameters():,} parameters in {sum(not name.location.stays for name in names)} tensors"
+    used = f"{naming.parameters():,} parameters in {amount(sum(not name.location.stays for name in names), 'tensor')}"
     return used + (f"; not the heads {told}" if heads else "")
 
 

@@ -14,7 +14,7 @@ from speechft_merge.record.layers import summarise_layers
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from speechft_merge.plan.plan import Plan
+    from speechft_merge.plan.plan import Action, Plan
 
 
 def show_match(plan: Plan, findings: Sequence[Finding], models: Sequence[str]) -> Shown:
@@ -63,9 +63,19 @@ def _parts(plan: Plan, findings: Sequence[Finding], verbose: int) -> Iterator[Ta
         else:
             yield f"{finding.level}: {finding.text}"
     if verbose:
-        rows = [[t.name, t.action.value, ", ".join(_partner_names(plan, t.name)), t.reason] for t in plan.tensors]
-        rows += [[t.name, t.action.value, "", t.reason] for t in plan.left_out]
-        yield Table(["tensor", "becomes", "in the fine-tune", "why"], rows)
+        rows = [[t.name, _becomes(t.action, t.reason), ", ".join(_odd_names(plan, t.name))] for t in plan.tensors]
+        rows += [[t.name, _becomes(t.action, t.reason), ""] for t in plan.left_out]
+        yield Table(["tensor", "becomes", "other name in the fine-tune"], rows)
+
+
+def _becomes(action: Action, reason: str) -> str:
+    return f"{action.value}: {reason}" if reason else action.value
+
+
+def _odd_names(plan: Plan, name: str) -> list[str]:
+    """Return the names of partners that are not the same but for the prefixes, which are told above."""
+    usual = {a.finetuned_prefix + name.removeprefix(a.base_prefix) for a in plan.alignments}
+    return [partner for partner in _partner_names(plan, name) if partner not in usual]
 
 
 def _partner_names(plan: Plan, name: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.cli.sink import Shown
 from speechft_merge.display import Table, layer_parts
+from speechft_merge.errors import amount
 from speechft_merge.output.path import free_space
 from speechft_merge.plan.findings import Level, texts
 from speechft_merge.record.layers import summarise_layers
@@ -82,5 +83,5 @@ def _relations(merge: Merge) -> Iterator[str]:
 
 def _workers(merge: Merge) -> str:
     count = merge.workers.count
-    workers = f"{count} worker{'s' * (count != 1)} ({merge.workers.reason})"
+    workers = f"{amount(count, 'worker')} ({merge.workers.reason})"
     return f"{workers}, on {merge.device.name} ({merge.device.reason})"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.cli.show_push import push_parts
 from speechft_merge.cli.sink import Shown
+from speechft_merge.errors import amount
 from speechft_merge.sweep.terminal import text_plot
+from speechft_merge.text import columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,7 +42,8 @@ def show_sweep(
 
     def parts(verbose: int) -> Iterator[Table | str]:
         table, legend, *words = report.parts(verbose)
-        yield from (table, legend, *text_plot(report).splitlines(), *words)
+        plot = text_plot(report, min(columns_of(sys.stdout) or 80, 80))
+        yield from (table, legend, *plot.splitlines(), *words)
         yield f"more in {folder}: report.html, report.json, report.csv, cells.jsonl"
         if pushed is not None:
             yield from push_parts(pushed)
@@ -53,7 +57,6 @@ def show_sweep(
 def show_share(share: Share, swept: Swept, folder: str) -> Shown:
     """Return how many cells a share has, and how many of them were measured."""
     document = {"task": str(share), "folder": folder, "cells": swept.cells, "measured": swept.measured}
-    said = (
-        f"task {share}: {swept.measured} of {swept.cells} cells measured, {swept.skipped} were done before; in {folder}"
-    )
+    of = amount(swept.cells, "cell")
+    said = f"task {share}: {swept.measured} of {of} measured, {swept.skipped} were done before; in {folder}"
     return Shown(lambda: document | {"skipped": swept.skipped}, lambda _: [said], folder, notes=swept.notes)

@@ -55,7 +55,7 @@ class Sink:
         """Print a result in the way that was asked for."""
         for kind, lines in (("warning", result.warnings), ("note", result.notes)):
             for line in lines:
-                print(f"speechft-merge: {kind}: {fit(line)}", file=sys.stderr)
+                print(wrapped(f"speechft-merge: {kind}: {fit(line)}", sys.stderr, "  "), file=sys.stderr)
         if self.json:
             _emit(json.dumps(result.document(), indent=2, ensure_ascii=True))
         elif not self.quiet:
@@ -67,7 +67,7 @@ class Sink:
     def detail(self, text: str) -> None:
         """Print a sentence that `-v` asks for, while the work goes on."""
         if self.verbose:
-            print(fit(text), file=sys.stderr)
+            print(wrapped(fit(text), sys.stderr), file=sys.stderr)
 
 
 def _emit(text: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from speechft_merge.cli.groups import OptionGroup
+from speechft_merge.choices import PLACES, choose
+from speechft_merge.cli.groups import OptionGroup, one_of
 from speechft_merge.cli.progress import ProgressLine
-from speechft_merge.errors import UsageError, quote
+from speechft_merge.errors import UsageError
 from speechft_merge.progress import counted
 
 if TYPE_CHECKING:
@@ -24,23 +25,22 @@ if TYPE_CHECKING:
 class SubmitOptions(OptionGroup):
     """Where the shares of a sweep run."""
 
-    panel: ClassVar[str] = "Submitting"
+    panel: ClassVar[str] = "Jobs"
     submit: Annotated[
         str | None,
-        typer.Option(
-            metavar="PLACE",
-            help="Share the sweep out, to slurm (as one job array; needs submitit) or local (processes here).",
-        ),
+        one_of(PLACES, "Share the sweep out, to slurm (as one job array; needs submitit) or local (processes here)."),
     ] = None
-    jobs: Annotated[int | None, typer.Option(min=1, help="Jobs, each with its share of the cells; default: 4.")] = None
-    parallel: Annotated[int | None, typer.Option(min=1, help="Most jobs that run at once.")] = None
-    partition: Annotated[str | None, typer.Option(help="Slurm's partition.")] = None
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Jobs, each with its share of the cells; default: 4.")
+    ] = None
+    parallel: Annotated[int | None, typer.Option(min=1, metavar="N", help="Most jobs that run at once.")] = None
+    partition: Annotated[str | None, typer.Option(metavar="NAME", help="Slurm's partition.")] = None
     time: Annotated[
         str | None, typer.Option(metavar="TIME", help="Time of a job, as sbatch has it: 90 (minutes) or 4:00:00.")
     ] = None
     mem: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory of a job, as sbatch has it: 16G.")] = None
-    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of a job.")] = None
-    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of a job.")] = None
+    gpus: Annotated[int | None, typer.Option(min=0, metavar="N", help="GPUs of a job.")] = None
+    cpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPUs of a job.")] = None
     sbatch: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Any other option of sbatch: account=speech; may be repeated."),
@@ -49,11 +49,15 @@ class SubmitOptions(OptionGroup):
         bool, typer.Option("--wait/--no-wait", help="Wait and decide; --no-wait leaves that to sweep --collect.")
     ] = True
 
+    def __post_init__(self) -> None:
+        if self.submit is not None:
+            choose("submit", self.submit, PLACES)
+
     def start(self, folder: Path, sink: Sink) -> bool:
         """Submit this very command, once for each share, and wait; return whether all of it is done.
 
         Raises:
-            UsageError: there is no such place, or it does not take the jobs.
+            UsageError: the place does not take the jobs.
             TemporaryError: Slurm does not answer.
         """
         from speechft_merge.sweep.submit import submit  # not for --help
@@ -68,13 +72,10 @@ class SubmitOptions(OptionGroup):
         return True
 
     def _read(self) -> Submission:
-        from speechft_merge.sweep.jobs import Place, Submission, parse_minutes  # not for --help
+        from speechft_merge.sweep.jobs import Submission, parse_minutes  # not for --help
 
         if self.submit == "local" and not self.wait:
             raise UsageError("processes on this machine end with this one", hint="leave --no-wait out")
-        if self.submit not in get_args(Place):
-            places = " or ".join(get_args(Place))
-            raise UsageError(f"{quote(self.submit)} is no place to submit to", hint=f"use {places}")
         free = [option.partition("=") for option in self.sbatch or ()]
         return Submission(
             where=self.submit,  # type: ignore[arg-type]

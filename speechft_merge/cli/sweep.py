@@ -82,14 +82,22 @@ def sweep(
     merge_best: MergeBest = None,
     push_to_hub: PushTo = None,
     hub: HubOptions,
-    share: ShareOptions,
-    submission: SubmitOptions,
     no_cka: NoCka = False,
     features: ProbeOptions,
     work: WorkOptions,
+    share: ShareOptions,
+    submission: SubmitOptions,
     sink: Sink,
 ) -> None:
-    """Find out which alpha: make every merge of a grid in memory, compare and score it, and decide by a rule."""
+    """Find out which alpha: make every merge of a grid in memory, compare and score it, and decide by a rule.
+
+    Examples:
+      speechft-merge sweep base asr --wer dev/ --minimize wer --merge-best merged
+      speechft-merge sweep base asr --probe-task phones=dev.tsv \\
+          --gate 'phones>=base-0.01' --maximize cka_base --alphas 0:0.5:0.05
+      speechft-merge sweep base asr --wer dev/ -o sweep --submit slurm --gpus 1
+      speechft-merge sweep --collect -o sweep --minimize wer
+    """
     models = [*filter(None, [base]), *(finetuned or ())]
     folder, rule, part = _folder(output, models, share.collect), decision.read(), share.read()
     features.require_effect(not no_cka, "with --no-cka", "leave --no-cka out")

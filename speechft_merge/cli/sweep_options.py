@@ -200,7 +200,7 @@ class DecisionOptions(OptionGroup):
 class ShareOptions(OptionGroup):
     """Which part of the work this process does."""
 
-    panel: ClassVar[str] = "Sharing out"
+    panel: ClassVar[str] = "Shares"
     task: Annotated[
         str | None,
         typer.Option(

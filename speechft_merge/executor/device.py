@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import DeviceError, UsageError, quote
+from speechft_merge.errors import DeviceError, UsageError, amount, quote
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ def _why_missing(name: str) -> str | None:
     if not torch.cuda.is_available():
         return "torch finds no GPU, or no driver for it"
     count, number = torch.cuda.device_count(), int(name.partition(":")[2] or 0)
-    return None if number < count else f"torch finds {count} GPU{'s' * (count != 1)}, numbered from 0"
+    return None if number < count else f"torch finds {amount(count, 'GPU')}, numbered from 0"
 
 
 def require_float64(name: str) -> None:

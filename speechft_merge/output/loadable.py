@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checkpoints.companions import json_values, modules_of
-from speechft_merge.errors import QUOTED, quote
+from speechft_merge.errors import QUOTED, amount, quote
 from speechft_merge.layouts.family import OWN_PREFIX
 from speechft_merge.layouts.naming import read_naming
 from speechft_merge.layouts.structure import blocks_of
@@ -103,7 +103,7 @@ def _depths(config: Mapping[str, Any], naming: Naming) -> Iterator[str]:
             continue
         fits = any(len(blocks) == stated[key] for blocks in stacks.values())  # Mimi's convolutions are `encoder.layers`
         if known or not (fits or len(stacks[stack]) in _stated_depths(config)):
-            yield f"{key} is {stated[key]}, the {stack} has {len(stacks[stack])} layers"
+            yield f"{key} is {stated[key]}, the {stack} has {amount(len(stacks[stack]), 'layer')}"
     alone = not known or _class(config).endswith(("ForAudioClassification", "Encoder"))
     if config.get("is_encoder_decoder") is True and not alone and "encoder" in stacks and "decoder" not in stacks:
         yield f"{_class(config)[:QUOTED] or 'its class'} has a decoder, and there are no weights of one"

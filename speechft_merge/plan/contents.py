@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from speechft_merge.adapters.settings import CONFIG as ADAPTER
 from speechft_merge.checkpoints.companions import CONFIG, read_companion_json
 from speechft_merge.checkpoints.dtypes import DType
-from speechft_merge.errors import quote
+from speechft_merge.errors import amount, quote
 from speechft_merge.layouts.elsewhere import find_elsewhere
 from speechft_merge.plan.findings import Finding, Level
 
@@ -24,7 +24,7 @@ def judge_contents(model: Checkpoint) -> list[Finding]:
     found = find_elsewhere(model.naming.full, model.shapes, coded)
     if found is not None:
         where = " in ".join(filter(None, (_listed(found.words), _listed(found.modules))))
-        told = f"{len(found.names)} tensor{'s' * (len(found.names) != 1)} such as {quote(found.names[0])}" + (
+        told = f"{amount(len(found.names), 'tensor')} such as {quote(found.names[0])}" + (
             f" ({where})" if where else ""
         )
         return [Finding(Level.REFUSAL, f"{model.reference} holds {found.kind}: {told}", found.hint)]

@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import quote
+from speechft_merge.errors import amount, quote
 from speechft_merge.layouts.heads import is_head
 from speechft_merge.layouts.structure import blocks_of
 from speechft_merge.plan.findings import ALLOW_PARTIAL, ALLOW_UNRELATED, Finding, Level
@@ -183,7 +183,7 @@ class _Judge:
         if found < LEAST_RENAMED * missing or missing <= LEAST_MISSING * total:
             return None
         text = (
-            f"{len(ours)} tensors of {self.owner.model.reference} have no partner by name in "
+            f"{self.owner.model.reference} has {amount(len(ours), 'tensor')} without a partner by name in "
             f"{self.other.model.reference}, which has as many of their shapes under other names: "
             f"{quote(ours[0])}, ... and {quote(theirs[0])}, ..."
         )
@@ -228,8 +228,9 @@ class _Judge:
         if ours == theirs or not ours or not theirs:
             return None
         text = (
-            f"{self.base.model.reference} has {len(ours)} layers in the {stack}, {self.finetuned.model.reference} has "
-            f"{len(theirs)}; they are paired by number, which need not be the same layers"
+            f"{self.base.model.reference} has {amount(len(ours), 'layer')} in the {stack}, "
+            f"{self.finetuned.model.reference} has {len(theirs)}; they are paired by number, which need not be the "
+            "same layers"
         )
         only_base = [block for block in ours if block not in theirs]
         only_finetuned = [block for block in theirs if block not in ours]
@@ -243,7 +244,7 @@ class _Judge:
             text += f", and layers {_ranges(only_base)} would {become}"
         if only_finetuned:
             text += f", and layers {_ranges(only_finetuned)} would be lost"
-        hint = "" if only_finetuned else f"pass --keep-head for an output of {len(theirs)} layers, all mixed"
+        hint = "" if only_finetuned else f"pass --keep-head for an output of {amount(len(theirs), 'layer')}, all mixed"
         return Finding(Level.REFUSAL, text, hint, ALLOW_PARTIAL)
 
 
@@ -266,7 +267,7 @@ def _listed(names: Sequence[str]) -> str:
     patterns = Counter(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in names)
     shown = ", ".join(f"{quote(pattern)} ({count})" for pattern, count in list(patterns.items())[:_SHOWN])
     more = ", ..." if len(patterns) > _SHOWN else ""
-    return f"{len(names)} tensor{'s' * (len(names) != 1)} such as {quote(names[0])} ({shown}{more})"
+    return f"{amount(len(names), 'tensor')} such as {quote(names[0])} ({shown}{more})"
 
 
 def _ranges(blocks: Sequence[int]) -> str:

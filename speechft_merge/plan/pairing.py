@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from speechft_merge.errors import quote
+from speechft_merge.errors import amount, quote
 from speechft_merge.layouts.alignment import Alignment, align
 from speechft_merge.plan.contents import judge_contents
 from speechft_merge.plan.coverage import Side, judge_coverage
@@ -176,8 +176,9 @@ def _strangers(
     }
     if others:
         name, other = next(iter(others.items()))
+        which = amount(len(others), "tensor", "has another shape", "have other shapes")
         text = (
-            f"{len(others)} tensors have other shapes in {finetuned.reference} than in {base.reference}, first "
+            f"{which} in {finetuned.reference} than in {base.reference}, first "
             f"{name}: {list(base.tensors[name].shape)}, in the fine-tune {list(finetuned.tensors[other].shape)}"
         )
         return [Finding(Level.REFUSAL, text, "give a fine-tune of this base; these models differ in size or kind")]

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from speechft_merge.checkpoints.dtypes import DType
+from speechft_merge.errors import amount
 from speechft_merge.layouts.structure import Location
 from speechft_merge.plan.evidence import is_equal
 from speechft_merge.plan.findings import Finding, Level
@@ -160,7 +161,7 @@ def _with_nothing_mixed(findings: list[Finding], tensors: Sequence[PlannedTensor
     if any(finding.level is Level.REFUSAL and not finding.allowed_by for finding in findings):
         return findings
     reasons = Counter(tensor.reason for tensor in tensors).most_common(3)
-    told = "; ".join(f"{count} tensors {why}" for why, count in reasons)
+    told = "; ".join(f"{amount(count, 'tensor')} {why}" for why, count in reasons)
     return [Finding(Level.REFUSAL, f"nothing would be interpolated: {told}"), *findings]
 
 
@@ -337,7 +338,8 @@ def _untie(
     if not torn:
         return tied, []
     text = (
-        f"{len(torn)} tensors are one with another in {owner.reference} and differ from it in the other model, first "
+        f"{amount(len(torn), 'tensor', 'is', 'are')} one with another in {owner.reference}, and not in the other "
+        "model, first "
     )
     return tied, [Finding(Level.WARNING, f"{text}{torn[0]}: what these have there takes no part")]
 

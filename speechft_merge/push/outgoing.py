@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge.checkpoints.json_text import read_json
 from speechft_merge.errors import CheckpointError, NotFoundError
 from speechft_merge.record import card, manifest
+from speechft_merge.sources.nearby import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,9 @@ def list_outgoing(folder: Path) -> dict[str, Path]:
         CheckpointError: a link leads out of the folder, to what may be meant for nobody else.
     """
     if not (folder / manifest.NAME).is_file():
-        raise NotFoundError(f"{folder} is not the output of a merge (no {manifest.NAME} in it)")
+        raise NotFoundError(
+            f"{folder} is not the output of a merge (no {manifest.NAME} in it)", found=nearest(str(folder))
+        )
     root, found = folder.resolve(), {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

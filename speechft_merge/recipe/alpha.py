@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+from speechft_merge.choices import METHODS
 from speechft_merge.errors import UsageError
 
-DEFAULT_ALPHAS = {"mean": 0.25, "task-arithmetic": 1.0, "model-stock": 1.0}
+DEFAULT_ALPHAS = dict.fromkeys(METHODS, 1.0) | {"mean": 0.25}
 """Method -> alpha. A mean has Speech-FT's own (Lin et al. 2026), three quarters pre-trained; the others say by their
 coefficients, or estimate, how much goes in."""
 
@@ -21,13 +22,13 @@ def parse_alpha(text: str) -> float:
 
 
 def parse_number(text: str, what: str, example: str) -> float:
-    """Parse a finite number; `what` it is and an `example` go into the message.
+    """Parse a finite number, also in percent (`25%`); `what` it is and an `example` go into the message.
 
     Raises:
         UsageError: it is not a number, or not finite.
     """
     try:
-        value = float(text)
+        value = float(f"{text[:-1]}e-2" if text.endswith("%") else text)
     except ValueError:
         raise UsageError(f"{text!r} is not a number", hint=f"give {what} such as {example}") from None
     if not math.isfinite(value):
@@ -43,5 +44,6 @@ def check_alpha(alpha: float, extrapolate: bool) -> None:
     """
     if not 0 <= alpha <= 1 and not extrapolate:
         raise UsageError(
-            f"alpha {alpha:g} lies outside 0 (the base) to 1 (the fine-tune)", hint="pass --extrapolate to allow it"
+            f"alpha {alpha:g} lies outside 0 (the base) to 1 (the fine-tune)",
+            hint="pass --extrapolate to allow it" + (f", or {alpha:g}% if that is meant" if 2 < alpha <= 100 else ""),
         )

@@ -12,6 +12,7 @@ from speechft_merge.errors import CheckpointError, NotFoundError, UsageError
 from speechft_merge.recipe import mergekit
 from speechft_merge.recipe.recipe import Recipe
 from speechft_merge.sources import LocalFile
+from speechft_merge.sources.nearby import nearest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +78,7 @@ def _read_text(path: Path) -> str:
             return file.read(0, file.size).decode()
     except NotFoundError as error:
         why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else "it is not a regular file"
-        raise NotFoundError(f"cannot read the recipe {path}: {why}") from error
+        raise NotFoundError(f"cannot read the recipe {path}: {why}", found=nearest(str(path))) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"the recipe {path} is not valid YAML: {error}") from error
 

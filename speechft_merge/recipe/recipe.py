@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from speechft_merge.arguments import listed
-from speechft_merge.errors import QUOTED, UsageError, quote
+from speechft_merge.choices import DTYPE_ALIASES, DTYPES, FORMATS, METHODS, choose
+from speechft_merge.errors import QUOTED, UsageError, amount, quote
 from speechft_merge.recipe.alpha import DEFAULT_ALPHAS, check_alpha, parse_alpha, parse_number
 from speechft_merge.recipe.rules import MOST, AlphaRule, parse_rule
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
     Rules = Sequence[AlphaRule | str] | Mapping[str, float | str] | str
 
-DTYPES = ("keep", "float32", "float16", "bfloat16")
-FORMATS = ("auto", "safetensors", "s3prl", "fairseq")
 LARGEST = 1e9
 """Of the weight of a fine-tune."""
 _BY_METHOD: Any = object()
@@ -53,6 +52,10 @@ def text_of(value: Any) -> str:
 def _parse_weights(value: Any) -> tuple[float, ...]:
     what = "the weight of a fine-tune"
     return tuple(w if isinstance(w, float) else parse_number(text_of(w), what, "2") for w in listed(value))
+
+
+def _parse_method(value: Any) -> str:
+    return choose("method", text_of(value), METHODS)
 
 
 def _parse_lora_alpha(value: Any) -> float | None:
@@ -98,27 +101,19 @@ class Recipe:
     alpha: float = _key(_BY_METHOD, lambda value: parse_alpha(text_of(value)))
     layer_alpha: Rules = _key((), _parse_rules)  # noqa: RUF009
     weight: Sequence[float] = _key((), _parse_weights)
-    dtype: str = _key("keep", text_of)
-    format: str = _key("auto", text_of)
+    dtype: str = _key("keep", lambda value: choose("dtype", text_of(value), DTYPES, DTYPE_ALIASES))
+    format: str = _key("auto", lambda value: choose("format", text_of(value), FORMATS))
     keep_head: bool = _key(False, _parse_flag)
     strip: bool = _key(False, _parse_flag)
     extrapolate: bool = _key(False, _parse_flag)
-    method: str = _key("mean", text_of)
+    method: str = _key("mean", _parse_method)
     lora_alpha: float | None = _key(None, _parse_lora_alpha)
 
     def __post_init__(self) -> None:
-        if text_of(self.method) not in DEFAULT_ALPHAS:
-            raise UsageError(
-                f"method {quote(text_of(self.method))} is unknown", hint=f"use one of {', '.join(DEFAULT_ALPHAS)}"
-            )
         if self.alpha is _BY_METHOD:
-            object.__setattr__(self, "alpha", DEFAULT_ALPHAS[self.method])
+            object.__setattr__(self, "alpha", DEFAULT_ALPHAS[_parse_method(self.method)])
         for key in fields(self):
             object.__setattr__(self, key.name, key.metadata["parse"](getattr(self, key.name)))
-        if self.dtype not in DTYPES:
-            raise UsageError(f"dtype {quote(self.dtype)} is unknown", hint=f"use one of {', '.join(DTYPES)}")
-        if self.format not in FORMATS:
-            raise UsageError(f"format {quote(self.format)} is unknown", hint=f"use one of {', '.join(FORMATS)}")
         for alpha in (self.alpha, *(value for rule in self.rules for value in (rule.start, rule.stop))):
             check_alpha(alpha, self.extrapolate)
         for weight in self.weight:
@@ -154,7 +149,10 @@ class Recipe:
                 hint="name the others, or leave --method out",
             )
         if self.weight and len(self.weight) != count:
-            raise UsageError(f"{len(self.weight)} weights for {count} fine-tuned models", hint="give one each, or none")
+            raise UsageError(
+                f"{amount(len(self.weight), 'weight')} for {amount(count, 'fine-tuned model')}",
+                hint="give one each, or none",
+            )
         if self.method == "task-arithmetic":
             return tuple(self.weight) or (1.0,) * count
         if self.weight and count == 1:

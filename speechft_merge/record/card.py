@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.checkpoints.labs import FAIRSEQ, S3PRL
+from speechft_merge.errors import amount
 from speechft_merge.foreign import as_code, as_markdown, clean
 from speechft_merge.record.layers import drift_cell, summarise_layers
 
@@ -240,7 +241,7 @@ def _loading(weights: str, owner: Checkpoint, config: dict[str, Any], stripped: 
 
 def _sentence(plan: Plan) -> str:
     counts = plan.counts
-    words = [f"{counts['interpolated']} tensors are interpolated"]
+    words = [f"{amount(counts['interpolated'], 'tensor', 'is', 'are')} interpolated"]
     if counts["copied"]:
         words.append(f"{counts['copied']} are the base's own")
     if counts["taken"]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speechft_merge.errors import CheckpointError, NotFoundError, UsageError, quote
+from speechft_merge.errors import CheckpointError, NotFoundError, UsageError, amount, quote
 from speechft_merge.packages import require_packages
 from speechft_merge.scoring.answers import parse_name
 from speechft_merge.scoring.clips import Clip, Recordings, digest, read_table
@@ -149,7 +149,7 @@ def _require_enough(name: str, clips: Sequence[Clip]) -> None:
     for clip in clips:
         groups.setdefault(clip.label, set()).add(clip.group)
     if len(clips) < FEWEST_CLIPS:
-        raise CheckpointError(f"{name} has {len(clips)} clips, at least {FEWEST_CLIPS} are needed")
+        raise CheckpointError(f"{name} has {amount(len(clips), 'clip')}, at least {FEWEST_CLIPS} are needed")
     if len(groups) < 2:
         raise CheckpointError(f"{name} has one class alone, {quote(next(iter(groups)))}", hint="give two or more")
     for label, found in groups.items():

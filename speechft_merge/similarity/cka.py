@@ -30,7 +30,7 @@ from speechft_merge.student import t_quantile
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from speechft_merge.similarity.request import Estimator
+    from speechft_merge.choices import Estimator
 
 _Sum = TypeVar("_Sum", float, torch.Tensor)
 

@@ -12,7 +12,7 @@ import torch
 
 from speechft_merge.arguments import or_default
 from speechft_merge.checkpoints.companions import FEATURE_EXTRACTOR
-from speechft_merge.errors import CheckpointError, DeviceError, MismatchError
+from speechft_merge.errors import CheckpointError, DeviceError, MismatchError, amount
 from speechft_merge.executor.device import AUTO, CPU, open_device
 from speechft_merge.progress import Count, Progress, Step, counted, silent
 from speechft_merge.record.card import short
@@ -159,7 +159,7 @@ def usable_clips(probe: Probe, maker: InputMaker) -> UsableClips:
     warnings = _warnings_of(probe, maker, len(usable))
     if len(usable) < LEAST_GROUPS:
         raise CheckpointError(
-            f"the probe's {probe.seconds:.1f} seconds give {len(usable)} usable clip{'s' * (len(usable) != 1)}, at "
+            f"the probe's {probe.seconds:.1f} seconds give {amount(len(usable), 'usable clip')}, at "
             f"least {LEAST_GROUPS} are needed",
             found="; ".join(warnings) or None,
             hint="give more audio (--probe), or let more of it be used (--probe-seconds)",
@@ -170,7 +170,7 @@ def usable_clips(probe: Probe, maker: InputMaker) -> UsableClips:
     if by != probe.grouped_by:
         first = counts[probe.grouped_by]
         warnings.append(
-            f"the {len(usable)} clips are of {first} group{'s' * (first > 1)} (by {probe.grouped_by}), at least "
+            f"the {len(usable)} clips are of {amount(first, 'group')} (by {probe.grouped_by}), at least "
             f"{LEAST_GROUPS} are needed: each {by} is taken as one, and error bars say nothing of other voices"
         )
     if counts[by] < FEW_GROUPS:

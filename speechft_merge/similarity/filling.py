@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from speechft_merge.checkpoints.companions import json_values
-from speechft_merge.errors import CheckpointError, quote
+from speechft_merge.errors import CheckpointError, amount, quote
 from speechft_merge.layouts.configuration import DECOAR2
 from speechft_merge.layouts.weight_norm import canonical
 from speechft_merge.packages import needs_extra
@@ -99,8 +99,8 @@ def fill(name: str, settings: Any, model_class: Any, weights: Mapping[str, Tenso
     wrong = [key for key in found["missing_keys"] if not may_lack(key)] or list(found["mismatched_keys"])
     if wrong:
         raise CheckpointError(
-            f"{name}: {len(wrong)} tensors of {model_class.__name__} are not in it, or have other shapes, first "
-            f"{wrong[0]!r}",
+            f"{name} lacks {amount(len(wrong), 'tensor')} of {model_class.__name__}, or has them in other shapes, "
+            f"first {wrong[0]!r}",
             hint="give it the config.json of the same model as its weights",
         )
     return model

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from speechft_merge.choices import Estimator
     from speechft_merge.similarity.measure import Group
-    from speechft_merge.similarity.request import Estimator
 
 DRAWS, SEED = 20, 20261127
 """How many times all groups are paired anew, and from what."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechft_merge.errors import CheckpointError, NotFoundError, UsageError, quote
+from speechft_merge.sources.nearby import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -108,7 +109,7 @@ def read_rows(table: Path) -> list[tuple[int, list[str]]]:
         CheckpointError: it cannot be read.
     """
     if not table.is_file():
-        raise NotFoundError(f"there is no file or folder {table}")
+        raise NotFoundError(f"there is no file or folder {table}", found=nearest(str(table)))
     try:
         lines = table.read_text("utf-8-sig").split("\n")
     except (OSError, ValueError) as error:

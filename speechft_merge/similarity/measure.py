@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
+from speechft_merge.choices import ESTIMATORS
 from speechft_merge.similarity.cka import (
     Cross,
     LeaveOneOut,
@@ -23,15 +24,14 @@ from speechft_merge.similarity.cka import (
     procrustes,
     replicates,
 )
-from speechft_merge.similarity.request import ESTIMATORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor
 
+    from speechft_merge.choices import Estimator
     from speechft_merge.similarity.cka import Shifted
-    from speechft_merge.similarity.request import Estimator
 
     Side = tuple[Representation, Cross, list[Shifted]]
     """Of one encoder in one layer: its sums, those with itself, its features."""

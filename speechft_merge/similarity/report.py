@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from speechft_merge.display import Table, Told
+from speechft_merge.errors import amount
 from speechft_merge.packages import needs_extra
 from speechft_merge.record.codec import as_csv, finite
 from speechft_merge.record.layers import INPUT, drift_cell
@@ -16,11 +17,11 @@ from speechft_merge.similarity.measure import MeanSimilarity, Similarity, mean_o
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from speechft_merge.choices import Estimator
     from speechft_merge.record.layers import LayerKey
     from speechft_merge.similarity.floor import Floor
     from speechft_merge.similarity.measure import LayerResult, Pair
     from speechft_merge.similarity.probe import ProbeRecord
-    from speechft_merge.similarity.request import Estimator
 
 SCHEMA = 3
 """Version of the JSON document."""
@@ -205,7 +206,8 @@ class Report(Told):
     def of_what(self) -> str:
         """Return on what the figures are, and what their error bars are."""
         bars = "; ± is half a 95 % interval over the groups" if self.has_errors else ""
-        return f"{self.utterances} clips of {self.groups} groups (by {self.grouped_by}), {self.frames} frames{bars}"
+        clips, groups = amount(self.utterances, "clip"), amount(self.groups, "group")
+        return f"{clips} of {groups} (by {self.grouped_by}), {self.frames} frames{bars}"
 
     @property
     def has_errors(self) -> bool:

@@ -6,17 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from speechft_merge.arguments import PathText, listed, path_of, require_fields
+from speechft_merge.choices import ESTIMATORS, Estimator, choose
 from speechft_merge.errors import NotFoundError, UsageError
 from speechft_merge.executor.device import AUTO, CPU, open_device, require_device_name
 from speechft_merge.packages import require_packages
 from speechft_merge.similarity.grouping import AUTOMATIC, FILE, parse_rule
-
-Estimator = Literal["group", "frame", "biased"]
-ESTIMATORS: tuple[Estimator, ...] = ("group", "frame", "biased")
-"""See `cka`."""
+from speechft_merge.sources.nearby import nearest
 
 SECONDS = 120.0
 """Seconds of audio by default: beyond it error bars shrink slowly and the models take minutes."""
@@ -70,8 +67,7 @@ class ProbeRequest:
 
     def __post_init__(self) -> None:
         require_fields(self)
-        if self.estimator not in ESTIMATORS:
-            raise UsageError(f"estimator {self.estimator!r} is unknown", hint=f"use one of {', '.join(ESTIMATORS)}")
+        choose("estimator", self.estimator, ESTIMATORS)
         if not 0 < self.seconds < math.inf:
             raise UsageError(f"a probe cannot be of {self.seconds:g} seconds", hint="give a positive number")
         if self.group_by not in (AUTOMATIC, FILE):
@@ -112,7 +108,7 @@ def require_audio(path: Path) -> None:
         NotFoundError: it is neither.
     """
     if not path.exists():
-        raise NotFoundError(f"there is no audio file or folder {path}")
+        raise NotFoundError(f"there is no audio file or folder {path}", found=nearest(str(path)))
     if not (path.is_file() or path.is_dir()):
         raise NotFoundError(f"{path} is neither a file nor a folder")
 

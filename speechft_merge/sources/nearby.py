@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from itertools import islice
 from pathlib import Path
 
@@ -10,6 +9,14 @@ MAX_LISTED = 10_000
 """Most entries of a folder that are compared."""
 _LEAST_LIKENESS = 0.6
 _SHOWN = 3
+_LONGEST = 1000
+"""Most characters of a path that are looked at."""
+
+
+def nearest(text: str) -> str | None:
+    """Return in words the paths that one may have meant that does not exist; None if it exists, or nothing is alike."""
+    near = nearest_paths(text := text[:_LONGEST])
+    return None if not near or Path(text).expanduser().exists() else " or ".join(near)
 
 
 def nearest_paths(text: str) -> list[str]:
@@ -37,6 +44,8 @@ def _alike(folder: Path, name: str) -> list[Path]:
     folded: dict[str, list[str]] = {}
     for entry in names:
         folded.setdefault(entry.casefold(), []).append(entry)
-    alike = difflib.get_close_matches(name.casefold(), folded, _SHOWN, _LEAST_LIKENESS)
+    from difflib import get_close_matches  # not for paths that exist
+
+    alike = get_close_matches(name.casefold(), folded, _SHOWN, _LEAST_LIKENESS)
     found = [folder / entry for near in alike for entry in folded[near]]
     return [path for path in found if path.exists()][:_SHOWN]  # a link may lead nowhere

@@ -11,6 +11,7 @@ from pathlib import Path
 from speechft_merge.arguments import listed, text_path
 from speechft_merge.errors import NotFoundError, SpeechFTMergeError
 from speechft_merge.sources.base import HubOrigin
+from speechft_merge.sources.nearby import nearest
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".th", ".nemo")
 """Suffixes of weights files; what is in them, only their bytes tell."""
@@ -82,10 +83,10 @@ def without_path(error: SpeechFTMergeError, text: str) -> SpeechFTMergeError:
     if text.startswith("hf://") or error.found:
         return error
     plain = re.split("[@:]", text, maxsplit=1)[0]
-    nearest = _nearest(text) or _nearest(plain)
-    if nearest is None and text != plain and not _is_folder(text.partition("/")[0]):
+    near = nearest(_whole(text)) or nearest(plain)
+    if near is None and text != plain and not _is_folder(text.partition("/")[0]):
         return error
-    return type(error)(f"{error.message}; there is no local path of that name", found=nearest, hint=error.hint)
+    return type(error)(f"{error.message}; there is no local path of that name", found=near, hint=error.hint)
 
 
 def _looks_local(text: str) -> bool:
@@ -109,7 +110,7 @@ def _no_path(text: str) -> NotFoundError:
     plainly = text.startswith(("/", "./", "../", "~"))
     return NotFoundError(
         f"{text[:200]}: no local path of that name",
-        found=_nearest(text),
+        found=nearest(_whole(text)),
         hint=None if plainly else f"write a model on the Hub as {hint}",
     )
 
@@ -125,13 +126,6 @@ def _broken(text: str) -> NotFoundError | None:
     except (OSError, RuntimeError, ValueError):  # not there; a name too long, a user unknown, a NUL in it
         return None
     return NotFoundError(f"{text[:200]} is a link to {target[:200]}, which leads nowhere")
-
-
-def _nearest(text: str) -> str | None:
-    """Return the names of existing paths that are alike."""
-    from speechft_merge.sources.nearby import nearest_paths  # not for paths that exist
-
-    return " or ".join(nearest_paths(_whole(text)[:1000])) or None
 
 
 def encoder_of(text: str) -> str:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from speechft_merge.errors import UsageError
+from speechft_merge.errors import UsageError, amount
 from speechft_merge.layouts.heads import is_of_pretraining
 from speechft_merge.layouts.naming import Naming, TensorName, read_naming
 from speechft_merge.layouts.structure import is_block, is_decoder, locate
@@ -171,7 +171,7 @@ class StableFineTuning:
         lacking = [n for n, p in self._ours.items() if self.parts[n] != "cnn" and id(p) not in there]
         if lacking:
             raise UsageError(
-                f"the optimizer lacks {len(lacking)} parameters that are to train, such as {lacking[0]}",
+                f"the optimizer lacks {amount(len(lacking), 'parameter')} that must train, such as {lacking[0]}",
                 hint="give it all of model.parameters(), also those that do not require gradients yet",
             )
 

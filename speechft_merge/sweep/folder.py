@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from speechft_merge.checkpoints.json_text import read_json
 from speechft_merge.errors import NotFoundError, OutputError, SpeechFTMergeError, quote
 from speechft_merge.output.folder import explained, write_whole
+from speechft_merge.sources.nearby import nearest
 from speechft_merge.sweep.grid import Cell, in_order
 from speechft_merge.sweep.results import CellResult
 
@@ -107,7 +108,11 @@ class SweepFolder:
             OutputError: its description cannot be used.
         """
         if not (self.path / NAME).is_file():
-            raise NotFoundError(f"{self.path} holds no {NAME}", hint="run the sweep with -o, then collect from there")
+            raise NotFoundError(
+                f"{self.path} holds no {NAME}",
+                found=nearest(str(self.path)),
+                hint="run the sweep with -o, then collect from there",
+            )
         try:
             document = read_json(self.path / NAME)
             cells = tuple(map(Cell.from_json, document.pop("cells")))

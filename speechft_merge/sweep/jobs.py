@@ -6,7 +6,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from speechft_merge.errors import UsageError, quote
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-Place = Literal["slurm", "local"]
+    from speechft_merge.choices import Place
 
 End = int | str
 """How a job ended: its exit code, or where there is none what Slurm calls it: `CANCELLED`, `NODE_FAIL` ..."""

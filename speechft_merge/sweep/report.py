@@ -63,7 +63,7 @@ class SweepReport(Told):
     def parts(self, verbose: int = 0) -> Iterator[Table | str]:
         """Yield the table of cells, what its marks mean, and what was decided."""
         titles, *rows = self.to_table()
-        yield Table(titles, rows)
+        yield Table(titles, rows, sum(title in ("alpha", "tilt", "rules") for title in titles))
         yield self.legend
         yield from self.in_words()
 

@@ -251,7 +251,7 @@ def test_several_adapters_in_one_file_are_refused() -> None:
 def test_half_of_the_changed_weights_is_refused() -> None:
     tuned = within("lora_{}", "", HUBERT)
     del tuned[f"{LAYERS[0]}.weight"]
-    with pytest.raises(MismatchError, match=f"on 4 layers, of which 1 have no weight, first '{LAYERS[0]}'"):
+    with pytest.raises(MismatchError, match=f"on 4 layers, and no weight of 1, first '{LAYERS[0]}'"):
         folded(HUBERT, tuned)
 
 

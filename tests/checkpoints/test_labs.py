@@ -64,7 +64,7 @@ def test_what_an_s3prl_fine_tune_was_made_of_is_read_from_its_arguments(open_byt
 def test_the_heads_of_s3prl_are_left_out_and_told(open_bytes: Open) -> None:
     others = open_bytes(saved(s3prl_finetune(LAB, weights()))).others
     assert others["Downstream"] == "2 tensors"
-    assert others["Featurizer"] == "1 tensors"
+    assert others["Featurizer"] == "1 tensor"
     assert "argparse.Namespace" in others["Args"]
 
 

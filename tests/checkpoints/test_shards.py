@@ -196,7 +196,7 @@ UNJOINED = {
         r"more than one model: a-\*-of-00002\.bin, b-\*-of-00002\.bin",
     ),
     "one twice": (["m-1-of-2.bin", "m-01-of-2.bin", "m-2-of-2.bin"], "found 3 shards;"),
-    "none by their count": (["m-0-of-0.bin"], "found 1 shards;"),
+    "none by their count": (["m-0-of-0.bin"], "found 1 shard;"),
     "another file": (["m-1-of-2.bin", "m-2-of-2.bin", "extra.pt"], r"and other weights; found extra\.pt"),
     "one of very many": (["m-1-of-999999.bin"], r"missing: m-000002-of-999999\.bin, .*"),
 }

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import pytest
 import typer
 
-from speechft_merge.cli.groups import GroupedHelp, with_groups
+from speechft_merge.cli.groups import with_groups
+from speechft_merge.cli.help import GroupedHelp
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -69,8 +70,8 @@ def test_the_help_lists_options_by_group(capsys: pytest.CaptureFixture[str]) -> 
     app(["pick", "--help"], standalone_mode=False)
     out = capsys.readouterr().out
     titles = [line for line in out.splitlines() if re.fullmatch(r"\w+:", line)]
-    assert titles == ["Arguments:", "Basket:", "Options:"]
-    assert out.index("Basket:") < out.index("--apples") < out.index("--full") < out.index("Options:")
+    assert titles == ["Arguments:", "Basket:", "Messages:"]
+    assert out.index("Basket:") < out.index("--apples") < out.index("--full") < out.index("Messages:")
 
 
 @pytest.mark.parametrize("command", ["merge", "compare", "inspect", "push"])
@@ -87,6 +88,6 @@ def test_options_that_commands_share_read_the_same(run: Run) -> None:
     def section(command: str, title: str) -> list[str]:
         return re.split(r"\n\n", run(command, "--help").out.split(f"\n{title}:\n")[1])[0].split()
 
-    assert section("compare", "Work") == section("merge", "Work")
+    assert section("compare", "Machine") == section("merge", "Machine")
     assert section("compare", "Messages") == section("merge", "Messages") == section("inspect", "Messages")
-    assert set(section("compare", "Comparison of features")) < set(section("merge", "Comparison of features"))
+    assert set(section("compare", "Features")) < set(section("merge", "Features"))

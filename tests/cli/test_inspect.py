@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import zipfile
@@ -78,8 +79,23 @@ def test_a_match_as_json_has_every_tensor(pair: Pair, tiny: Tiny, run: Run) -> N
 
 def test_a_match_says_verbosely_what_becomes_of_each_tensor(pair: Pair, tiny: Tiny, run: Run) -> None:
     ran = run("inspect", pair.base, pair.finetuned, "-v")
-    assert [name for name in tiny.read(pair.finetuned) if name not in ran.out] == []
-    assert "the fine-tune's head" in ran.out
+    assert [name for name in tiny.read(pair.finetuned) if name.removeprefix("hubert.") not in ran.out] == []
+    assert "names: base '*' is fine-tuned 'hubert.*'" in ran.out
+    assert "other name" not in ran.out
+    assert "left out: the fine-tune's head" in ran.out
+
+
+def test_a_match_names_what_has_another_name_in_the_fine_tune(tiny: Tiny, run: Run, tmp_path: Path) -> None:
+    base = tiny.weights()
+    other = {"original0": "weight_g", "original1": "weight_v"}
+    named = {
+        re.sub(r"parametrizations\.weight\.(original[01])$", lambda found: other[found[1]], k): base[k] for k in base
+    }
+    inputs = [tiny.write(tmp_path / "base", base), tiny.write(tmp_path / "other", named)]
+    lines = run("inspect", *inputs, "-v").out.splitlines()
+    told = [line.split() for line in lines if "original" in line]
+    assert {(words[0].rpartition(".")[2], words[-1].rpartition("conv.")[2]) for words in told} == {*other.items()}
+    assert any("other name in the fine-tune" in line for line in lines)
 
 
 def test_several_finetuned_models_are_matched_at_once(pair: Pair, run: Run) -> None:

@@ -67,7 +67,7 @@ def test_a_probe_task_decides_and_the_table_fits_a_terminal(languages: Path, run
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "sweep.json", "cells", "cells.jsonl", "report.json", "report.csv", "report.png", "report.svg", "report.html",
     }  # fmt: skip
-    assert "the tilts of 2 cells ask for alphas above 1" in ran.err
+    assert "alphas above 1, which the tilts of 2 cells ask for, are clipped" in ran.err
 
 
 def test_no_cell_that_meets_the_gates_is_exit_code_3_after_the_report(swept: Ran, run: Run, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_submitted_to_this_machine_it_ends_as_a_serial_run(run: Run, spawn: Run,
         (["--maximize", "size", "--push-to-hub", "a/b"], "nothing to push"),
         (["--probe-seconds", "3"], "has no effect with --no-cka"),
         (["--jobs", "3"], "has no effect without --submit"),
-        (["--submit", "lsf"], "no place to submit to"),
+        (["--submit", "lsf"], "submit 'lsf' is unknown"),
         (["--task", "3/2"], "is not a share"),
         (["--task", "0/2", "--collect"], "pass one of them"),
         (["--collect"], "has no effect with --collect"),

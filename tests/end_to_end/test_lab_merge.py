@@ -211,7 +211,7 @@ def spoilt(defect: str, finetuned: Weights) -> Weights:
 
 
 REFUSED = {
-    "a shape that would broadcast": r"1 tensors have other shapes.*fc1.weight: \[64, 32\], in the fine-tune \[1, 32\]",
+    "a shape that would broadcast": r"1 tensor has another shape.*fc1.weight: \[64, 32\], in the fine-tune \[1, 32\]",
     "not a number": r"fc1.weight' holds nan \(element 101\)",
 }
 ANSWERED = {

@@ -12,9 +12,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechft_merge.choices import DTYPES
 from speechft_merge.errors import NotFoundError, UsageError
 from speechft_merge.recipe.file import read_recipe
-from speechft_merge.recipe.recipe import DTYPES, Recipe, override
+from speechft_merge.recipe.recipe import Recipe, override
 from speechft_merge.recipe.rules import AlphaRule, parse_rule
 
 if TYPE_CHECKING:
@@ -243,3 +244,36 @@ def test_the_whole_is_checked_again() -> None:
     with pytest.raises(UsageError, match="extrapolate"):
         override(Recipe(), alpha=1.5)
     assert override(Recipe(), alpha=1.5, extrapolate=True).alpha == 1.5
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        ("fp16", "float16"),
+        ("half", "float16"),
+        ("bf16", "bfloat16"),
+        ("fp32", "float32"),
+        ("torch.bfloat16", "bfloat16"),
+    ],
+)
+def test_an_element_type_may_have_its_other_names(given: str, dtype: str, tmp_path: Path) -> None:
+    assert Recipe(dtype=given).dtype == dtype
+    (tmp_path / "recipe.yaml").write_text(f"dtype: {given}")
+    assert read_recipe(tmp_path / "recipe.yaml").dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("text", "alpha"), [("25%", 0.25), ("12.3%", 0.123), ("100%", 1.0), ("0%", 0.0), ("1e1%", None)]
+)
+def test_an_alpha_may_be_in_percent(text: str, alpha: float | None) -> None:
+    if alpha is None:
+        with pytest.raises(UsageError, match="not a number"):
+            parse_rule(f"cnn={text}")
+    else:
+        assert Recipe.from_json({"alpha": text}).alpha == alpha
+        assert parse_rule(f"cnn={text}").start == alpha
+
+
+def test_an_alpha_that_seems_to_be_in_percent_is_answered_so() -> None:
+    with pytest.raises(UsageError, match="25% if that is meant"):
+        Recipe(alpha=25.0)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechft_merge.choices import ESTIMATORS
 from speechft_merge.similarity.cka import (
     Cross,
     LeaveOneOut,
@@ -24,7 +25,6 @@ from speechft_merge.similarity.cka import (
     replicates,
     standard_error,
 )
-from speechft_merge.similarity.request import ESTIMATORS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
