@@ -48,9 +48,17 @@ def require_fields(record: Any) -> None:
     kind: Any = type(record)
     hints = _hints_of(kind)
     for field in fields(record):
-        value = getattr(record, field.name)
-        if not _fits(value, hints[field.name]):
-            raise _odd(field.name, _in_words(hints[field.name]), value)
+        require(getattr(record, field.name), hints[field.name], field.name)
+
+
+def require(value: object, kind: Any, name: str) -> None:
+    """Refuse an argument that is not of a type, which may be any that `require_fields` knows.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not _fits(value, kind):
+        raise _odd(name, _in_words(kind), value)
 
 
 def path_of(value: object, name: str) -> Path:
@@ -120,4 +128,5 @@ def _in_words(kind: Any) -> str:
         return f"a list, each {_in_words(arguments[0])}"
     if origin in (Mapping, dict):
         return "a dictionary"
-    return _WORDS.get(kind, "a path" if origin is PathLike else f"a {getattr(kind, '__name__', kind)}")
+    name = getattr(kind, "__name__", str(kind))
+    return _WORDS.get(kind, "a path" if origin is PathLike else f"{'an' if name[:1] in 'AEIO' else 'a'} {name}")

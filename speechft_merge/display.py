@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from speechft_merge.foreign import clean
 from speechft_merge.record.layers import drift_cell
-from speechft_merge.text import columns_of, fit, wrapped
+from speechft_merge.text import fit, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,22 +29,26 @@ class Table:
     keys: int = 1
     """How many of the first columns tell the rows apart."""
 
-    def draw(self) -> str:
-        """Return the table as lines of text that fit the terminal, without a break within a word or a number.
+    def draw(self, columns: int | None = None, *, bold: bool = False) -> str:
+        """Return the table as lines of text that fit, without a break within a word or a number.
 
         Where lines broken between words do not suffice, columns of numbers go on below, beside the other columns again;
         a table in which that does not help either becomes a list. Columns without content are left out.
+
+        Args:
+            columns: of the terminal; None for whole lines.
+            bold: whether titles are bold there.
         """
-        columns = columns_of(sys.stdout)
         told = [i for i, title in enumerate(self.titles) if i == 0 or any(row[i] for row in self.rows)]
         table = self._part(told)
         widths = table._widths()
         if columns is None:
-            return table._drawn([high for _, high in widths])
+            return table._drawn([high for _, high in widths], bold)
         parts = [*table._parts(columns, [low for low, _ in widths])]
         if not parts:
-            return "\n".join(table._listed())
-        return "\n\n".join(table._part(part)._drawn(_shared([widths[i] for i in part], columns)) for part in parts)
+            return "\n".join(table._listed(columns))
+        drawn = (table._part(part)._drawn(_shared([widths[i] for i in part], columns), bold) for part in parts)
+        return "\n\n".join(drawn)
 
     def as_html(self) -> str:
         """Return the table as HTML, all of its text escaped."""
@@ -72,14 +75,15 @@ class Table:
             found.append((max(map(cell_len, words), default=0), max(map(cell_len, [title, *texts]))))
         return found
 
-    def _drawn(self, widths: Sequence[int]) -> str:
+    def _drawn(self, widths: Sequence[int], bold: bool) -> str:
         from rich import box
         from rich.console import Console
         from rich.table import Table as Drawn
         from rich.text import Text
 
-        tty = sys.stdout.isatty()
-        console = Console(highlight=False, markup=False, emoji=False, width=_total(widths), force_terminal=tty)
+        console = Console(
+            highlight=False, markup=False, emoji=False, width=_total(widths), force_terminal=bold, force_jupyter=False
+        )
         drawn = Drawn(box=box.SIMPLE, pad_edge=False, show_edge=False)
         for i, (title, width) in enumerate(zip(self.titles, widths, strict=True)):
             drawn.add_column(title, justify="right" if self._is_numeric(i) else "left", width=width)
@@ -103,15 +107,16 @@ class Table:
             part.append(i)
         yield sorted(part)
 
-    def _listed(self) -> Iterator[str]:
+    def _listed(self, columns: int) -> Iterator[str]:
         """Yield a paragraph for each row: its first cell, and below it the others that are not empty, by title."""
         if len(self.titles) == 2:
-            yield from (wrapped(f"{first}: {second}", indent="  ") for first, second in [self.titles, *self.rows])
+            facts = (f"{first}: {second}" for first, second in [self.titles, *self.rows])
+            yield from (wrapped(fact, columns, "  ") for fact in facts)
             return
         for first, *others in self.rows:
             yield first
             yield from (
-                wrapped(f"  {title}: {cell}", indent="    ")
+                wrapped(f"  {title}: {cell}", columns, "    ")
                 for title, cell in zip(self.titles[1:], others, strict=True)
                 if cell
             )
@@ -142,8 +147,8 @@ class Told:
         raise NotImplementedError
 
     def summary(self, verbose: int = 0) -> str:
-        """Return what the command line prints of it, as text."""
-        return "\n".join(part if isinstance(part, str) else part.draw() for part in self.parts(verbose))
+        """Return what the command line prints of it, as text with whole lines."""
+        return "\n".join(clean(part) if isinstance(part, str) else part.draw() for part in self.parts(verbose))
 
     def _repr_html_(self) -> str:
         shown = (f"<p>{html.escape(clean(p))}</p>" if isinstance(p, str) else p.as_html() for p in self.parts())
@@ -172,5 +177,9 @@ def layer_parts(rows: Sequence[LayerRow]) -> Iterator[Table | str]:
 
 
 def in_words(counts: Mapping[str, int]) -> str:
-    """Return `48 interpolated, 2 left out`."""
-    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    """Return `48 interpolated (6 of them identical), 2 left out`."""
+    same = counts.get("identical", 0)
+    told = {what: f"{count} {what}" for what, count in counts.items() if count and what != "identical"}
+    if same and "interpolated" in told:
+        told["interpolated"] += f" ({same} of them identical)"
+    return ", ".join(told.values())

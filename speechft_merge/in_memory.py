@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -125,6 +125,9 @@ class LiveMerge:
         True
     """
 
+    def __repr__(self) -> str:
+        return f"<LiveMerge of {type(self._module).__name__}>"
+
     def __init__(
         self, module: torch.nn.Module, base: Weights, finetuned: Weights | Sequence[Weights],
         weight: Sequence[float] = (), options: MergeOptions | None = None,
@@ -201,7 +204,7 @@ def _state(model: Weights) -> Mapping[str, Tensor]:
 
 
 def _listed(finetuned: Weights | Sequence[Weights]) -> Sequence[Weights]:
-    listed = [finetuned] if isinstance(finetuned, (Mapping, torch.nn.Module)) else [*finetuned]
+    listed: list[Any] = [*finetuned] if isinstance(finetuned, (list, tuple)) else [finetuned]
     if not listed:
         raise UsageError("a fine-tuned model is missing", hint="give one or more fine-tunes of the base")
     return listed

@@ -79,7 +79,7 @@ class MergeResult(Told):
     kept: Kept | None = None
 
     def __repr__(self) -> str:
-        return f"<MergeResult {self.output.name}: {in_words(self.manifest.counts)}>"
+        return f"<MergeResult {fit(self.output.name, 40)}: {in_words(self.manifest.counts)}>"
 
     def parts(self, verbose: int = 0) -> Iterator[Table | str]:
         """Yield the table of layers, and how far the fine-tune lies from the base."""
@@ -88,7 +88,7 @@ class MergeResult(Told):
         else:
             yield from layer_parts(self.manifest.layers)
             drift = Drift.relative(self.drifts.values())
-            moved = "" if drift is None else f"; the fine-tune lies {drift:.2%} from the base"
+            moved = "" if drift is None else f"; in what is interpolated the fine-tune lies {drift:.2%} from the base"
             yield in_words(self.manifest.counts) + moved
 
 

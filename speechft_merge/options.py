@@ -58,6 +58,8 @@ class MergeOptions:
         require_fields(self)
         if self.max_shard_size is not None and self.max_shard_size < 1:
             raise UsageError(f"a weights file of at most {self.max_shard_size} bytes holds nothing")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"{self.workers} workers cannot do any work", hint="give 1 or more")
         require_device_name(self.device)
 
     @property

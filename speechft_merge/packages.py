@@ -29,7 +29,8 @@ def needs_extra(package: str, extra: str = "cka") -> Iterator[None]:
 
 def not_installed(package: str, extra: str = "cka") -> UsageError:
     """Return the error for a package of an extra that is missing."""
-    return UsageError(f"{package} is not installed", hint=f'run pip install "speechft-merge[{extra}]"')
+    hint = f"run pip install {package}; in a clone pip install '.[{extra}]' has all of its kind"
+    return UsageError(f"{package} is not installed", hint=hint)
 
 
 def require_packages(*packages: str, extra: str = "cka") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import textwrap
 from typing import TextIO
 
@@ -23,15 +22,14 @@ def columns_of(stream: TextIO) -> int | None:
     return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
-def wrapped(text: str, stream: TextIO | None = None, indent: str = "") -> str:
-    """Return a sentence on lines that fit the terminal, broken between words; as it is where a stream is none.
+def wrapped(text: str, columns: int | None, indent: str = "") -> str:
+    """Return a sentence on lines of so many columns, broken between words; as it is for None.
 
     Args:
         text: the sentence.
-        stream: where it goes; by default stdout.
+        columns: of a terminal, see `columns_of`.
         indent: of lines after the first.
     """
-    columns = columns_of(sys.stdout if stream is None else stream)
     if columns is None or len(text) <= columns:
         return text
     return textwrap.fill(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -105,11 +105,14 @@ def verify(
     """
     folder, models = path_of(output, "output"), [text_path(model, "models") for model in listed(models)]
     options = or_default(options, MergeOptions, "options")
+    if not folder.is_dir():
+        raise NotFoundError(
+            f"there is no folder {folder}", found=nearest(str(folder)), hint="name the output of a merge"
+        )
     found = read_manifest(folder)
     if found is None or found.format != FORMAT:
         raise NotFoundError(
             f"{folder} has no {NAME} that this version can read",
-            found=nearest(str(folder)),
             hint="name the output of a merge; one of another version is to be merged again",
         )
     progress(Step("comparing checksums"))

@@ -271,13 +271,13 @@ def test_models_that_cannot_be_merged_are_closed(
     monkeypatch.chdir(tmp_path)
     base, finetuned = pair.args
     other = str(tiny.write(tmp_path / "other", reshaped(tiny.weights())))
-    with raising(UsageError, match="2 weights for 1 fine-tuned models"):
+    with raising(UsageError, match="2 weights for 1 fine-tuned model"):
         entry(base, finetuned, Recipe(weight=(1.0, 2.0)))
     with raising(UsageError, match="matches nothing"):
         entry(base, finetuned, Recipe(layer_alpha=(parse_rule("nonsense=1"),)))
     with raising(MismatchError, match="is not a fine-tune of"):
         entry(base, unrelated)
-    with raising(MismatchError, match="other shapes"):
+    with raising(MismatchError, match="another shape"):
         entry(base, other)
     with raising(NotFoundError, match="nowhere"):
         entry(base, [finetuned, str(tmp_path / "nowhere")])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechft_merge.errors import SpeechFTMergeError
-from speechft_merge.text import fit, wrapped
+from speechft_merge.text import columns_of, fit, wrapped
 
 _MOST = {"error": 900, "found": 400, "hint": 600}
 """Characters of each part: names out of foreign files may have megabytes."""
@@ -42,7 +42,7 @@ class Failure:
         lines = [f"speechft-merge: error: {fit(self.error, _MOST['error'])}"]
         lines += [f"  found: {fit(self.found, _MOST['found'])}"] if self.found else []
         lines += [f"hint: {fit(hint, _MOST['hint'])}" for hint in self.hints]
-        return "\n".join(wrapped(line, sys.stderr, "  ") for line in lines)
+        return "\n".join(wrapped(line, columns_of(sys.stderr), "  ") for line in lines)
 
     def in_json(self) -> str:
         """Return the same as one JSON object on one line."""
@@ -62,7 +62,7 @@ def explain(error: BaseException) -> Failure:
     if hasattr(error, "format_message"):  # Typer refused the words of the command line; its class is private
         return _explain_usage(error)
     if isinstance(error, OSError):  # stdout is full
-        return Failure(str(error), None, notes, os.EX_IOERR)
+        return Failure(f"cannot write to stdout: {error.strerror or error}", None, notes, os.EX_IOERR)
     if isinstance(error, MemoryError):
         return Failure(str(error) or "out of memory", None, (*notes, _LIMITED))
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] != "speechft_merge":

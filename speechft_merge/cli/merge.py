@@ -84,7 +84,8 @@ def merge(
             sink.show(show_plan(opened, path, named))
         return
     target = None if push_to_hub is None else hub.prepare(push_to_hub)
-    with ProgressLine(sink, f"{' + '.join((base, *finetuned))} -> {push_to_hub or named}") as progress:
+    how = f"alpha {recipe.alpha:g}" + (" and rules for layers" if recipe.layer_alpha else "")
+    with ProgressLine(sink, f"{' + '.join((base, *finetuned))} -> {push_to_hub or named} ({how})") as progress:
         progress(Step("opening the models"))
         with open_merge(base, finetuned, recipe, options) as opened:
             for line in details(opened, sink.verbose):
@@ -108,10 +109,10 @@ def merge(
 
 @contextlib.contextmanager
 def _complete(named: str) -> Iterator[None]:
-    """Say of a signal that comes after the commit that the merge is complete."""
+    """Say of a signal, or a stdout that is full, after the commit that the merge is complete."""
     try:
         yield
-    except SystemExit as stopped:  # also where the reader of stdout is gone, which is told by the code alone
+    except (SystemExit, OSError) as stopped:  # also where the reader of stdout is gone, which the code alone tells
         stopped.add_note(f"the merge is complete: {named}")
         raise
 

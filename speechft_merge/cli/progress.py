@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechft_merge.foreign import clean
 from speechft_merge.progress import Step
+from speechft_merge.text import columns_of, wrapped
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -112,7 +113,7 @@ class ProgressLine:
     def _say(self, text: str) -> None:
         self._spoke = time.monotonic()
         stamp = "" if self._drawn else time.strftime("[%H:%M:%S] ")
-        print(stamp + clean(text), file=sys.stderr, flush=True)
+        print(wrapped(stamp + clean(text), columns_of(sys.stderr), "  "), file=sys.stderr, flush=True)
 
     def _draw(self, step: Step) -> None:
         if self._bar is None:

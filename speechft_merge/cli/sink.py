@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from speechft_merge.foreign import clean
-from speechft_merge.text import fit, wrapped
+from speechft_merge.text import columns_of, fit, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -55,19 +55,23 @@ class Sink:
         """Print a result in the way that was asked for."""
         for kind, lines in (("warning", result.warnings), ("note", result.notes)):
             for line in lines:
-                print(wrapped(f"speechft-merge: {kind}: {fit(line)}", sys.stderr, "  "), file=sys.stderr)
+                print(wrapped(f"speechft-merge: {kind}: {fit(line)}", columns_of(sys.stderr), "  "), file=sys.stderr)
         if self.json:
             _emit(json.dumps(result.document(), indent=2, ensure_ascii=True))
         elif not self.quiet:
+            columns = columns_of(sys.stdout)
             for part in result.parts(self.verbose):
-                _emit(wrapped(clean(part)) if isinstance(part, str) else part.draw())
+                if isinstance(part, str):
+                    _emit(wrapped(clean(part), columns))
+                else:
+                    _emit(part.draw(columns, bold=columns is not None))
         elif result.headline is not None:
             _emit(clean(result.headline))
 
     def detail(self, text: str) -> None:
         """Print a sentence that `-v` asks for, while the work goes on."""
         if self.verbose:
-            print(wrapped(fit(text), sys.stderr), file=sys.stderr)
+            print(wrapped(fit(text), columns_of(sys.stderr)), file=sys.stderr)
 
 
 def _emit(text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     from speechft_merge.arguments import PathText
-    from speechft_merge.progress import Count, Progress
+    from speechft_merge.progress import Progress
     from speechft_merge.push.target import PushTarget
 
 _NAMED = 8
@@ -102,25 +104,26 @@ def push(
     title = message or "Merge by speechft-merge"
     with hub_errors(target.repo):
         additions = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
-        _tell_uploads(additions, counted(progress, f"pushing to {target.repo}"))
+        count, total = counted(progress, f"pushing to {target.repo}"), sum(one.upload_info.size for one in additions)
+        _tell_uploads(additions, lambda done: count(done, total))
         _upload(target, additions)
         check()
         url = _commit(target, operations, title)
+        count(total, total)  # the Hub may have had some of it
     replaced_card = target.foreign_card and card.NAME in changes.replaced
     return Pushed(target.repo, url, changes, replaced_card)
 
 
-def _tell_uploads(additions: Sequence[CommitOperationAdd], count: Count) -> None:
+def _tell_uploads(additions: Sequence[CommitOperationAdd], tell: Callable[[int], object]) -> None:
     """Have what the client reads of files, in order to upload it, counted; what it hands to Xet it does not read."""
     read: Counter[str] = Counter()
-    sizes = {one.path_in_repo: one.upload_info.size for one in additions}
 
     def opening(one: CommitOperationAdd) -> Callable[..., AbstractContextManager[Any]]:
         opened = one.as_file
 
         def took(length: int) -> None:
-            read[one.path_in_repo] = min(read[one.path_in_repo] + length, sizes[one.path_in_repo])
-            count(read.total(), sum(sizes.values()))
+            read[one.path_in_repo] = min(read[one.path_in_repo] + length, one.upload_info.size)
+            tell(read.total())
 
         @contextmanager
         def as_file(with_tqdm: bool = False) -> Iterator[Any]:
@@ -133,7 +136,7 @@ def _tell_uploads(additions: Sequence[CommitOperationAdd], count: Count) -> None
         one.as_file = opening(one)  # type: ignore[assignment,method-assign]
 
 
-class _Told:
+class _Told(io.IOBase):  # the client goes back to the start of these alone, for a second try
     """A file that tells how much is read of it."""
 
     def __init__(self, file: BinaryIO, took: Callable[[int], None]) -> None:
@@ -144,8 +147,11 @@ class _Told:
         self._took(len(content))
         return content
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
     def __iter__(self) -> Iterator[bytes]:
         while content := self.read(1 << 20):

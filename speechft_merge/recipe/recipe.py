@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LARGEST = 1e9
 """Of the weight of a fine-tune."""
-_BY_METHOD: Any = object()
+_BY_METHOD: Any = type("ByMethod", (), {"__repr__": lambda self: "by the method"})()
 """The alpha of a recipe that gives none."""
 
 
@@ -64,7 +64,7 @@ def _parse_lora_alpha(value: Any) -> float | None:
 
 def _parse_flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise UsageError("keep_head, strip and extrapolate must be true or false", found=quote(value))
+        raise UsageError("must be true or false", found=quote(value))
     return value
 
 
@@ -113,7 +113,12 @@ class Recipe:
         if self.alpha is _BY_METHOD:
             object.__setattr__(self, "alpha", DEFAULT_ALPHAS[_parse_method(self.method)])
         for key in fields(self):
-            object.__setattr__(self, key.name, key.metadata["parse"](getattr(self, key.name)))
+            try:
+                object.__setattr__(self, key.name, key.metadata["parse"](getattr(self, key.name)))
+            except UsageError as error:
+                if error.message.startswith(key.name):
+                    raise
+                raise error.within(key.name) from error
         for alpha in (self.alpha, *(value for rule in self.rules for value in (rule.start, rule.stop))):
             check_alpha(alpha, self.extrapolate)
         for weight in self.weight:

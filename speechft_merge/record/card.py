@@ -194,6 +194,8 @@ def _stated(model: Checkpoint) -> tuple[str | None, str | None]:
 
 def _front_matter_of(card: Path) -> str:
     """Return the front matter of a local card; empty where there is none."""
+    if not card.is_file():  # a pipe would be waited for
+        return ""
     try:
         with card.open(encoding="utf-8") as file:
             empty, front, _ = file.read(1 << 16).split("---\n", 2)
@@ -224,10 +226,8 @@ def _loading(weights: str, owner: Checkpoint, config: dict[str, Any], stripped: 
     """Return how the output is loaded: by transformers, or as the lab's file is that it copies."""
     if config:
         name = _kind(config)[1]
-        load = (
-            f'from transformers import {name}\n\nmodel = {name}.from_pretrained("this folder, or its name on the Hub")'
-        )
-        return ["```python", load, "```"]
+        load = f'model = {name}.from_pretrained("path/to/this")  # or its name on the Hub'
+        return ["```python", f"from transformers import {name}", "", load, "```"]
     if weights.endswith(".safetensors"):
         return [f"`{weights}` has the names of {as_code(_name(owner))}: loaded in the same way."]
     rest = "without its optimizer states and copies of the weights" if stripped else "and all else as it was"

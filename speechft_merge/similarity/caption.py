@@ -30,13 +30,13 @@ def name_model(reference: str) -> str:
 
 
 def name_models(models: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
-    """Return `base hubert-base; fine-tuned hubert-asr; merged at alpha 0.25`.
+    """Return `base: hubert-base; fine-tuned: hubert-asr; merged at alpha 0.25`.
 
     Args:
         models: role -> reference.
         recipe: of the merge, as `Recipe.to_json` has it; empty where it is not known.
     """
-    words = [f"{as_word(role)} {name_model(name)}" for role, name in models.items()]
+    words = [f"{as_word(role)}: {name_model(name)}" for role, name in models.items()]
     if recipe and "merged" in models:
         words[-1] = f"merged at {name_recipe(recipe)}"
     return "; ".join(words)

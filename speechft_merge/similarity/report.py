@@ -267,11 +267,10 @@ def _what_came_back(report: Report) -> str:
     before, after = report.mean["base_finetuned"].cka, report.mean["base_merged"].cka
     if not (math.isfinite(before) and math.isfinite(after)) or before > 0.999:
         return caution
-    share = (after - before) / (1 - before)
-    return (
-        f"The merge has {with_error(report.mean['base_merged'])} on average: {share:.0%} of the way back to the base. "
-        + caution
-    )
+    share, average = (after - before) / (1 - before), with_error(report.mean["base_merged"])
+    if share < 0:
+        return f"The merge has {average} on average, less than the fine-tune: is it a merge of these two? {caution}"
+    return f"The merge has {average} on average: {share:.0%} of the way back to the base. {caution}"
 
 
 def with_error(found: Similarity | MeanSimilarity) -> str:

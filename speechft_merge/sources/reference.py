@@ -86,7 +86,7 @@ def without_path(error: SpeechFTMergeError, text: str) -> SpeechFTMergeError:
     near = nearest(_whole(text)) or nearest(plain)
     if near is None and text != plain and not _is_folder(text.partition("/")[0]):
         return error
-    return type(error)(f"{error.message}; there is no local path of that name", found=near, hint=error.hint)
+    return type(error)(f"{error.message}; {_whole(plain)} is no local path either", found=near, hint=error.hint)
 
 
 def _looks_local(text: str) -> bool:

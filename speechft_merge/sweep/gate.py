@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from speechft_merge.arguments import require
 from speechft_merge.errors import UsageError, quote
 from speechft_merge.recipe.alpha import parse_number
 from speechft_merge.sweep.grid import BASE, FINETUNED
@@ -108,6 +109,7 @@ def parse_gate(text: str) -> Gate:
         >>> print(parse_gate("emotion >= base - 0.01"))
         emotion>=base-0.01
     """
+    require(text, str, "a gate")
     found = _GATE.fullmatch(text)
     if not found or not found["name"].strip() or not found["reference"].strip():
         raise UsageError(f"{quote(text)} is not a gate", hint=f"write it as {EXAMPLE}, with >=, <=, > or <")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.arguments import listed, require
 from speechft_merge.errors import UsageError, quote
 from speechft_merge.recipe.alpha import parse_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
 MOST = 10_000
 """Most cells of a sweep: beyond it an option is mistyped."""
@@ -89,7 +91,7 @@ def parse_numbers(text: str, what: str, least: float, most: float) -> tuple[floa
 
 
 def lay_out(
-    alphas: Iterable[float], tilts: Iterable[float] = (0.0,), rules: Sequence[Sequence[str]] = ()
+    alphas: Sequence[float], tilts: Sequence[float] = (0.0,), rules: Sequence[Sequence[str]] = ()
 ) -> tuple[Cell, ...]:
     """Return the cells, the end points among them: each once, in order.
 
@@ -106,7 +108,9 @@ def lay_out(
         >>> [cell.label for cell in lay_out([0.25], [0.0, 0.5])]
         ['0', '0.25', '0.25 tilt 0.5', '1']
     """
-    points = tuple(alphas), tuple(tilts)
+    points = tuple(listed(alphas)), tuple(listed(tilts))
+    for name, given in zip(("alphas", "tilts"), points, strict=True):
+        require(given, Sequence[float], name)
     if math.prod(map(len, (*points, *rules))) > MOST:
         raise UsageError(f"a sweep of more than {MOST} cells", hint="give fewer alphas, tilts or rules")
     made = (

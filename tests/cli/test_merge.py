@@ -272,7 +272,7 @@ def test_a_terminal_gets_the_same_words(pair: Pair, tmp_path: Path) -> None:
     assert process.wait(timeout=100) == 0
     lines = shown.decode().split("\r\n")
     assert lines[-2:] == ["out", ""]
-    assert "48 interpolated, 2 left out" in shown.decode()
+    assert "48 interpolated (6 of them identical), 2 left out" in shown.decode()
 
 
 def test_a_reader_that_leaves_early_is_no_error_of_ours(pair: Pair, tmp_path: Path) -> None:

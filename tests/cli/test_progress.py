@@ -87,7 +87,7 @@ def test_the_steps_of_a_comparison_name_its_stages(save_pair: SavePair, few_clip
 def test_a_log_has_a_first_line_stamped_lines_and_what_it_took(pair: Pair, spawn: Run) -> None:
     ran = spawn(*pair.args, "-o", "out")
     first, *_, last = ran.err.splitlines()
-    assert STAMP.sub("", first) == f"{pair.base} + {pair.finetuned} -> out"
+    assert STAMP.sub("", first) == f"{pair.base} + {pair.finetuned} -> out (alpha 0.25)"
     assert re.fullmatch(r"\[\S+\] done in \d+\.\d s.*", last)
     assert all(STAMP.match(line) for line in ran.err.splitlines())
     assert not {"\r", "\x1b"} & {*ran.err}

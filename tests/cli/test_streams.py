@@ -53,6 +53,11 @@ def test_exit_code_and_output_are_those_of_a_good_log(descriptor: int, state: st
     assert (code, (tmp_path / "out2").exists(), "Traceback" in other) == (66, False, False)
 
 
+def test_of_a_result_that_cannot_be_printed_it_is_said_that_the_merge_is_complete(pair: Pair, tmp_path: Path) -> None:
+    code, told = run_with([*pair.args, "-o", "out", "-q"], 1, ">/dev/full", tmp_path)
+    assert (code, "the merge is complete: out" in told, "cannot write to stdout" in told) == (74, True, True)
+
+
 @pytest.mark.parametrize(("descriptor", "state"), STATES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU], ids=lambda value: value.name)
 def test_a_signal_ends_the_merge_as_with_a_good_log(

@@ -10,7 +10,7 @@ import pytest
 
 from speechft_merge.cli.failure import Failure
 from speechft_merge.display import Table
-from speechft_merge.text import wrapped
+from speechft_merge.text import columns_of, wrapped
 
 NAME = "encoder.layers.0.feed_forward.intermediate_dense.weight"
 SCORES = Table(
@@ -30,39 +30,33 @@ class Terminal(io.StringIO):
         return True
 
 
-def drawn(table: Table, columns: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setenv("COLUMNS", str(columns))
-    lines = re.sub(r"\x1b\[[\d;]*m", "", table.draw()).splitlines()
-    monkeypatch.undo()
-    return lines
-
-
 @pytest.mark.parametrize("columns", range(20, 130, 3))
 @pytest.mark.parametrize("table", [SCORES, TENSORS, FACTS, LAYERS], ids=["scores", "tensors", "facts", "layers"])
-def test_a_table_fits_and_breaks_no_word_or_number(table: Table, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = drawn(table, columns, monkeypatch)
+def test_a_table_fits_and_breaks_no_word_or_number(table: Table, columns: int) -> None:
+    lines = table.draw(columns).splitlines()
+    bold = re.sub(r"\x1b\[[\d;]*m", "", table.draw(columns, bold=True))
+    assert [line.rstrip() for line in bold.splitlines()] == lines
     words = {word for row in (table.titles, *table.rows) for cell in row for word in cell.split()}
     found = {word for line in lines for word in re.sub("[:─]", " ", line).split()}
     assert words - {table.titles[0]} <= found <= words
     assert all(len(line) <= columns or NAME in line for line in lines)
 
 
-def test_numbers_go_on_below_beside_what_tells_the_rows_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = drawn(SCORES, 36, monkeypatch)
+def test_numbers_go_on_below_beside_what_tells_the_rows_apart() -> None:
+    lines = SCORES.draw(36).splitlines()
     rows = [line.split() for line in lines if line.startswith("0.5")]
     assert rows == [["0.5", "-0.5", *cell.split(), "~x"] for cell in ("0.200 ±0.030", "12,345", "0.7")]
 
 
-def test_what_is_too_wide_for_that_becomes_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert drawn(TENSORS, 60, monkeypatch) == [
+def test_what_is_too_wide_for_that_becomes_a_list() -> None:
+    assert TENSORS.draw(60).splitlines() == [
         NAME,
         "  becomes: left out",
         "  why: not in the fine-tune",
         "x",
         "  becomes: interpolated",
     ]
-    assert drawn(FACTS, 15, monkeypatch)[:3] == [": model", "family: HuBERT,", "  12 layers of"]
+    assert FACTS.draw(15).splitlines()[:3] == [": model", "family: HuBERT,", "  12 layers of"]
 
 
 def test_a_log_has_whole_lines_and_no_blanks_at_their_end() -> None:
@@ -75,8 +69,8 @@ def test_a_log_has_whole_lines_and_no_blanks_at_their_end() -> None:
 def test_sentences_are_broken_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     sentence = "no such option: --keep-head is an option of merge"
-    assert wrapped(sentence, io.StringIO()) == sentence
-    assert wrapped(sentence, Terminal(), "  ") == "no such option: --keep-head is\n  an option of merge"
+    assert wrapped(sentence, columns_of(io.StringIO())) == sentence
+    assert wrapped(sentence, columns_of(Terminal()), "  ") == "no such option: --keep-head is\n  an option of merge"
     failure = Failure("a word too many", "words " * 9, ("leave --keep-head out, or pass it to merge",))
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert max(map(len, failure.in_words().splitlines())) <= 30

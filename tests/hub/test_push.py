@@ -538,8 +538,7 @@ def test_a_commit_of_somebody_else_under_our_title_is_not_taken_for_ours(
 
 
 def test_an_upload_tells_how_much_of_it_is_done(pair: Pair, hub: HubServer, spawn: Run, tmp_path: Path) -> None:
-    merged = spawn(*pair.args, "-o", "out")
-    assert merged.code == 0
+    assert spawn(*pair.args, "--alpha", 0.337, "-o", "out").code == 0  # weights that the Hub does not have
     hub.delete("alice/told")
     script = (
         "from speechft_merge.push import prepare_push, push\n"
@@ -556,3 +555,4 @@ def test_an_upload_tells_how_much_of_it_is_done(pair: Pair, hub: HubServer, spaw
     steps = [(int(read), int(total)) for _, read, total in told]
     assert steps == sorted(steps)
     assert steps[-1][0] == steps[-1][1] >= 0.9 * sum(sizes)
+    assert max(sizes) < steps[-2][0] <= steps[-1][0], "the weights were counted as they were read"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,13 +45,17 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no output": (lambda: merge(BASE, FINETUNED, None), "output must be text or a path"),
     "a size in words": (lambda: MergeOptions(max_shard_size="2GB"), "max_shard_size must be a whole number or None"),
     "a flag in words": (lambda: MergeOptions(overwrite="yes"), "overwrite must be True or False; found str 'yes'"),
+    "a flag for a number": (lambda: MergeOptions(workers=True), "workers must be a whole number or None; found bool"),
     "half a worker": (lambda: MergeOptions(workers=1.5), "workers must be a whole number or None"),
     "seconds in words": (lambda: ProbeRequest(seconds="60"), "seconds must be a number; found str '60'"),
     "a probe of numbers": (lambda: ProbeRequest(paths=[1]), "paths must be"),
-    "a number for a rule": (lambda: Recipe(layer_alpha=[0.5]), "'0.5' is not a rule.*SELECTOR=ALPHA"),
-    "a flag for an alpha": (lambda: Recipe(alpha=True), "'True' is not a number"),
+    "a number for a rule": (lambda: Recipe(layer_alpha=[0.5]), "layer_alpha: '0.5' is not a rule.*SELECTOR=ALPHA"),
+    "a flag for an alpha": (lambda: Recipe(alpha=True), "alpha: 'True' is not a number"),
     "gates as text": (lambda: sm.Rule("asr", "emotion>=base"), "gates must be a list, each a Gate"),
     "a sweep of alphas": (lambda: sm.SweepRequest([0.25]), "cells must be a list, each a Cell"),
+    "a gate that is a number": (lambda: sm.parse_gate(3), "a gate must be text; found int 3"),
+    "a grid of words": (lambda: sm.lay_out(["x"]), "alphas must be a list, each a number"),
+    "loaded models that are none": (lambda: sm.merge_state_dicts(torch.nn.Linear(1, 1), 2), "a model is given as int"),
     "a recipe from a number": (lambda: sm.read_recipe(3), "path must be text or a path; found int 3"),
     "both alpha and a recipe": (
         lambda: merge(BASE, FINETUNED, "o", Recipe(), alpha=1.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -71,7 +72,7 @@ def test_the_card_shows_how_to_load_the_model_and_that_is_what_loads_it(run: Run
     text = (tmp_path / "out/README.md").read_text()
     (code,) = re.findall("```python\n(.*?)```", text, re.DOTALL)
     found: dict[str, Any] = {}
-    exec(code.replace("this folder, or its name on the Hub", str(tmp_path / "out")), found)
+    exec(code.replace("path/to/this", str(tmp_path / "out")), found)
     assert type(found["model"]).__name__ == "HubertModel"
 
 
@@ -111,6 +112,11 @@ def test_licence_and_base_are_those_that_the_models_state_and_else_a_hint(
     text = (tmp_path / "out/README.md").read_text()
     assert ("\n# license: one that the licences of all models allow\n" in text) == (licence is None)
     assert ("\n# base_model: " in text) == (base is None)
+
+
+def test_a_card_that_is_a_pipe_is_not_waited_for(copied: list[str], spawn: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / copied[0] / "README.md")
+    assert spawn(*copied, "-o", "out").code == 0
 
 
 def test_what_is_left_out_is_said_with_its_reason(pair: Pair, run: Run, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from speechft_merge import Report
     from speechft_merge.checkpoints import Checkpoint
+    from speechft_merge.progress import Step
 
 FAMILIES = [
     ("Hubert", "ForCTC"),
@@ -370,7 +371,7 @@ def test_fine_tuning_moved_the_shipped_pair_and_the_merge_takes_most_of_it_back(
 
 def test_the_grid_has_the_table_as_its_diagonal(save_pair: SavePair, few_clips: tuple[Path, ...]) -> None:
     report = compare(*save_pair("Hubert"), request=ProbeRequest(paths=few_clips, grid=True))
-    assert set(report.grids) == {"base_finetuned", "base_merged"}
+    assert set(report.grids) == {"base_finetuned", "base_merged", "finetuned_merged"}
     for name, grid in report.grids.items():
         assert np.shape(grid) == (3, 3)
         for number, layer in enumerate(report.layers):
@@ -599,7 +600,12 @@ def test_the_models_run_on_as_many_threads_as_asked_and_torch_keeps_its_own(
 ) -> None:
     before, threads = torch.get_num_threads(), set[int]()
     request = ProbeRequest(paths=few_clips, workers=before + 1)
-    compare(*save_pair("Hubert"), request=request, progress=lambda *_: threads.add(torch.get_num_threads()))
+
+    def look(step: Step) -> None:
+        if step.unit == "clips" and step.done:
+            threads.add(torch.get_num_threads())
+
+    compare(*save_pair("Hubert"), request=request, progress=look)
     assert threads == {before + 1}
     assert torch.get_num_threads() == before
     with pytest.raises(UsageError, match="0 workers"):

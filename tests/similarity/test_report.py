@@ -62,6 +62,12 @@ def a_report(
     return Report(layers=layers, mean=mean_by_pair(results), **(defaults | told))
 
 
+def test_what_is_farther_from_the_base_than_the_fine_tune_is_asked_about() -> None:
+    back = a_report(base_merged=(0.5, 0.4, 0.2)).in_words()[1]
+    assert "is it a merge of these two?" in back
+    assert "%" not in back
+
+
 def test_what_is_not_defined_is_null_in_the_document_and_empty_in_the_table() -> None:
     report = a_report((0.9, math.nan, 0.3))
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
@@ -124,6 +130,21 @@ def test_the_floor_has_three_figures_in_the_document_and_in_the_csv() -> None:
     assert all({name: float(row[name]) for name in floor} == floor for row in rows)
     assert [row[-1] for row in report.to_table()] == ["floor", "0.010", "0.010", "0.010", "-"]
     assert "floor (mismatched)" in draw_lines(report, ".svg").decode()
+
+
+def test_a_floor_below_a_zoomed_axis_is_named_and_does_not_undo_the_zoom() -> None:
+    report = a_report((0.99, 0.98, 0.97), (0.999, 0.998, 0.997))
+    pairs = [
+        {pair: found for pair, found in layer.pairs.items() if pair != "finetuned_merged"} for layer in report.layers
+    ]
+    layers = tuple(
+        replace(layer, pairs=pair, null=Floor(0.01, 0.02, 0.1))
+        for layer, pair in zip(report.layers, pairs, strict=True)
+    )
+    mean = {pair: found for pair, found in report.mean.items() if pair != "finetuned_merged"}
+    drawn = draw_lines(replace(report, layers=layers, mean=mean), ".svg").decode()
+    assert "floor: below this axis" in drawn
+    assert "not 0)" in drawn
 
 
 def with_decoder(report: Report) -> Report:
@@ -193,10 +214,10 @@ def test_the_caption_names_the_models_the_alpha_and_on_what_was_measured() -> No
     recipe = Recipe(alpha=0.5, layer_alpha=("cnn=0", "0=0.1", "1=0.2", "2=0.3", "3=1")).to_json()
     told = caption(replace(a_report(), models=models, recipe=recipe))
     assert told == (
-        "base facebook/hubert@0123456; fine-tuned longlonglonglongl…onglonglonglong; merged at alpha 0.5, cnn=0.0, "
+        "base: facebook/hubert@0123456; fine-tuned: longlonglonglongl…onglonglonglong; merged at alpha 0.5, cnn=0.0, "
         "0=0.1, 1=0.2 and 2 more rules. CKA (estimator group) on the built-in probe of 50 s, 24 clips of 2 groups."
     ).replace("longlonglonglongl…onglonglonglong", f"{'long' * 4}l…g{'long' * 4}")
-    assert caption(a_report()).startswith("base a/base; fine-tuned <b>; merged merged.")
+    assert caption(a_report()).startswith("base: a/base; fine-tuned: <b>; merged: merged.")
     names = " ".join(sorted(texts_of(draw_lines(replace(a_report(), models=models, recipe=recipe), ".svg"))))
     assert "merged at alpha 0.5" in names
 

@@ -68,14 +68,14 @@ def test_a_link_that_leads_nowhere_is_never_the_nearest(tmp_path: Path) -> None:
 def test_an_error_of_the_hub_s_says_that_no_such_path_is_there_either(suffix: str) -> None:
     told = without_path(TemporaryError("cannot reach it", hint="try again"), f"exp/asr-finetune{suffix}")
     assert isinstance(told, TemporaryError)
-    assert told.message == "cannot reach it; there is no local path of that name"
+    assert told.message == "cannot reach it; exp/asr-finetune is no local path either"
     assert told.found == "exp/asr-finetuned"
     assert told.hint == "try again"
 
 
 def test_below_a_folder_that_is_there_it_is_said_of_anything() -> None:
     told = without_path(TemporaryError("cannot reach it"), "exp/run:2")
-    assert told.message == "cannot reach it; there is no local path of that name"
+    assert told.message == "cannot reach it; exp/run is no local path either"
 
 
 @pytest.mark.parametrize("text", ["hf://exp/asr-finetune", "facebook/hubert@main", "facebook/hubert:model.bin"])

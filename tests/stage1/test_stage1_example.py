@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -159,12 +160,12 @@ def test_the_command_as_a_shell_runs_it(classes: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.stage1", *words(base, classes, "classification", out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert "best on the development set: accuracy" in done.stdout
-    assert "alpha   own_head" in done.stdout
+    assert re.search(r"^alpha +own_head", done.stdout, re.M)
     assert done.stdout.splitlines()[-1].startswith("  speechft-merge sweep")
     made = (out / "finetuned" / "model.safetensors").stat().st_mtime_ns
     again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert (out / "finetuned" / "model.safetensors").stat().st_mtime_ns == made
-    assert "alpha   own_head" in again.stdout
+    assert re.search(r"^alpha +own_head", again.stdout, re.M)
     assert "eval_accuracy" not in again.stdout
     refused = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True, cwd=ROOT)
     assert refused.returncode == 2
