@@ -99,7 +99,13 @@ def merge(
                 pushed = None
                 if target is not None:
                     pushed = _push(opened, result, target, hub.commit_message, compared, progress)
+    if output.verify:
+        sink.detail("verified: every byte is what the merge makes")
     with _complete(named):
+        if compared is not None and not isinstance(compared, ComparisonError):
+            from speechft_merge.cli.show_report import seconds_in_words
+
+            sink.detail(seconds_in_words(compared))
         sink.show(show_merge(result, named, pushed, compared))
         if isinstance(compared, ComparisonError):
             raise compared

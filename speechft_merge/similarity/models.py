@@ -55,7 +55,10 @@ class ComparedModels:
         if self.merged is None or self.drifts is not None:
             return self.plan.recipe.to_json()
         made = read_manifest(Path(self.merged.reference))
-        return {} if made is None else made.recipe
+        try:  # one of another version may lack keys, or have others
+            return {} if made is None else Recipe.from_json(made.recipe).to_json()
+        except UsageError:
+            return {}
 
     @property
     def warnings(self) -> list[str]:

@@ -85,6 +85,21 @@ def test_a_recipe_that_names_the_models_is_compared_as_it_is_merged(run: Run, pr
     assert (ran.code, ran.json["mean"]) == (0, ours["mean"])
 
 
+@pytest.mark.parametrize(
+    ("recipe", "caption"),
+    [({"alpha": 0.25, "weights": []}, "merged at alpha 0.25"), ({"alpha": "a lot"}, "merged: out"), ({}, "alpha 0.25")],
+)
+def test_a_merge_is_compared_whatever_its_manifest_says_of_its_recipe(
+    recipe: dict[str, Any], caption: str, run: Run, probe: list[str], tmp_path: Path
+) -> None:
+    run("merge", *PAIR, "-o", "out")
+    manifest = tmp_path / "out/speechft_merge.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"recipe": recipe}))
+    ran = run("compare", *PAIR, "out", *probe, "--plot", "cka.svg")
+    assert ran.code == 0, ran.err
+    assert caption in " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "cka.svg").read_text()))
+
+
 def test_alphas_are_those_of_the_merge_command(run: Run, probe: list[str]) -> None:
     nothing = run("compare", *PAIR, *probe, "--json", "--alpha", "0").json
     assert {layer["base_merged"]["cka"] for layer in nothing["layers"]} == {1.0}
@@ -165,6 +180,12 @@ def test_a_merge_with_a_comparison_beside_it_is_still_done_and_may_be_replaced(
     assert "already done" in run(*PAIR, "-o", "out").out
     assert run(*PAIR, "--alpha", "0.5", "-o", "out", "--overwrite").code == 0
     assert not (tmp_path / "out/similarity.json").exists()
+
+
+def test_verbosely_a_merge_says_that_it_was_verified_and_what_each_model_took(run: Run, probe: list[str]) -> None:
+    ran = run("merge", *PAIR, *probe, "--cka", "--verify", "-v", "-o", "out")
+    assert "verified: every byte is what the merge makes" in ran.err
+    assert re.search(r"base \d+\.\d s, finetuned \d+\.\d s", ran.err)
 
 
 def test_the_json_of_a_merge_has_the_comparison_in_it(run: Run, probe: list[str]) -> None:
