@@ -50,12 +50,12 @@ class Table:
         drawn = (table._part(part)._drawn(_shared([widths[i] for i in part], columns), bold) for part in parts)
         return "\n\n".join(drawn)
 
-    def as_html(self) -> str:
+    def as_html(self, caption: str = "") -> str:
         """Return the table as HTML, all of its text escaped."""
+        said = f"<caption>{html.escape(caption)}</caption>" if caption else ""
         heads = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in self.titles)
-        rows = ("".join(f"<td>{html.escape(clean(cell))}</td>" for cell in row) for row in self.rows)
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+        body = "".join(map(_html_row, self.rows))
+        return f"<table>{said}<thead><tr>{heads}</tr></thead><tbody>\n{body}</tbody></table>"
 
     def _part(self, columns: Sequence[int]) -> Table:
         rows = [[fit(row[i]) for i in columns] for row in self.rows]
@@ -120,6 +120,11 @@ class Table:
                 for title, cell in zip(self.titles[1:], others, strict=True)
                 if cell
             )
+
+
+def _html_row(cells: Sequence[str]) -> str:
+    head, *others = (html.escape(clean(cell)) for cell in cells)
+    return f'<tr><th scope="row">{head}</th>{"".join(f"<td>{cell}</td>" for cell in others)}</tr>\n'
 
 
 def _total(widths: Iterable[int]) -> int:

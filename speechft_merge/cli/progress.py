@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from speechft_merge.foreign import clean
 from speechft_merge.progress import Step
@@ -52,7 +52,7 @@ class ProgressLine:
         drawn = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         hidden = os.environ.get(HIDDEN, "").upper() in ("1", "YES", "ON", "TRUE")
         self._shown = not (sink.quiet or hidden) and (drawn or not sink.json)
-        self._drawn, self._title = drawn, clean(title)
+        self._drawn, self._title = drawn, title
         self._step: Step | None = None
         self._told: Step | None = None
         self._bar: Bar | None = None
@@ -120,11 +120,11 @@ class ProgressLine:
             if time.monotonic() - self._began < UNSEEN:
                 return
             self._bar = _make_bar()
-            self._bar.add_task(clean(step.stage), total=None, amount="")
+            self._bar.add_task("", total=None, amount="")
             self._bar.start()
-        task: Any = self._bar.tasks[0]
-        if task.description != step.stage:
-            self._bar.reset(task.id, description=clean(step.stage), total=None, amount="")
+        task, stage = self._bar.tasks[0], clean(step.stage)
+        if task.description != stage:
+            self._bar.reset(task.id, description=stage, total=None, amount="")
         self._bar.update(task.id, completed=step.done, total=step.total or None, amount=step.amount)
 
 

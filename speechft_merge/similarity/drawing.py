@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from speechft_merge.display import Table
 from speechft_merge.foreign import clean
 from speechft_merge.packages import needs_extra
 
@@ -117,7 +118,6 @@ class Drawing:
         svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg style="min-width:{90 * self.size[0]:.0f}px" ', 1)
         title = html.escape(self.title)
         heads, *rows = self.table
-        titles = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
         roles = "".join(
             f"<li>{html.escape(clean(f'{as_word(role)}: {name}'))}</li>" for role, name in self.models.items()
         )
@@ -127,15 +127,10 @@ class Drawing:
             '<meta name="viewport" content="width=device-width,initial-scale=1">'
             f"<title>{title}</title><style>{_STYLE}</style></head><body><main>\n<h1>{title}</h1><ul>{roles}</ul>\n"
             f"<figure>{svg}<figcaption>{html.escape(self.description)}</figcaption></figure>\n{above}\n"
-            f'<div class="table" role="region" aria-label="Table" tabindex="0"><table><caption>{title}</caption>'
-            f"<thead><tr>{titles}</tr></thead><tbody>\n{''.join(map(_row, rows))}</tbody></table></div>\n"
+            f'<div class="table" role="region" aria-label="Table" tabindex="0">'
+            f"{Table(heads, rows).as_html(self.title)}</div>\n"
             f'<div class="notes">{below}</div></main></body></html>\n'
         ).encode()
-
-
-def _row(cells: Sequence[str]) -> str:
-    head, *others = map(html.escape, cells)
-    return f'<tr><th scope="row">{head}</th>{"".join(f"<td>{cell}</td>" for cell in others)}</tr>\n'
 
 
 def as_word(role: str) -> str:
